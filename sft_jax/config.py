@@ -1,0 +1,381 @@
+"""The configuration: one frozen dataclass tree, strict, with every default in one place.
+
+`configs/*.py` build an `ml_collections.ConfigDict` from `default_config()`; `parse_config` turns it back into
+dataclasses and checks it. Nothing else in the package reads a ConfigDict. An unknown key, a wrong type or two keys
+that contradict each other raise `UserError` before anything is loaded.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ml_collections
+from ml_collections import config_dict
+
+from sft_jax.errors import UserError, did_you_mean
+
+OverlengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "keep_last_turns", "split"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the model comes from and how its arithmetic is done."""
+
+    path: str = ""  # Hugging Face directory or hub id, or the workdir of an earlier run
+    init: Literal["checkpoint", "random"] = "checkpoint"  # "random": config.json only, weights drawn from `seed`
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters and the optimizer state
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of matmul operands; norms, softmax, loss are fp32
+    matmul_precision: Literal["default", "high", "highest"] = "highest"  # fp32 operands: "highest" is true fp32
+    remat: str = "full"  # see sft_jax.model.decoder.REMAT_POLICIES
+    attention: str = "auto"  # see sft_jax.model.attention.KERNELS
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """Field names of the rows; empty = the standard name of the format."""
+
+    messages: str = ""
+    prompt: str = ""
+    completion: str = ""
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+    text: str = ""
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class DataSetConfig:
+    """One data set of `data.train` or `data.eval`. What it leaves out it takes from the `data` section."""
+
+    path: tuple[str, ...]  # files or globs
+    name: str = ""
+    weight: float | None = None  # share of documents; None = every document once an epoch
+    format: str = "auto"
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    supervise: str = "assistant"
+    overlength: OverlengthPolicy = "error"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on and evaluated on."""
+
+    train: tuple[DataSetConfig, ...] = ()
+    eval: tuple[DataSetConfig, ...] = ()
+    format: str = "auto"  # see sft_jax.data.formats.FORMATS
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    max_length: int = 2048  # tokens in a row
+    max_segments: int = 64  # documents in a row, at most
+    packing: bool = True
+    supervise: str = "assistant"  # "assistant", "last" (last assistant turn), "all", or roles: "assistant,tool"
+    overlength: OverlengthPolicy = "error"
+    chat_template: str = "auto"  # "auto" (the model's own), "none", a built-in name such as "chatml", or a file
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as {"enable_thinking": False}
+    allow_special_tokens_in_content: bool = False
+    cache_dir: str = ""  # of prepared data; empty = the user's cache folder
+    workers: int = 0  # processes that prepare data; 0 = one a core
+    row_timeout: float = 20.0  # seconds that rendering one row may take
+    row_memory_mb: int = 2048  # memory that rendering may take in a worker, beyond what it starts with
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning rate."""
+
+    name: str = "adamw"  # see sft_jax.training.optim.OPTIMIZERS
+    learning_rate: float = 1e-5
+    schedule: str = "cosine"  # see sft_jax.training.optim.SCHEDULES
+    warmup: float = 0.03  # below 1: a fraction of all steps; else steps
+    final_fraction: float = 0.0  # learning rate at the last step, as a fraction of the peak
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0  # 0 = no clipping
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    groups: tuple[dict[str, Any], ...] = ()  # ordered {"pattern": regex, "learning_rate": factor, "weight_decay": x,
+    #                                          "freeze": bool}; the first match wins
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in which batches, and what happens when a step goes wrong."""
+
+    steps: int = 0  # optimizer steps; wins over epochs when set
+    epochs: float = 1.0
+    batch_size: int = 8  # rows of max_length per optimizer step, over all devices
+    micro_batch_size: int = 0  # rows at a time, over all devices; divides batch_size; 0 = batch_size
+    normalize: Literal["tokens", "examples"] = "tokens"  # every supervised token, or every example, counts the same
+    nonfinite: Literal["abort", "skip"] = "abort"  # a loss or gradient that is not finite never updates the state
+    stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
+    profile: int = 0  # steps to trace into WORKDIR/profile; 0 = none
+    deterministic: bool = False  # deterministic kernels on GPU, at a cost in speed
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 = what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation inside the run: at step 0, every n steps and at the end."""
+
+    every: int = 0  # steps; 0 = only at the start and the end
+    batch_size: int = 0  # rows; 0 = train.micro_batch_size
+    generate: int = 0  # prompts of each eval set that are answered greedily and scored
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is saved, and what may change when a run is resumed."""
+
+    every: int = 500  # steps; 0 = only at the end and on a signal
+    keep: int = 2  # newest checkpoints that stay
+    allow_changes: tuple[str, ...] = ()  # keys that this start may change although the run began with other values
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Metrics and progress."""
+
+    every: int = 10  # steps
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole run."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the defaults as a ConfigDict for `configs/*.py`, every field present so that flags can override it.
+
+    Fields that take more than one type (paths, lists, dicts) are placeholders that a flag can set to any literal.
+    """
+    return _to_config_dict(Config())
+
+
+def _to_config_dict(node) -> ml_collections.ConfigDict:
+    result = ml_collections.ConfigDict()
+    for key in dataclasses.fields(node):
+        value = getattr(node, key.name)
+        if dataclasses.is_dataclass(value):
+            result[key.name] = _to_config_dict(value)
+        elif isinstance(value, (tuple, dict)):
+            result[key.name] = config_dict.placeholder(object)
+        else:
+            result[key.name] = value
+    return result
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the resolved configuration as plain JSON types; `parse_config` of it gives the same configuration."""
+
+    def plain(node):
+        if dataclasses.is_dataclass(node):
+            return {f.name: plain(getattr(node, f.name)) for f in dataclasses.fields(node)}
+        if isinstance(node, dict):
+            return {key: plain(value) for key, value in node.items()}
+        if isinstance(node, (tuple, list)):
+            return [plain(value) for value in node]
+        return node
+
+    return plain(config)
+
+
+def parse_config(raw: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Returns the checked configuration. Raises UserError naming the key that is unknown, mistyped or contradictory."""
+    if isinstance(raw, ml_collections.ConfigDict):
+        raw = raw.to_dict()
+    raw = dict(raw)
+    data = raw.get("data") or {}
+    if not isinstance(data, dict):
+        raise UserError(f"data: must be a section of keys, not {_show(data)}.")
+    data = dict(data)
+    sets = {split: data.pop(split, None) for split in ("train", "eval")}
+    config = _build(Config, {**raw, "data": data}, "")
+    sets = {split: _data_sets(value, split, config.data) for split, value in sets.items()}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **sets))
+    _check(config)
+    return config
+
+
+def _build(cls, raw: dict[str, Any], prefix: str):
+    if not isinstance(raw, dict):
+        raise UserError(f"{prefix.rstrip('.')}: must be a section of keys, not {_show(raw)}.")
+    hints = typing.get_type_hints(cls)
+    for key in raw:
+        if key not in hints:
+            raise UserError(f"Unknown key '{prefix}{key}'; {did_you_mean(str(key), hints)}.")
+    values = {}
+    for key, value in raw.items():
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            values[key] = _build(kind, value if value is not None else {}, f"{prefix}{key}.")
+        elif value is not None:
+            values[key] = _convert(kind, value, f"{prefix}{key}")
+    return cls(**values)
+
+
+def _convert(kind, value, key: str):
+    """Returns `value` as the declared type, or raises UserError naming the key."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise UserError(f"{key}: '{value}' is not a choice; {did_you_mean(str(value), typing.get_args(kind))}.")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return _convert(options[0], value, key)
+    if origin is tuple:
+        if isinstance(value, str) and typing.get_args(kind)[0] is str:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{key}: must be a list, not {_show(value)}.")
+        return tuple(_convert(typing.get_args(kind)[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{key}: must be a dict, not {_show(value)}.")
+        return dict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, bool) or not isinstance(value, kind):
+        raise UserError(f"{key}: must be {kind.__name__}, not {_show(value)}.")
+    return value
+
+
+def _show(value) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _data_sets(value, split: str, data: DataConfig) -> tuple[DataSetConfig, ...]:
+    """Reads `data.train` or `data.eval`: a path or glob, a list of them, a list of sets, or a dict name -> set."""
+    key = f"data.{split}"
+    if value is None or value == "" or value == [] or value == ():
+        return ()
+    if isinstance(value, str):
+        value = [{"path": value}]
+    elif isinstance(value, dict) and "path" in value:
+        value = [value]
+    elif isinstance(value, dict):
+        value = [{"name": str(name), **(item if isinstance(item, dict) else {"path": item})} for name, item in value.items()]
+    elif isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        value = [{"path": list(value)}]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{key}: must be a path, a list of paths, a list of data sets or a dict name -> data set, not {_show(value)}.")
+    inherited = {"format": data.format, "columns": dataclasses.asdict(data.columns), "supervise": data.supervise, "overlength": data.overlength}
+    sets = []
+    for index, item in enumerate(value):
+        where = f"{key}.{item['name']}." if item.get("name") else f"{key}[{index}]."
+        item = {name: part for name, part in item.items() if part is not None}
+        if not item.get("path"):
+            raise UserError(f"{where}path: is missing; name a file or glob.")
+        if isinstance(item["path"], str):
+            item["path"] = [item["path"]]
+        if isinstance(item.get("columns"), dict):
+            item["columns"] = {**inherited["columns"], **item["columns"]}
+        merged = {**inherited, "name": split if len(value) == 1 else f"{split}_{index}", **item}
+        sets.append(_build(DataSetConfig, merged, where))
+    names = [item.name for item in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{key}: two data sets are named '{name}'; names must differ.")
+    weighted = [item for item in sets if item.weight is not None]
+    if weighted and len(weighted) != len(sets):
+        missing = next(item.name for item in sets if item.weight is None)
+        raise UserError(f"{key}.{missing}.weight: is missing although other sets have one; give all a weight, or none.")
+    for item in weighted:
+        if not item.weight > 0:
+            raise UserError(f"{key}.{item.name}.weight: must be above 0, not {item.weight}.")
+    return tuple(sets)
+
+
+def _check(config: Config) -> None:
+    """Raises UserError for values out of range and for keys that contradict each other."""
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(message)
+
+    model, data, optim, train, mesh = config.model, config.data, config.optim, config.train, config.mesh
+    require(bool(model.path), "model.path: is missing; name a Hugging Face directory, a hub id or a run's workdir.")
+    require(bool(data.train), "data.train: is missing; name a file or glob of training rows.")
+    require(data.max_length >= 2, f"data.max_length: must be at least 2, not {data.max_length}.")
+    require(data.max_segments >= 1, f"data.max_segments: must be at least 1, not {data.max_segments}.")
+    require(data.workers >= 0, f"data.workers: must be 0 (one a core) or more, not {data.workers}.")
+    require(data.row_timeout > 0, f"data.row_timeout: must be above 0, not {data.row_timeout}.")
+    require(data.row_memory_mb > 0, f"data.row_memory_mb: must be above 0, not {data.row_memory_mb}.")
+    require(optim.learning_rate > 0, f"optim.learning_rate: must be above 0, not {optim.learning_rate}.")
+    require(optim.warmup >= 0, f"optim.warmup: must be 0 or more, not {optim.warmup}.")
+    require(0 <= optim.final_fraction <= 1, f"optim.final_fraction: must be within 0 and 1, not {optim.final_fraction}.")
+    require(optim.weight_decay >= 0, f"optim.weight_decay: must be 0 or more, not {optim.weight_decay}.")
+    require(optim.clip_norm >= 0, f"optim.clip_norm: must be 0 (off) or more, not {optim.clip_norm}.")
+    for name in ("b1", "b2"):
+        require(0 <= getattr(optim, name) < 1, f"optim.{name}: must be within 0 and 1, not {getattr(optim, name)}.")
+    require(optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
+    require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
+    require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")
+    require(train.batch_size >= 1, f"train.batch_size: must be at least 1, not {train.batch_size}.")
+    require(train.micro_batch_size >= 0, f"train.micro_batch_size: must be 0 or more, not {train.micro_batch_size}.")
+    micro = train.micro_batch_size or train.batch_size
+    require(
+        train.batch_size % micro == 0,
+        f"train.micro_batch_size: {micro} does not divide train.batch_size {train.batch_size}; "
+        f"try {max(d for d in range(1, micro + 1) if train.batch_size % d == 0)}.",
+    )
+    for key, value in (
+        ("train.stop_after_steps", train.stop_after_steps), ("train.profile", train.profile),
+        ("eval.every", config.eval.every), ("eval.batch_size", config.eval.batch_size),
+        ("eval.generate", config.eval.generate), ("checkpoint.every", config.checkpoint.every),
+    ):  # fmt: skip
+        require(value >= 0, f"{key}: must be 0 or more, not {value}.")
+    for key, value in (
+        ("eval.max_new_tokens", config.eval.max_new_tokens), ("checkpoint.keep", config.checkpoint.keep),
+        ("log.every", config.log.every),
+    ):  # fmt: skip
+        require(value >= 1, f"{key}: must be at least 1, not {value}.")
+    require(
+        bool(data.eval) or not (config.eval.every or config.eval.generate),
+        "eval.every, eval.generate: are set but data.eval is empty; name a file of held-out rows in data.eval.",
+    )
+    axes = {f.name: getattr(mesh, f.name) for f in dataclasses.fields(mesh)}
+    for name, size in axes.items():
+        require(size >= 1 or size == -1, f"mesh.{name}: must be at least 1, or -1 for what is left, not {size}.")
+    free = [name for name, size in axes.items() if size == -1]
+    require(len(free) <= 1, f"mesh.{', mesh.'.join(free)}: only one axis can be -1.")
+    for index, group in enumerate(optim.groups):
+        known = ("pattern", "learning_rate", "weight_decay", "freeze")
+        for key in group:
+            require(key in known, f"optim.groups[{index}]: unknown key '{key}'; {did_you_mean(str(key), known)}.")
+        require(isinstance(group.get("pattern"), str), f"optim.groups[{index}].pattern: is missing; give a regular expression.")
+    for name in config.checkpoint.allow_changes:
+        require(is_key(name), f"checkpoint.allow_changes: '{name}' is not a key of the configuration.")
+
+
+def is_key(dotted: str) -> bool:
+    """Returns whether `dotted`, such as "optim.learning_rate", names a field of the configuration."""
+    node = Config
+    for part in dotted.split("."):
+        hints = typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
+        if part not in hints:
+            return False
+        node = hints[part]
+    return True

@@ -1,0 +1,27 @@
+"""The errors that a command turns into one message and an exit code."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong: exit code 2.
+
+    The message is all that the user sees, so it names the file and line, or the key, and the remedy.
+    """
+
+
+class StoppedBySignal(Exception):
+    """The run was asked to stop and its state is saved: exit code 75, start the same command again."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: the nearest known one, then all of them.
+
+    >>> did_you_mean("adamv", ["adamw", "adafactor"])
+    "did you mean 'adamw'? Known: adafactor, adamw"
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Known: {', '.join(known)}"

@@ -75,6 +75,7 @@ class DataConfig:
     chat_template: str = "auto"  # "auto" (the model's own), "none", a built-in name such as "chatml", or a file
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as {"enable_thinking": False}
     allow_special_tokens_in_content: bool = False
+    bad_rows: Literal["error", "skip"] = "error"  # a row that cannot be used stops the run, or is counted and left out
     cache_dir: str = ""  # of prepared data; empty = the user's cache folder
     workers: int = 0  # processes that prepare data; 0 = one a core
     row_timeout: float = 20.0  # seconds that rendering one row may take

@@ -1,0 +1,33 @@
+"""Shared fixtures. Eight CPU devices are made before jax is imported, so that every layout can be tested."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow; run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real models, tokenizers, templates and data; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("SFT_JAX_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+    if not folder.is_dir():
+        pytest.skip(f"no assets at {folder}; set SFT_JAX_ASSETS to run this test")
+    return folder

@@ -31,3 +31,13 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no assets at {folder}; set SFT_JAX_ASSETS to run this test")
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With SFT_JAX_FORBID_SKIPS=1 (continuous integration) a skipped test fails: there nothing may be missing."""
+    report = yield
+    if report.skipped and os.environ.get("SFT_JAX_FORBID_SKIPS") == "1" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and SFT_JAX_FORBID_SKIPS is set: {report.longrepr}"
+    return report

@@ -1,0 +1,30 @@
+"""Fine-tunes a model: python -m sft_jax.train --config configs/sft.py --workdir runs/NAME [--config.KEY=VALUE ...]
+
+The same command continues a run that was stopped. Exit codes: 0 done, 2 wrong input, 75 stopped by a signal with the
+state saved.
+"""
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.config import parse_config
+from sft_jax.errors import UserError
+
+_CONFIG = cli.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: configuration, metrics, checkpoints, export.")
+
+
+def main() -> None:
+    if _CONFIG.value is None:
+        raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
+    if not _WORKDIR.value:
+        raise UserError("--workdir: is missing; name the folder of the run, such as --workdir runs/first.")
+    config = parse_config(_CONFIG.value)  # before jax is imported: a wrong key is told at once
+
+    from sft_jax.training.run import fit
+
+    fit(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

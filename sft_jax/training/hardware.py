@@ -1,0 +1,52 @@
+"""Work and memory of a run against what the machine has: FLOPs of a step, peak of the devices, peak memory."""
+
+import resource
+import sys
+
+import jax
+
+# Dense bf16 peak of one device in FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Returns the bf16 peak of a device in FLOP/s, or None for one that the table does not know (every CPU)."""
+    kinds = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
+
+
+def training_flops(matmul_parameters: int, trained: bool, attention_width: int, tokens: float, pairs: float) -> float:
+    """Returns the model FLOPs of training on `tokens` tokens (Kaplan et al. 2020, appendix; PaLM, appendix B).
+
+    Args:
+        matmul_parameters: Parameters that multiply every token: all kernels and the head, not the embedding lookup.
+        trained: Whether the kernels have gradients: 6 FLOPs a parameter and token, or 4 where they are frozen.
+        attention_width: Sum over layers of heads x head size.
+        tokens: Real tokens; padding is not work.
+        pairs: (query, key) pairs that attention must look at: within a document, causal, inside the window.
+    """
+    return (6 if trained else 4) * matmul_parameters * tokens + 12 * attention_width * pairs
+
+
+def peak_memory() -> dict[str, int]:
+    """Returns the peak bytes of this process and, where the platform counts them, of its devices."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if any("peak_bytes_in_use" in entry for entry in stats):
+        peak["device"] = max(entry.get("peak_bytes_in_use", 0) for entry in stats)
+    return peak

@@ -1,0 +1,80 @@
+"""Imports go down only, and the package itself imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "sft_jax"
+
+# Lower layers first. A module may import its own layer and those before it.
+LAYERS = [
+    {"errors", "batch", "config", "versions"},
+    {"data"},
+    {"model"},
+    {"hf"},
+    {"evaluation"},
+    {"training"},
+    {"cli"},
+    {"commands"},
+]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def layer_of(module: str) -> int:
+    """Returns the layer of a dotted module name inside the package; what is in no list is a command."""
+    top = module.split(".")[1] if "." in module else "errors"
+    for index, names in enumerate(LAYERS):
+        if top in names:
+            return index
+    return len(LAYERS) - 1
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def dotted(path: Path) -> str:
+    parts = ("sft_jax", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_go_down_only(path):
+    name = dotted(path)
+    if name == "sft_jax":
+        return
+    for imported in imports_of(path):
+        if not imported.startswith("sft_jax."):
+            continue
+        assert layer_of(imported) <= layer_of(name), f"{name} imports {imported}, which is above it"
+        assert layer_of(imported) < len(LAYERS) - 1, f"{name} imports the command {imported}"
+        tops = {name.split(".")[1], imported.split(".")[1]}
+        assert tops != {"data", "model"}, f"{name} imports {imported}: data and model never import each other"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_data_never_imports_jax(path):
+    if dotted(path).startswith("sft_jax.data"):
+        heavy = {name for name in imports_of(path) if name.split(".")[0] in ("jax", "flax", "optax", "orbax")}
+        assert not heavy
+
+
+def test_the_package_imports_no_jax():
+    """Launch flags must still have an effect after `import sft_jax` and after a configuration is parsed."""
+    code = "import sys, sft_jax, sft_jax.config; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_catch_all_modules():
+    assert not {path.stem for path in MODULES} & {"utils", "util", "common", "base", "helpers", "misc"}

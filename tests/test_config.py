@@ -1,0 +1,121 @@
+"""The configuration is strict: unknown keys, wrong types and contradictions name the key and the nearest valid one."""
+
+import dataclasses
+import typing
+
+import ml_collections
+import pytest
+
+from sft_jax import config as config_lib
+from sft_jax.config import Config, default_config, is_key, parse_config, to_dict
+from sft_jax.errors import UserError
+from sft_jax.training.resume import flat_keys, rule_for
+
+
+def minimal(**changes) -> dict:
+    raw = default_config().to_dict()
+    raw["model"]["path"] = "model"
+    raw["data"]["train"] = "train.jsonl"
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        node = raw
+        for part in filter(None, section.split("__")):
+            node = node[part]
+        node[name] = value
+    return raw
+
+
+def test_defaults_survive_the_round_trip():
+    config = parse_config(minimal())
+    assert parse_config(to_dict(config)) == config
+    assert config.train == config_lib.TrainConfig() and config.data.train[0].path == ("train.jsonl",)
+
+
+def test_every_field_can_be_overridden():
+    """Each leaf of the dataclass tree is a leaf of the ConfigDict, of a kind that a flag can set."""
+
+    def leaves(node, prefix=""):
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from leaves(value, f"{prefix}{field.name}.")
+            else:
+                yield f"{prefix}{field.name}"
+
+    raw = default_config()
+    for key in leaves(Config()):
+        assert is_key(key)
+        node = raw
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part] if isinstance(node[part], ml_collections.ConfigDict) else None
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model__pth": "x"}, ["'model.pth'", "'path'"]),
+        ({"trian": {}}, ["'trian'", "'train'"]),
+        ({"optim__learning_rat": 1.0}, ["'optim.learning_rat'", "'learning_rate'"]),
+        ({"model__dtype": "fp32"}, ["model.dtype", "'float32'"]),
+        ({"train__batch_size": 8.5}, ["train.batch_size", "int"]),
+        ({"train__batch_size": True}, ["train.batch_size", "int"]),
+        ({"train__epochs": "two"}, ["train.epochs", "float"]),
+        ({"data__packing": 1}, ["data.packing", "bool"]),
+        ({"optim": 3}, ["optim", "section"]),
+        ({"train__micro_batch_size": 3}, ["train.micro_batch_size", "train.batch_size", "try 2"]),
+        ({"train__batch_size": 0}, ["train.batch_size"]),
+        ({"eval__every": 5}, ["eval.every", "data.eval"]),
+        ({"mesh__data": -1}, ["mesh.data", "mesh.fsdp"]),
+        ({"mesh__data": 0}, ["mesh.data"]),
+        ({"model__path": ""}, ["model.path"]),
+        ({"data__train": None}, ["data.train"]),
+        ({"data__train": [{"path": "a", "weight": 1.0}, {"path": "b"}]}, ["train_1", "weight"]),
+        ({"data__train": {"a": {"path": "x", "fromat": "text"}}}, ["data.train.a.fromat", "'format'"]),
+        ({"data__train": {"a": {"format": "text"}}}, ["data.train.a.path"]),
+        ({"data__train": 7}, ["data.train"]),
+        ({"data__train": [{"path": "a", "name": "s"}, {"path": "b", "name": "s"}]}, ["'s'"]),
+        ({"optim__groups": [{"pattern": "x", "lr": 1}]}, ["optim.groups[0]", "'lr'"]),
+        ({"optim__groups": [{"freeze": True}]}, ["optim.groups[0].pattern"]),
+        ({"checkpoint__allow_changes": ["optim.lr"]}, ["optim.lr"]),
+        ({"data__overlength": "cut"}, ["data.overlength", "drop"]),
+    ],
+)
+def test_wrong_input_names_the_key(changes, words):
+    with pytest.raises(UserError) as error:
+        parse_config(minimal(**changes))
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_data_sets_inherit_and_override():
+    raw = minimal(data__overlength="drop", data__columns={"prompt": "question"})
+    raw["data"]["train"] = {"a": "a.jsonl", "b": {"path": ["b1.jsonl", "b2.jsonl"], "overlength": "error", "columns": {"completion": "answer"}}}
+    first, second = parse_config(raw).data.train
+    assert (first.name, first.path, first.overlength, first.columns.prompt) == ("a", ("a.jsonl",), "drop", "question")
+    assert (second.overlength, second.columns.prompt, second.columns.completion) == ("error", "question", "answer")
+    assert second.path == ("b1.jsonl", "b2.jsonl")
+
+
+def test_whole_numbers_are_floats_where_floats_are_wanted():
+    assert parse_config(minimal(train__epochs=3)).train.epochs == 3.0
+
+
+def test_every_key_has_a_rule_for_resume():
+    for key in flat_keys(to_dict(parse_config(minimal()))):
+        assert rule_for(key) in ("free", "longer", "override", "never")
+
+
+def test_types_are_ones_that_the_converter_knows():
+    """A new field of a kind that `_convert` would pass through unchecked fails here."""
+
+    def visit(cls):
+        for kind in typing.get_type_hints(cls).values():
+            if dataclasses.is_dataclass(kind):
+                visit(kind)
+            else:
+                origin = typing.get_origin(kind) or kind
+                assert origin in (int, float, str, bool, tuple, dict, typing.Literal) or type(None) in typing.get_args(kind), kind
+
+    visit(Config)

@@ -1,0 +1,180 @@
+"""Checkpoints: exact, verified to the last byte, atomic, kept in number, and the same on every mesh."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sft_jax.errors import UserError
+from sft_jax.training import checkpoint as checkpoint_lib
+from sft_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, committed_steps, flatten_state, restore, unflatten_state
+from sft_jax.training.integrity import checksums
+
+
+def mesh_of(size: int) -> jax.sharding.Mesh:
+    return jax.make_mesh((size,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:size])
+
+
+def state_on(mesh) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    rows, whole = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
+    return {
+        "params/kernel": jax.device_put(rng.normal(size=(64, 24)).astype(np.float32), rows),
+        "opt_state/mu": jax.device_put(rng.normal(size=(64, 24)).astype(jnp.bfloat16), rows),
+        "params/scale": jax.device_put(rng.normal(size=(24,)).astype(np.float32), whole),
+        "step": jax.device_put(np.int32(7), whole),
+    }
+
+
+def abstract(state):
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in state.items()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """One committed checkpoint, saved on eight devices."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(7, state_on(mesh_of(8)), {"position": 56})
+    checkpoints.close()
+    return folder / "7"
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_restores_bit_equal_on_any_mesh(saved, devices):
+    like = state_on(mesh_of(devices))
+    manifest, arrays = restore(saved, abstract(like))
+    assert manifest["position"] == 56 and manifest["step"] == 7
+    assert_same(arrays, like)
+    assert all(arrays[name].sharding == like[name].sharding for name in like)
+
+
+def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
+    reference = checksums(state_on(mesh_of(1)))
+    assert checksums(state_on(mesh_of(8))) == reference
+    kernel = np.asarray(state_on(mesh_of(1))["params/kernel"])
+    for index, bit in [((0, 0), 0), ((63, 23), 31), ((17, 5), 12)]:
+        changed = kernel.copy()
+        changed.view(np.uint32)[index] ^= np.uint32(1 << bit)
+        assert checksums({"x": changed})["x"] != checksums({"x": kernel})["x"]
+    swapped = kernel.copy()
+    swapped[[3, 9]] = swapped[[9, 3]]
+    assert checksums({"x": swapped})["x"] != checksums({"x": kernel})["x"]
+
+
+def test_any_byte_changed_cut_or_missing_is_noticed_and_named(saved, tmp_path):
+    folder = tmp_path / "7"
+    shutil.copytree(saved, folder)
+    like = abstract(state_on(mesh_of(1)))
+    rng = np.random.default_rng(1)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        original = path.read_bytes()
+        damaged = []
+        for _ in range(5):
+            flipped = bytearray(original)
+            flipped[rng.integers(len(flipped))] ^= 1 << int(rng.integers(8))
+            damaged.append(bytes(flipped))
+        damaged += [original[: len(original) // 2], b"", None, original + b"\0"]
+        for content in damaged:
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+            with pytest.raises(DamagedCheckpoint, match=path.name):
+                restore(folder, like)
+            path.write_bytes(original)
+    (folder / "arrays" / "extra").write_bytes(b"x")
+    with pytest.raises(DamagedCheckpoint, match="extra"):
+        restore(folder, like)
+
+
+def test_keeps_the_newest_and_overwrites_a_step(tmp_path):
+    state = state_on(mesh_of(2))
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3, 3):
+        checkpoints.save(step, state, {"position": step})
+    checkpoints.close()
+    assert committed_steps(tmp_path) == [2, 3]
+
+
+def test_a_save_that_was_cut_short_does_not_exist(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "7")
+    shutil.copytree(saved, tmp_path / "9")
+    (tmp_path / "9" / "manifest.json").unlink()  # the commit never came
+    (tmp_path / "9" / "arrays.orbax-checkpoint-tmp").mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.steps() == [7] and checkpoints.removed == ["9"]
+    checkpoints.close()
+    assert not (tmp_path / "9").exists()
+
+
+def test_set_aside_keeps_the_damaged_one_out_of_the_way(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "7")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    place = checkpoints.set_aside(7)
+    assert checkpoints.steps() == [] and place.is_dir()
+    checkpoints.close()
+    assert Checkpoints(tmp_path, keep=2).removed == [] and place.is_dir()
+
+
+def test_another_model_is_not_damage(saved):
+    like = abstract(state_on(mesh_of(1)))
+    like["params/bias"] = like["params/scale"]
+    like["params/kernel"] = jax.ShapeDtypeStruct((64, 25), jnp.float32, sharding=like["params/kernel"].sharding)
+    with pytest.raises(UserError, match=r"params/bias.*params/kernel.*another --workdir"):
+        restore(saved, like)
+
+
+def test_parts_can_be_restored(saved):
+    like = {name: x for name, x in state_on(mesh_of(1)).items() if name.startswith("params/")}
+    assert_same(restore(saved, abstract(like))[1], like)
+
+
+def test_a_full_disk_in_the_background_is_one_message(tmp_path, monkeypatch):
+    def full(path, body):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state_on(mesh_of(1)), {})
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoint_lib, "_write_manifest", full)
+    checkpoints.save(2, state_on(mesh_of(1)), {})
+    with pytest.raises(UserError, match="no space left.*start the same command again"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert committed_steps(tmp_path) == [1]
+
+
+def test_saving_does_not_race_with_donation(tmp_path):
+    """The step after a save donates the state's buffers while the save still runs in the background."""
+    state = state_on(mesh_of(8))
+    before = {name: np.asarray(x).copy() for name, x in state.items()}
+    bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, {})
+    for _ in range(3):
+        state = bump(state)
+    checkpoints.close()
+    assert_same(restore(tmp_path / "1", abstract(state))[1], before)
+
+
+def test_flatten_is_inverse_of_unflatten():
+    tree = {"a": [np.arange(3), {"b": np.ones(2)}], "c": (np.zeros(1),)}
+    flat = flatten_state(tree)
+    assert set(flat) == {"a/0", "a/1/b", "c/0"}
+    again = unflatten_state(tree, flat)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, again, tree)

@@ -1,0 +1,46 @@
+"""What may change on resume, and what must not."""
+
+import pytest
+
+from sft_jax.errors import UserError
+from sft_jax.training.resume import check_changes
+
+BEFORE = {
+    "seed": 0,
+    "mesh": {"fsdp": 8},
+    "data": {"max_length": 512, "chat_template_kwargs": {"a": 1}},
+    "optim": {"learning_rate": 1e-5, "name": "adamw"},
+    "train": {"steps": 0, "epochs": 1.0, "batch_size": 8},
+}
+
+
+def changed(section, key, value):
+    now = {name: dict(part) if isinstance(part, dict) else part for name, part in BEFORE.items()}
+    now[section][key] = value
+    return now
+
+
+def test_free_keys_change_and_are_told():
+    assert check_changes(BEFORE, BEFORE, ()) == []
+    assert check_changes(BEFORE, changed("mesh", "fsdp", 4), ()) == ["mesh.fsdp: 8 -> 4"]
+
+
+@pytest.mark.parametrize("section, key, value", [("data", "max_length", 256), ("optim", "name", "adafactor"), ("data", "chat_template_kwargs", {"a": 2})])
+def test_keys_that_never_change(section, key, value):
+    with pytest.raises(UserError, match=rf"{section}.{key}.*set it back, or start another run"):
+        check_changes(BEFORE, changed(section, key, value), (f"{section}.{key}",))
+
+
+def test_overrides_are_explicit():
+    now = changed("optim", "learning_rate", 2e-5)
+    with pytest.raises(UserError, match="allow_changes=optim.learning_rate"):
+        check_changes(BEFORE, now, ())
+    assert check_changes(BEFORE, now, ("optim.learning_rate",)) == ["optim.learning_rate: 1e-05 -> 2e-05"]
+
+
+def test_a_run_may_become_longer_but_not_shorter_by_itself():
+    assert check_changes(BEFORE, changed("train", "epochs", 3.0), ()) == ["train.epochs: 1.0 -> 3.0"]
+    with pytest.raises(UserError, match="train.epochs"):
+        check_changes(BEFORE, changed("train", "epochs", 0.5), ())
+    with pytest.raises(UserError, match="train.steps"):  # steps in place of epochs: longer or shorter is unknown
+        check_changes(BEFORE, changed("train", "steps", 10), ())

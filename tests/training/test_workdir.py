@@ -1,0 +1,65 @@
+"""The folder of a run: locked, atomic, and cut back on resume."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sft_jax.errors import UserError
+from sft_jax.training.disk import disk_reason
+from sft_jax.training.workdir import Workdir
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    first = Workdir(tmp_path / "run")
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}.*another --workdir"):
+        Workdir(tmp_path / "run")
+    first.close()
+    Workdir(tmp_path / "run").close()
+
+
+def test_the_lock_goes_with_a_killed_process(tmp_path):
+    code = f"import os, signal\nfrom sft_jax.training.workdir import Workdir\nw = Workdir({str(tmp_path)!r})\nos.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    Workdir(tmp_path).close()
+
+
+def test_an_unwritable_place_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file.*could not be written"):
+        Workdir(tmp_path / "file" / "run")
+
+
+def test_logs_are_cut_back(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.append_lines("metrics.jsonl", [{"step": step, "split": "train"} for step in range(1, 6)])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "spl')  # a kill in the middle of a line
+    assert workdir.cut_back("metrics.jsonl", 3) == 3
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert workdir.cut_back("metrics.jsonl", 3) == 0 and workdir.cut_back("no_such_file", 3) == 0
+
+
+def test_json_files_are_replaced_as_a_whole(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_json("summary.json") is None
+    workdir.write_json("summary.json", {"text": "é"})
+    assert workdir.read_json("summary.json") == {"text": "é"}
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="summary.json: is not JSON"):
+        workdir.read_json("summary.json")
+
+
+def test_reasons_are_found_behind_other_errors():
+    try:
+        try:
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']")
+        except ValueError as error:
+            raise RuntimeError("save failed") from error
+    except RuntimeError as error:
+        assert disk_reason(error) == "no space left on device"
+    assert disk_reason(ValueError("shape mismatch")) is None
+    assert disk_reason(OSError(13, "denied")) == "permission denied"

@@ -113,6 +113,7 @@ class TrainConfig:
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
     profile: int = 0  # steps to trace into WORKDIR/profile; 0 = none
     deterministic: bool = False  # deterministic kernels on GPU, at a cost in speed
+    export: bool = True  # write WORKDIR/export, a Hugging Face directory, at the end
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class CheckpointConfig:
 
     every: int = 500  # steps; 0 = only at the end and on a signal
     keep: int = 2  # newest checkpoints that stay
+    save_last: bool = True  # also at the last step, so that the run can be extended
     allow_changes: tuple[str, ...] = ()  # keys that this start may change although the run began with other values
 
 

@@ -1,9 +1,15 @@
 """Work and memory of a run against what the machine has: FLOPs of a step, peak of the devices, peak memory."""
 
+import collections
 import resource
 import sys
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+
+from sft_jax.batch import Batch
+from sft_jax.model.spec import LayerSpec
 
 # Dense bf16 peak of one device in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -29,15 +35,25 @@ def peak_flops(device: jax.Device) -> float | None:
     return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
 
 
+def attention_pairs(batch: Batch, layers: Sequence[LayerSpec]) -> int:
+    """Returns the (query, key) pairs that the attention of all layers must look at, summed over layers.
+
+    Within a document, causal and inside the window: a token at position p of its document sees min(p + 1, window).
+    """
+    seen = batch.positions[batch.segments > 0].astype(np.int64) + 1
+    windows = collections.Counter(layer.window for layer in layers)
+    return sum(count * int((seen if window is None else np.minimum(seen, window)).sum()) for window, count in windows.items())
+
+
 def training_flops(matmul_parameters: int, trained: bool, attention_width: int, tokens: float, pairs: float) -> float:
     """Returns the model FLOPs of training on `tokens` tokens (Kaplan et al. 2020, appendix; PaLM, appendix B).
 
     Args:
         matmul_parameters: Parameters that multiply every token: all kernels and the head, not the embedding lookup.
         trained: Whether the kernels have gradients: 6 FLOPs a parameter and token, or 4 where they are frozen.
-        attention_width: Sum over layers of heads x head size.
+        attention_width: Heads x head size.
         tokens: Real tokens; padding is not work.
-        pairs: (query, key) pairs that attention must look at: within a document, causal, inside the window.
+        pairs: As `attention_pairs` counts them.
     """
     return (6 if trained else 4) * matmul_parameters * tokens + 12 * attention_width * pairs
 

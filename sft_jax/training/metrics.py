@@ -17,42 +17,68 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Window:
-    """Sums of the step metrics since the last record, and the time they took."""
+    """Sums of the step metrics since the last record, and the time they took; and of all steps of this process.
+
+    The first step compiles: its loss counts, its time and its tokens are left out of the rates.
+    """
+
+    NAMES = ("loss_sum", "weight", "correct", "supervised_tokens", "real_tokens", "attention_pairs", "nonfinite", "empty")
 
     def __init__(self):
+        self.totals = dict.fromkeys(self.NAMES, 0.0)  # of timed steps, for the rates of the summary
+        self.timed_steps = 0
+        self.timed_seconds = 0.0
+        self.left_out = {"nonfinite": 0, "empty": 0}  # steps that left the state as it was
+        self._restart()
+
+    def _restart(self) -> None:
         self._start = time.perf_counter()
-        self._paused = 0.0
-        self.steps = 0
-        self._sums = dict.fromkeys(("loss_total", "weight", "correct", "supervised", "real", "nonfinite"), 0.0)
+        self._sums = dict.fromkeys(self.NAMES, 0.0)
+        self._timed = dict.fromkeys(self.NAMES, 0.0)
+        self._timed_steps = 0
         self._last: dict[str, float] = {}
 
-    def add(self, metrics: dict[str, float]) -> None:
-        """Adds the metrics of one step, already on the host."""
-        self.steps += 1
-        for name in self._sums:
+    def add(self, metrics: dict[str, Any], timed: bool) -> None:
+        """Adds the metrics of one step, already on the host. Time up to one that is not timed is left out."""
+        for name in self.NAMES:
             self._sums[name] += float(metrics[name])
+        for name in self.left_out:
+            self.left_out[name] += int(metrics[name])
         self._last = {name: float(metrics[name]) for name in ("grad_norm", "learning_rate")}
+        if not timed:
+            self._start = time.perf_counter()
+            return
+        self._timed_steps += 1
+        for name in self.NAMES:
+            self._timed[name] += float(metrics[name])
 
     def pause(self, seconds: float) -> None:
         """Leaves time that was not training (evaluation, checkpoints) out of the rates."""
-        self._paused += seconds
+        self._start += seconds
 
-    def record(self) -> dict[str, float]:
-        """Returns the means and rates of the window."""
-        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
-        sums = self._sums
+    def take(self) -> dict[str, float]:
+        """Returns the means and rates of the window and begins another."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        sums, timed = self._sums, self._timed
         record = {
-            "loss": sums["loss_total"] / sums["weight"] if sums["weight"] else 0.0,
-            "accuracy": sums["correct"] / sums["supervised"] if sums["supervised"] else 0.0,
+            "loss": sums["loss_sum"] / sums["weight"] if sums["weight"] else 0.0,
+            "accuracy": sums["correct"] / sums["weight"] if sums["weight"] else 0.0,
             **self._last,
-            "real_tokens": sums["real"],
-            "supervised_tokens": sums["supervised"],
-            "real_tokens_per_second": sums["real"] / seconds,
-            "supervised_tokens_per_second": sums["supervised"] / seconds,
-            "seconds_per_step": seconds / max(self.steps, 1),
+            "real_tokens": sums["real_tokens"],
+            "supervised_tokens": sums["supervised_tokens"],
+            "real_tokens_per_second": timed["real_tokens"] / seconds,
+            "supervised_tokens_per_second": timed["supervised_tokens"] / seconds,
+            "seconds_per_step": seconds / max(self._timed_steps, 1),
         }
-        if sums["nonfinite"]:
-            record["nonfinite_steps"] = sums["nonfinite"]
+        for name in self.left_out:
+            if sums[name]:
+                record[f"{name}_steps"] = sums[name]
+        for name in self.NAMES:
+            self.totals[name] += timed[name]
+        if self._timed_steps:
+            self.timed_steps += self._timed_steps
+            self.timed_seconds += seconds
+        self._restart()
         return record
 
 
@@ -61,6 +87,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Workdir, tensorboard: bool, first_step: int):
         self._workdir = workdir
+        self.profile_folder = workdir.path / "profile"
         self._board = None
         if tensorboard:
             # Events of steps that a resumed run makes again are hidden by TensorBoard from `purge_step` on.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.errors import UserError
-from sft_jax.training.disk import explained
+from sft_jax.checkpoint.disk import explained
 
 
 class Workdir:

@@ -14,6 +14,7 @@ LAYERS = [
     {"errors", "batch", "config", "versions"},
     {"data"},
     {"model"},
+    {"checkpoint"},
     {"hf"},
     {"evaluation"},
     {"training"},

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sft_jax.errors import UserError
-from sft_jax.training.disk import disk_reason
+from sft_jax.checkpoint.disk import disk_reason
 from sft_jax.training.workdir import Workdir
 
 

@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sft_jax.errors import UserError
-from sft_jax.training.disk import explained
-from sft_jax.training.integrity import checksums
+from sft_jax.checkpoint.disk import explained
+from sft_jax.checkpoint.integrity import checksums
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -114,9 +114,8 @@ class Checkpoints:
         """Returns the committed steps, oldest first."""
         return committed_steps(self._folder)
 
-    def restore(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """Returns manifest and arrays of a step; see `restore`."""
-        return restore(self._folder / str(step), like)
+    def folder(self, step: int) -> Path:
+        return self._folder / str(step)
 
     def set_aside(self, step: int) -> Path:
         """Renames a damaged step, so that it is neither found again nor lost, and returns its new place."""
@@ -156,20 +155,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return body
 
 
-def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Returns the manifest of the checkpoint in `folder` and the arrays that `like` names, in its shardings, verified.
+def verify(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of the checkpoint in `folder` after every file has been compared with its digest.
+
+    Raises DamagedCheckpoint, in all processes together, where a file is missing, cut, changed or new.
+    """
+    try:
+        manifest = read_manifest(folder)
+        problem = _damaged_file(folder, manifest["files"])
+    except DamagedCheckpoint as error:
+        problem = str(error)
+    _agree(problem)
+    return manifest
+
+
+def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Returns the arrays of a verified checkpoint that `like` names, in its shardings.
 
     Args:
-        folder: A committed step.
+        folder: A step that `verify` found sound.
         like: Shape, dtype and sharding by path; all arrays of the checkpoint, or some of them.
 
     Raises:
-        DamagedCheckpoint: a file is missing, cut or changed; all processes raise it together.
-        UserError: the checkpoint is sound but of another model or optimizer.
+        UserError: the checkpoint is of another model or optimizer.
+        DamagedCheckpoint: what arrived on the devices is not what was saved.
     """
-    manifest = read_manifest(folder)
-    _agree(_damaged_file(folder, manifest["files"]))
-    _check_same_state(manifest["arrays"], like, folder)
+    written = read_manifest(folder)["arrays"]
+    _check_same_state(written, like, folder)
     restore_args = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.PyTreeCheckpointer() as reader:
         arrays = reader.restore(
@@ -177,11 +189,11 @@ def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[s
             args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True),
         )
     found = checksums(arrays)
-    wrong = [name for name in like if found[name] != manifest["arrays"][name][2]]
+    wrong = [name for name in like if found[name] != written[name][2]]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DamagedCheckpoint(f"{folder}: the checksum differs for {', '.join(wrong[:3])}{more}")
-    return manifest, arrays
+    return arrays
 
 
 def _damaged_file(folder: Path, digests: dict[str, str]) -> str | None:

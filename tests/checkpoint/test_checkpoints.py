@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sft_jax.errors import UserError
-from sft_jax.training import checkpoint as checkpoint_lib
-from sft_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, committed_steps, flatten_state, restore, unflatten_state
-from sft_jax.training.integrity import checksums
+from sft_jax.checkpoint import checkpoints as checkpoint_lib
+from sft_jax.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint, committed_steps, flatten_state, restore, unflatten_state, verify
+from sft_jax.checkpoint.integrity import checksums
 
 
 def mesh_of(size: int) -> jax.sharding.Mesh:
@@ -54,7 +54,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_restores_bit_equal_on_any_mesh(saved, devices):
     like = state_on(mesh_of(devices))
-    manifest, arrays = restore(saved, abstract(like))
+    manifest, arrays = verify(saved), restore(saved, abstract(like))
     assert manifest["position"] == 56 and manifest["step"] == 7
     assert_same(arrays, like)
     assert all(arrays[name].sharding == like[name].sharding for name in like)
@@ -76,7 +76,6 @@ def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
 def test_any_byte_changed_cut_or_missing_is_noticed_and_named(saved, tmp_path):
     folder = tmp_path / "7"
     shutil.copytree(saved, folder)
-    like = abstract(state_on(mesh_of(1)))
     rng = np.random.default_rng(1)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -94,11 +93,25 @@ def test_any_byte_changed_cut_or_missing_is_noticed_and_named(saved, tmp_path):
             else:
                 path.write_bytes(content)
             with pytest.raises(DamagedCheckpoint, match=path.name):
-                restore(folder, like)
+                verify(folder)
             path.write_bytes(original)
     (folder / "arrays" / "extra").write_bytes(b"x")
     with pytest.raises(DamagedCheckpoint, match="extra"):
-        restore(folder, like)
+        verify(folder)
+
+
+def test_what_reaches_the_devices_is_checked_too(saved, monkeypatch):
+    """A fault between the disk and the shards, which no digest of a file can see."""
+    like = state_on(mesh_of(2))
+    read = checkpoint_lib.ocp.PyTreeCheckpointer.restore
+
+    def faulty(*args, **kwargs):
+        arrays = read(*args, **kwargs)
+        return arrays | {"params/scale": arrays["params/scale"].at[3].add(1e-3)}
+
+    monkeypatch.setattr(checkpoint_lib.ocp.PyTreeCheckpointer, "restore", faulty)
+    with pytest.raises(DamagedCheckpoint, match="params/scale"):
+        restore(saved, abstract(like))
 
 
 def test_keeps_the_newest_and_overwrites_a_step(tmp_path):
@@ -140,7 +153,7 @@ def test_another_model_is_not_damage(saved):
 
 def test_parts_can_be_restored(saved):
     like = {name: x for name, x in state_on(mesh_of(1)).items() if name.startswith("params/")}
-    assert_same(restore(saved, abstract(like))[1], like)
+    assert_same(restore(saved, abstract(like)), like)
 
 
 def test_a_full_disk_in_the_background_is_one_message(tmp_path, monkeypatch):
@@ -168,7 +181,7 @@ def test_saving_does_not_race_with_donation(tmp_path):
     for _ in range(3):
         state = bump(state)
     checkpoints.close()
-    assert_same(restore(tmp_path / "1", abstract(state))[1], before)
+    assert_same(restore(tmp_path / "1", abstract(state)), before)
 
 
 def test_flatten_is_inverse_of_unflatten():

@@ -1,0 +1,148 @@
+"""Measures training as a user meets it: the real command as a process of its own, and rivals beside it in the same run.
+
+    python scripts/bench_train.py --data ../shared/assets/datasets/gsm8k/train.jsonl \
+        --tokenizer ../shared/assets/tokenizers/llama2 --peer trl --peer torch
+
+Prints one JSON line per case: real and supervised tokens/s (without the first step, which compiles), seconds from the
+start of the process to the end of the first step (cold and warm caches), peak memory of the process, and MFU where
+the device's peak is known (on CPU: against the matmul rate measured in the same run); then a line of ratios.
+Nothing else should run on the machine meanwhile.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MODELS = {
+    "llama24m": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 288,
+        "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6,
+        "head_dim": 48, "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
+        "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02, "torch_dtype": "float32",
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="llama24m", choices=sorted(MODELS))
+    parser.add_argument("--data", required=True, help="JSONL with the fields question and answer")
+    parser.add_argument("--tokenizer", required=True, help="Hugging Face tokenizer directory")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=1, help="times that every case is run, in turn; medians are compared")
+    parser.add_argument("--peer", action="append", default=[], choices=["trl", "torch"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        model = make_model_folder(work / "model", arguments)
+        matmul = matmul_rate()
+        rates: dict[str, list[dict]] = {}
+        for round_number in range(arguments.rounds):
+            for name, command, environment in cases(arguments, model, work, round_number):
+                result = run_case(name, command, environment, arguments, matmul)
+                print(json.dumps(result), flush=True)
+                rates.setdefault(name, []).append(result)
+        print(json.dumps(ratios(rates)), flush=True)
+
+
+def make_model_folder(folder: Path, arguments) -> Path:
+    """A Hugging Face directory without weights: every case draws its own from the same distribution."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODELS[arguments.model]))
+    for file in Path(arguments.tokenizer).iterdir():
+        if file.name.startswith("tokenizer"):
+            shutil.copy(file, folder)
+            os.chmod(folder / file.name, 0o644)
+    return folder
+
+
+def cases(arguments, model: Path, work: Path, round_number: int):
+    """Yields (name, command, environment) of each case; the first two share caches, so the second is warm."""
+    ours = [
+        sys.executable, "-m", "sft_jax.train", f"--config={ROOT / 'configs/sft.py'}",
+        f"--config.model.path={model}", "--config.model.init=random", "--config.model.compute_dtype=float32",
+        "--config.model.remat=none", f"--config.data.train={arguments.data}", "--config.data.columns.prompt=question",
+        "--config.data.columns.completion=answer", "--config.data.chat_template=none",
+        f"--config.data.max_length={arguments.length}", "--config.data.overlength=drop",
+        f"--config.train.batch_size={arguments.batch}", f"--config.train.steps={arguments.steps}",
+        "--config.train.export=False", "--config.checkpoint.every=0", "--config.checkpoint.save_last=False",
+        f"--config.log.every={arguments.steps}", "--config.log.tensorboard=False",
+    ]  # fmt: skip
+    caches = {"XDG_CACHE_HOME": str(work / f"cache{round_number}")}
+    for state in ("cold", "warm"):
+        yield f"sft_jax {state}", [*ours, f"--workdir={work / f'{state}{round_number}'}"], caches
+    for peer in dict.fromkeys(arguments.peer):
+        script = [sys.executable, str(ROOT / f"scripts/peers/{peer}_sft.py"), str(model), arguments.data]
+        yield peer, [*script, str(arguments.length), str(arguments.batch), str(arguments.steps)], caches
+
+
+def run_case(name: str, command: list[str], environment: dict[str, str], arguments, matmul: float) -> dict:
+    """Runs one case as a process; returns its record. A case that fails ends the benchmark with its output."""
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.time()
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment, "BENCH_START": str(start)}, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.time() - start
+        if process.returncode != 0:
+            output.seek(0)
+            sys.exit(f"{name} failed:\n{output.read()[-4000:]}")
+        output.seek(0)
+        text = output.read()
+    if name.startswith("sft_jax"):
+        workdir = next(part.split("=", 1)[1] for part in command if part.startswith("--workdir="))
+        summary = json.loads((Path(workdir) / "summary.json").read_text())
+        report = {key: summary[key] for key in ("real_tokens_per_second", "supervised_tokens_per_second", "seconds_to_first_step")}
+        report["model_flops_per_second"] = summary["model_flops_per_second"]
+        report["prepare_seconds"] = summary["seconds"]["data"]
+    else:
+        report = json.loads(text.strip().splitlines()[-1])
+    flops = report.pop("model_flops_per_second", None)
+    return {
+        "case": name, "model": arguments.model, "data": Path(arguments.data).name, "rows": [arguments.batch, arguments.length],
+        "steps": arguments.steps, **report, "mfu_of_matmul_rate": flops and round(flops / matmul, 3),
+        "matmul_flops_per_second": round(matmul), "peak_memory_bytes": usage.ru_maxrss * 1024, "process_seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def ratios(results: dict[str, list[dict]]) -> dict:
+    """Our warm rate over each rival's, medians over rounds; and the same for memory (below 1 is less)."""
+
+    def median(case: str, key: str) -> float:
+        values = sorted(result[key] for result in results[case])
+        return values[len(values) // 2]
+
+    line = {"case": "ratios"}
+    for peer in (name for name in results if not name.startswith("sft_jax")):
+        for key in ("real_tokens_per_second", "peak_memory_bytes"):
+            line[f"{key} / {peer}"] = round(median("sft_jax warm", key) / median(peer, key), 3)
+    return line
+
+
+def matmul_rate() -> float:
+    """The FLOP/s of a large fp32 matmul in numpy's BLAS: the ceiling that MFU on a CPU is measured against."""
+    import numpy as np
+
+    size = 2048
+    a = np.ones((size, size), np.float32)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Saved state: arrays by path on disk, verified to the last byte."""

@@ -1,0 +1,1 @@
+"""Rows of examples in, packed batches out: numpy and grain only, never jax."""

@@ -1,0 +1,160 @@
+"""What the model has to write after a prompt, so that the conversation gets the turn that the data has."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sft_jax.data.examples import RowError
+from sft_jax.data.locate import REASONING_TAGS, Located, Region, Slot
+from sft_jax.data.rendering import Messages, Rendering
+
+_MARKER = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*")
+_SHOWN = 400  # characters of a text in a message
+
+
+class Answer(NamedTuple):
+    """`text[:start]` is the prompt of a turn, `text[start:end]` what follows it, with the end of the turn."""
+
+    text: str
+    start: int
+    end: int
+    shown: bool  # `text` is the template's own render, not put together here
+    located: Located | None  # contents in `text`, where `shown` is not set
+
+
+def find_answer(
+    rendering: Rendering, messages: Messages, slots: Sequence[Slot], shown: str, counts: dict[str, int]
+) -> Answer:
+    """Returns the prompt of the last of `messages` with the answer that leads to it.
+
+    Args:
+        slots: contents of the conversation; it may go on after `messages`.
+        shown: the plain render of `messages`.
+        counts: gets what a report should tell about the turn.
+
+    Raises RowError where the template refuses the prompt, or where it cannot be decided what the answer is.
+    """
+    turn = len(messages) - 1
+    prompt = rendering.render(messages[:-1], True)
+    text, end = rendering.close(shown)
+    mine = {slot.kind: slot for slot in slots if slot.message == turn}
+    reasoning = mine["reasoning"].text if "reasoning" in mine else ""
+    closing = _unclosed(prompt)
+    answer = None
+    if text.startswith(prompt) and end >= len(prompt):
+        said = text[len(prompt) : end]
+        if reasoning and closing and reasoning not in said and said.lstrip().startswith(closing):
+            # The prompt opens a thinking section and the template closes it at once; the data has what belongs in it.
+            said = reasoning + ("\n" if prompt.endswith("\n") else "") + said.lstrip()
+            answer = _compose(rendering, messages, slots, prompt, said, [(0, said.rfind(rendering.turn_end.end))])
+        else:
+            answer = Answer(text, len(prompt), end, True, None)
+    if answer is None:
+        answer = _other_render(rendering, messages, slots, prompt, (text, end, shown), mine, closing)
+    said = answer.text[answer.start : answer.end]
+    if "content" in mine and mine["content"].text not in said:
+        raise RowError(
+            f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
+            f"rendered as {_show(said)}; change the row or the template."
+        )
+    if reasoning and reasoning not in said:
+        counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
+    if closing and closing not in said:
+        counts["open_thinking"] = counts.get("open_thinking", 0) + 1
+    if rendering.turn_end.added:
+        counts["end_added"] = counts.get("end_added", 0) + 1
+    return answer
+
+
+def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, int, str], mine, closing) -> Answer:
+    """Returns the answer where the render does not begin with the prompt.
+
+    What stands before the answer in the render is looked for at the end of the prompt. The prompt may go on after it,
+    with a section that the answer then begins in.
+    """
+    text, end, shown = render
+    turn = len(messages) - 1
+    located = rendering.locate(messages, slots, False, shown)
+    own = [region for region in located.regions if region.message == turn] if located else []
+    if located is None or (mine and not own):
+        raise _undecided(rendering, turn, prompt, text)
+    tail = len(rendering.turn_end.end) if text[:end].endswith(rendering.turn_end.end) else 0
+    begin = own[0].start if own else end - tail
+    lead = mine[own[0].kind].lead if own else ""
+    if lead and text.endswith(lead, 0, begin):
+        begin -= len(lead)
+    before = max((region.end for region in located.regions if region.message < turn and region.end <= begin), default=0)
+    literal = text[before:begin]
+
+    for cut in (len(literal), *sorted((match.end() for match in _MARKER.finditer(literal)), reverse=True)):
+        if literal[:cut].strip() and prompt.endswith(literal[:cut]):
+            moved = len(prompt) - before - cut
+            regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
+            return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
+
+    found = prompt.rfind(literal) if literal.strip() else -1
+    if found < 0:
+        raise _undecided(rendering, turn, prompt, text)
+    said = text[begin:end]
+    if closing and "reasoning" in mine:
+        opened = prompt[found + len(literal) :]
+        spoken = _reasoned(messages[turn], mine, opened, closing)
+        rest = text[own[-1].end : end] if own and own[-1].kind == "content" else rendering.turn_end.end
+        return _compose(rendering, messages, slots, prompt, spoken + rest, [(0, len(spoken))])
+    moved = len(prompt) - begin
+    regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
+    return _joined(rendering, messages, slots, prompt, said, regions)
+
+
+def _reasoned(message: dict, mine: dict[str, Slot], opened: str, closing: str) -> str:
+    """Returns reasoning and answer of a message as they follow a prompt that ends with `opened`."""
+    if mine["reasoning"].field == "content":  # the data has markup of its own
+        content = message["content"].strip()
+        opening = next(first for first, last in REASONING_TAGS if last == closing)
+        if content.startswith(opened):
+            return content[len(opened) :]
+        return content[len(opening) :].lstrip() if content.startswith(opening) else content
+    lines = ("\n", "\n\n") if opened.endswith("\n") else ("", "")
+    answer = mine["content"].text if "content" in mine else ""
+    return mine["reasoning"].text + lines[0] + closing + lines[1] + answer
+
+
+def _compose(rendering, messages, slots, prompt: str, said: str, ranges: list[tuple[int, int]]) -> Answer:
+    """Joins a prompt and an answer of which `ranges` are the data's."""
+    base, turn = len(prompt), len(messages) - 1
+    regions = [Region(-1, turn, "content", base + a, base + b) for a, b in ranges]
+    return _joined(rendering, messages, slots, prompt, said, regions)
+
+
+def _joined(rendering, messages, slots, prompt: str, said: str, regions: list[Region]) -> Answer:
+    before = rendering.locate(messages[:-1], slots, True, prompt)
+    located = None if before is None else Located((*before.regions, *regions), before.complete)
+    return Answer(prompt + said, len(prompt), len(prompt) + len(said), False, located)
+
+
+def _unclosed(prompt: str) -> str | None:
+    """Returns the tag that closes the reasoning section in which a prompt ends, or None.
+
+    >>> _unclosed("<|im_start|>assistant\\n<think>\\n")
+    '</think>'
+    """
+    tail = prompt[-64:].rstrip()
+    for opening, closing in REASONING_TAGS:
+        place = tail.rfind(opening)
+        if place >= 0 and (place + len(opening) == len(tail) or tail[place + len(opening) :].isalpha()):
+            return closing
+    return None
+
+
+def _undecided(rendering: Rendering, turn: int, prompt: str, text: str) -> RowError:
+    return RowError(
+        f"{rendering.name}: message {turn} cannot be supervised, since the prompt that a server would feed is not how "
+        f"the conversation begins. Prompt: {_show(prompt)}; conversation: {_show(text)}. Use another data.chat_template."
+    )
+
+
+def _show(text: str) -> str:
+    """Returns a text as it can stand in a message: both its ends."""
+    if len(text) <= _SHOWN:
+        return repr(text)
+    return f"{text[: _SHOWN // 4]!r} ... {text[-_SHOWN * 3 // 4 :]!r}"

@@ -1,0 +1,39 @@
+"""Conversation: what a row says, whatever format it came in."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str  # one of ROLES
+    content: str
+    weight: float | None = None  # of its tokens in the loss, 0 or more; None = as the run supervises that role
+    reasoning: str | None = None  # what an assistant thought before the content, for templates that render it
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat, a prompt with its completion, or plain text: exactly one of the three.
+
+    A system prompt that the row brings in a field of its own is the first message of a chat; with a prompt it stands in
+    `system`.
+    """
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    text: str | None = None
+    system: str | None = None  # with a prompt only
+    separator: str = ""  # ends the prompt where no template does, so that it does not run into the completion
+
+    @property
+    def kind(self) -> Literal["chat", "completion", "text"]:
+        """Returns which of the three it is."""
+        if self.messages is not None:
+            return "chat"
+        return "completion" if self.completion is not None else "text"

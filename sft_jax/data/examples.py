@@ -1,0 +1,45 @@
+"""What a row becomes: examples of token ids with weights, or a reason why it cannot be used."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class RowError(Exception):
+    """One row cannot be used. The message says why and what to do; the caller adds file and line."""
+
+
+class Example(NamedTuple):
+    """Token ids of one document, and how much each counts as a target. No shift has been done.
+
+    The first token is never a target, so its weight is 0. `turn` is -1, or the assistant turn (0, 1, ... among the
+    assistant messages of the row) that the example was made for. Message m begins at token `turn_starts[m]`: at its
+    header where that can be told from the text, else at its content; what stands before `turn_starts[0]` (BOS, say)
+    belongs to no message.
+    """
+
+    ids: np.ndarray  # int32 [n]
+    weights: np.ndarray  # float32 [n], 0 = not supervised
+    turn: int
+    turn_starts: np.ndarray  # int32 [m]
+    turn_roles: tuple[str, ...]  # [m]
+
+
+class BuiltRow(NamedTuple):
+    """The examples of one row.
+
+    `kind` says how they came about: "once" (the row was tokenised once), "cut" (a token straddled the beginning of an
+    answer, so the text was cut there), "per_turn" (the history is rendered differently once it is history, so
+    assistant turns are examples of their own), "plain" (no template). `counts` holds what a report should add up; see
+    `sft_jax.data.chat.COUNTS`.
+    """
+
+    examples: tuple[Example, ...]
+    kind: str
+    counts: dict[str, int]
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used, and why."""
+
+    reason: str

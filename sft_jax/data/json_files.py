@@ -1,0 +1,192 @@
+"""Where the rows of a JSON or JSON Lines file begin and end, in bytes, so that any row can be read on its own."""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sft_jax.errors import UserError
+
+BLOCK = 1 << 24  # bytes that are looked at in one go
+BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+SPACE = b" \t\r\n"
+
+
+class Index(NamedTuple):
+    """Row i is bytes [starts[i], ends[i]) and begins on line lines[i], counted from 1."""
+
+    starts: np.ndarray  # int64 [n]
+    ends: np.ndarray  # int64 [n]
+    lines: np.ndarray  # int64 [n]
+
+
+def unpack(path: str, name: str) -> str:
+    """Decompresses the .gz file `path` into a temporary file and returns its path; the caller removes it.
+
+    A gzip stream cannot be entered in the middle, and rows are read in any order, by several processes. A file is
+    shared by all of them, where memory would be needed once for each. Raises UserError calling the file `name`.
+    """
+    handle, target = tempfile.mkstemp(prefix="sft_jax-", suffix=".json")
+    try:
+        with gzip.open(path, "rb") as source, open(handle, "wb") as file:
+            while block := source.read(BLOCK):
+                _write(file, block)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        os.unlink(target)
+        raise UserError(f"{name}: is not a whole gzip file ({error}); copy it again.") from error
+    except BaseException:
+        os.unlink(target)
+        raise
+    return target
+
+
+def _write(file, block: bytes) -> None:
+    try:
+        file.write(block)
+        file.flush()
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: cannot hold an unpacked data file ({error.strerror}); free space there, point "
+            "TMPDIR elsewhere, or unpack the .gz file yourself."
+        ) from error
+
+
+def index_file(path: str, name: str, suffix: str) -> tuple[Index, str]:
+    """Returns the rows of a file and the SHA-256 of its bytes.
+
+    A `.json` file is an array of rows, or holds a row on each line like `.jsonl`; its first character tells. Raises
+    UserError, calling the file `name`, where it is empty, in UTF-16, or an array that is malformed.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        if head.startswith(UTF16):
+            raise UserError(f"{name}: is in UTF-16; save it as UTF-8.")
+        begin = len(BOM) if head.startswith(BOM) else 0
+        while not (text := head[begin:].lstrip(SPACE)) and (more := file.read(4096)):
+            head += more
+        if suffix == ".json" and text.startswith(b"["):
+            data = head + file.read()
+            return index_array(data, begin, name), hashlib.sha256(data).hexdigest()
+        file.seek(0)
+        index, digest = _index_lines(file, begin)
+    if suffix == ".json" and len(index.starts):
+        _refuse_object(path, name, index)
+    return index, digest
+
+
+def _index_lines(file, begin: int) -> tuple[Index, str]:
+    """Returns the lines that are not blank, looking at one block of the file after another."""
+    digest = hashlib.sha256()
+    starts, ends, numbers = [], [], []
+    base, line, pending = 0, 1, begin  # byte of the block, number of the line that begins at byte `pending`
+    last = b""
+    while block := file.read(BLOCK):
+        digest.update(block)
+        data = np.frombuffer(block, np.uint8)
+        stops = np.flatnonzero(data == ord("\n")).astype(np.int64) + base
+        firsts = np.concatenate([[pending], stops[:-1] + 1]) if len(stops) else stops
+        starts.append(firsts)
+        ends.append(stops)
+        numbers.append(np.arange(line, line + len(stops)))
+        line += len(stops)
+        pending = int(stops[-1]) + 1 if len(stops) else pending
+        base += len(block)
+        last = block
+    if last and pending < base:
+        starts.append(np.asarray([pending], np.int64))
+        ends.append(np.asarray([base], np.int64))
+        numbers.append(np.asarray([line], np.int64))
+    if not starts:
+        return Index(*(np.zeros(0, np.int64) for _ in range(3))), digest.hexdigest()
+    index = Index(*(np.concatenate(parts).astype(np.int64) for parts in (starts, ends, numbers)))
+    return _without_blank(file, index), digest.hexdigest()
+
+
+def _without_blank(file, index: Index) -> Index:
+    keep = index.ends > index.starts
+    index = Index(*(part[keep] for part in index))
+    first = np.zeros(len(index.starts), np.uint8)
+    # Only a line whose first byte is white space can be blank, and few are.
+    descriptor = file.fileno()
+    size = os.fstat(descriptor).st_size
+    for offset in range(0, size, BLOCK):
+        block = np.frombuffer(os.pread(descriptor, BLOCK, offset), np.uint8)
+        here = slice(*np.searchsorted(index.starts, (offset, offset + len(block))))
+        first[here] = block[index.starts[here] - offset]
+    keep = np.ones(len(first), bool)
+    for row in np.flatnonzero(np.isin(first, np.frombuffer(SPACE, np.uint8))).tolist():
+        start, end = int(index.starts[row]), int(index.ends[row])
+        keep[row] = bool(os.pread(descriptor, end - start, start).strip(SPACE))
+    return Index(*(part[keep] for part in index))
+
+
+def index_array(data: bytes, begin: int, name: str) -> Index:
+    """Returns the elements of a JSON array.
+
+    The bytes are decoded as Latin-1, where one character is one byte: the structure of JSON is ASCII, so elements end at
+    the same places as in UTF-8, in which each is read later.
+    """
+    text = data.decode("latin-1")
+    decoder = json.JSONDecoder()
+    newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+
+    def skip(position: int) -> int:
+        while text[position : position + 1] in (" ", "\t", "\r", "\n") and position < len(text):
+            position += 1
+        return position
+
+    def fail(reason: str, position: int) -> UserError:
+        line = int(np.searchsorted(newlines, position)) + 1
+        return UserError(f"{name}:{line}: is not valid JSON ({reason}); correct the file, or write one row a line (.jsonl).")
+
+    starts, ends = [], []
+    position = skip(skip(begin) + 1)
+    if text[position : position + 1] == "]":
+        position += 1
+    else:
+        while True:
+            try:
+                _, end = decoder.raw_decode(text, position)
+            except json.JSONDecodeError as error:
+                raise fail(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise fail(str(error), position) from error
+            starts.append(position)
+            ends.append(end)
+            position = skip(end)
+            mark = text[position : position + 1]
+            position += 1
+            if mark == "]":
+                break
+            if mark != ",":
+                raise fail("Expecting ',' or ']'" if mark else "the file ends inside the array", position - 1)
+            position = skip(position)
+    if skip(position) != len(text):
+        raise fail("Extra data after the array", skip(position))
+    rows = np.asarray(starts, np.int64)
+    return Index(rows, np.asarray(ends, np.int64), np.searchsorted(newlines, rows).astype(np.int64) + 1)
+
+
+def _refuse_object(path: str, name: str, index: Index) -> None:
+    """Raises UserError for a `.json` file that is one object over several lines, not a row on each line."""
+    with open(path, "rb") as file:
+        first = os.pread(file.fileno(), int(index.ends[0] - index.starts[0]), int(index.starts[0]))
+        try:
+            json.loads(first)
+            return
+        except (ValueError, RecursionError):
+            pass
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except (ValueError, RecursionError):
+            return  # malformed: reading the row says where
+    fields = [field for field, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
+    inside = f" (its field '{fields[0]}' is a list: save that)" if fields else ""
+    raise UserError(f"{name}: is one JSON {type(content).__name__}, not an array of rows{inside}.")

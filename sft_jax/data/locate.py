@@ -1,0 +1,222 @@
+"""Where the content of messages lies in a rendered conversation.
+
+Private-use characters are put just inside the stripped content of every message, the conversation is rendered with
+them, and they are removed again. Where the result equals the plain render they say where content is, whatever the
+template did with it. Searching for the content itself would find the wrong place as soon as a text occurs twice.
+
+Most rows need no render for this: what the template writes around the contents is remembered for each sequence of
+roles, and a plain render that consists of just that and the row's own contents is taken apart directly.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from sft_jax.data.examples import RowError
+
+# Markup in which models write their reasoning, opening and closing.
+REASONING_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>", "<channel|>"),
+)
+
+# First code points of ranges that the marks may come from; one that the row's own text does not use is taken.
+_BASES = (0xF0000, 0xE000, 0xF8000)
+_RANGE = 0x1800  # two marks for each of 3072 contents
+_REMEMBERED = 4096  # sequences of roles
+
+
+class Slot(NamedTuple):
+    """A stripped piece of a message: `message[field][start:end]`."""
+
+    message: int
+    kind: str  # "content" or "reasoning"
+    field: str  # of the message
+    start: int
+    end: int
+    text: str
+    lead: str  # white space before it in the field, and after it
+    trail: str
+
+
+class Region(NamedTuple):
+    """A slot's place in a rendered text."""
+
+    slot: int  # its number
+    message: int
+    kind: str
+    start: int
+    end: int
+
+
+class Located(NamedTuple):
+    """All places of contents in a text, in order. `complete` is False where a template tore a content apart."""
+
+    regions: tuple[Region, ...]
+    complete: bool
+
+
+Render = Callable[[Sequence[dict[str, Any]], bool], str]
+
+
+class Locator:
+    """Finds contents in the renders of one template with one set of arguments."""
+
+    def __init__(self, render: Render):
+        self._render = render
+        self._skeletons: dict[tuple, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+
+    def locate(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool, text: str) -> Located | None:
+        """Returns where `slots` of `messages` lie in `text`, the plain render of `messages`.
+
+        Returns None where that cannot be told: the render with marks, less the marks, is another text.
+        """
+        key = (prompt, *((message["role"], "") for message in messages), *(slot[:3] for slot in slots))
+        skeleton = self._skeletons.get(key)
+        if skeleton is not None:
+            regions = _take_apart(text, slots, *skeleton)
+            if regions is not None:
+                return Located(regions, True)
+        located = self._by_marks(messages, slots, prompt, text)
+        if located is not None and located.complete:
+            self._remember(key, slots, located, text)
+        return located
+
+    def _by_marks(self, messages, slots: Sequence[Slot], prompt: bool, text: str) -> Located | None:
+        base = _unused_base(messages)
+        if base is None or 2 * len(slots) > _RANGE:
+            return None
+        marked = [dict(message) for message in messages]
+        for number in range(len(slots) - 1, -1, -1):  # from the back, so that ranges in a field stay right
+            slot = slots[number]
+            before, after = chr(base + 2 * number), chr(base + 2 * number + 1)
+            fields = ("reasoning_content", "thinking") if slot.field == "reasoning_content" else (slot.field,)
+            for field in fields:
+                value = marked[slot.message][field]
+                marked[slot.message][field] = (
+                    value[: slot.start] + before + value[slot.start : slot.end] + after + value[slot.end :]
+                )
+        try:
+            rendered = self._render(marked, prompt)
+        except RowError:  # the template looks at what it renders
+            return None
+        parts, opened, regions, torn, length, last = [], {}, [], False, 0, 0
+        for match in re.finditer(f"[{chr(base)}-{chr(base + _RANGE - 1)}]", rendered):
+            parts.append(rendered[last : match.start()])
+            length += match.start() - last
+            last = match.end()
+            number, closing = divmod(ord(match.group()) - base, 2)
+            if not closing:
+                torn |= number in opened
+                opened[number] = length
+            elif number in opened:
+                regions.append(Region(number, slots[number].message, slots[number].kind, opened.pop(number), length))
+            else:
+                torn = True
+        parts.append(rendered[last:])
+        if "".join(parts) != text:
+            return None
+        regions.sort(key=lambda region: region.start)
+        overlap = any(a.end > b.start for a, b in zip(regions, regions[1:], strict=False))
+        return Located(tuple(regions), not (torn or opened or overlap))
+
+    def _remember(self, key: tuple, slots: Sequence[Slot], located: Located, text: str) -> None:
+        if any(slot.lead or slot.trail for slot in slots):
+            return  # white space around a content would be taken for the template's
+        order = tuple(region.slot for region in located.regions)
+        ends = [0, *(region.end for region in located.regions)]
+        starts = [*(region.start for region in located.regions), len(text)]
+        if len(self._skeletons) >= _REMEMBERED:
+            self._skeletons.clear()
+        self._skeletons[key] = (order, tuple(text[a:b] for a, b in zip(ends, starts, strict=True)))
+
+
+def slots_of(messages: Sequence[dict[str, Any]]) -> list[Slot]:
+    """Returns the pieces of content of rendered messages, without those that are empty or white space.
+
+    Reasoning that an assistant message carries in its content is a piece of its own, since templates treat it apart.
+    """
+    slots = []
+    for number, message in enumerate(messages):
+        reasoning, content = message.get("reasoning_content"), message["content"]
+        parts = None
+        if reasoning is not None:
+            _add(slots, number, "reasoning", "reasoning_content", reasoning, 0, len(reasoning))
+        elif message["role"] == "assistant":
+            parts = split_reasoning(content)
+        if parts is None:
+            _add(slots, number, "content", "content", content, 0, len(content))
+        else:
+            _add(slots, number, "reasoning", "content", content, *parts[0])
+            _add(slots, number, "content", "content", content, *parts[1])
+    return slots
+
+
+def split_reasoning(content: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Returns the ranges of reasoning and answer in an assistant's content, or None where it does not begin so.
+
+    The opening tag may be missing: some templates write it into the prompt, and data made with them begins after it.
+
+    >>> split_reasoning("<think>why</think>because")
+    ((7, 10), (18, 25))
+    >>> split_reasoning("because") is None
+    True
+    """
+    if "<" not in content and "[" not in content:
+        return None
+    for opening, closing in REASONING_TAGS:
+        end = content.find(closing)
+        if end >= 0:
+            start = content.find(opening, 0, end)
+            if start < 0:
+                return (0, end), (end + len(closing), len(content))
+            if not content[:start].strip():
+                return (start + len(opening), end), (end + len(closing), len(content))
+    return None
+
+
+def _add(slots: list[Slot], message: int, kind: str, field: str, value: str, start: int, end: int) -> None:
+    piece = value[start:end]
+    text = piece.strip()
+    if text:
+        first = start + (0 if piece[0] == text[0] else len(piece) - len(piece.lstrip()))
+        last = first + len(text)
+        slots.append(Slot(message, kind, field, first, last, text, value[start:first], value[last:end]))
+
+
+def _take_apart(
+    text: str, slots: Sequence[Slot], order: tuple[int, ...], literals: tuple[str, ...]
+) -> tuple[Region, ...] | None:
+    """Returns the regions in a text made of `literals` and the contents `order` between them; None where it is not."""
+    position = len(literals[0])
+    if not text.startswith(literals[0]):
+        return None
+    regions = []
+    for number, literal in zip(order, literals[1:], strict=True):
+        slot = slots[number]
+        if not text.startswith(slot.text, position):
+            position += len(slot.lead)
+            if not slot.lead or not text.startswith(slot.text, position) or text[position - len(slot.lead) : position] != slot.lead:
+                return None
+        end = position + len(slot.text)
+        regions.append(Region(number, slot.message, slot.kind, position, end))
+        if not text.startswith(literal, end):
+            if not slot.trail or not text.startswith(slot.trail + literal, end):
+                return None
+            end += len(slot.trail)
+        position = end + len(literal)
+    return tuple(regions) if position == len(text) else None
+
+
+def _unused_base(messages: Sequence[dict[str, Any]]) -> int | None:
+    texts = "".join(value for message in messages for value in message.values() if isinstance(value, str))
+    for base in _BASES:
+        if not re.search(f"[{chr(base)}-{chr(base + _RANGE - 1)}]", texts):
+            return base
+    return None

@@ -1,0 +1,65 @@
+"""Mixture: which documents of which set an epoch holds.
+
+A weight is a share of documents. An epoch of a mixture is round(w_i N) documents of set i, N being the documents of
+all sets together, and each set is walked through a permutation of its own, without repeats until it is exhausted;
+then a new permutation begins. Without weights an epoch is every document of every set once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sft_jax.data.randomness import derive_key, permutation
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Documents are numbered over all sets: set i holds the numbers [sum(sizes[:i]), sum(sizes[:i + 1]))."""
+
+    sizes: tuple[int, ...]  # documents of each set
+    counts: tuple[int, ...]  # documents that an epoch takes of each set
+    seed: int = 0
+    shuffle: bool = True
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Returns the documents of epoch number `epoch`, set after set, int64 [sum(counts)]."""
+        parts, base = [], 0
+        for index, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            parts.append(base + self._walk(index, size, epoch * count, count))
+            base += size
+        return np.concatenate(parts)
+
+    def _walk(self, index: int, size: int, first: int, count: int) -> np.ndarray:
+        """Returns the elements first .. first + count of the endless walk through the permutations of one set."""
+        if not count:
+            return np.zeros(0, np.int64)
+        passes = range(first // size, (first + count - 1) // size + 1)
+        if self.shuffle:
+            walks = [permutation(derive_key(self.seed, "mixture", index, number), size) for number in passes]
+        else:
+            walks = [np.arange(size)] * len(passes)
+        begin = first - passes[0] * size
+        return np.concatenate(walks)[begin : begin + count]
+
+
+def make_mixture(
+    sizes: Sequence[int], weights: Sequence[float | None], seed: int = 0, shuffle: bool = True
+) -> Mixture:
+    """Returns the mixture of sets with `sizes` documents and `weights` (all None, or all above 0; normalised here).
+
+    A set with a weight is never left out: an epoch takes at least one document of it.
+
+    >>> make_mixture([900, 100], [1.0, 1.0]).counts
+    (500, 500)
+    """
+    if len(sizes) != len(weights) or any((weight is None) != (weights[0] is None) for weight in weights):
+        raise ValueError(f"weights must be given for all sets or for none: {weights}")
+    if min(sizes) < 1:
+        raise ValueError(f"a set has no documents: {tuple(sizes)}")
+    if weights[0] is None:
+        counts = tuple(sizes)
+    else:
+        total, share = sum(sizes), sum(weights)
+        counts = tuple(max(1, round(total * weight / share)) for weight in weights)
+    return Mixture(tuple(int(size) for size in sizes), counts, seed, shuffle)

@@ -1,0 +1,180 @@
+"""Over-length: what becomes of examples that do not fit a row.
+
+A row of `max_length` positions holds max_length + 1 tokens of a document (the last one is a target only). A policy
+turns each longer example into pieces; a piece is a head (0 or more tokens from the front that are kept) and a range
+[start, stop) of the example's tokens. Nothing is ever added to a piece, so a cut piece has no invented end. What is
+lost is counted, in examples, tokens and supervised tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sft_jax.data.corpus import Corpus
+from sft_jax.data.store import ROLES
+from sft_jax.errors import UserError
+
+_SYSTEM, _USER = ROLES.index("system"), ROLES.index("user")
+_SHOWN = 5  # rows that an error names
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What is packed: pieces of examples, in the order of the examples. All arrays are int64 [documents]."""
+
+    example: np.ndarray
+    head: np.ndarray  # tokens kept from the front of the example, before `start`
+    start: np.ndarray  # token offset in the example
+    stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Positions that each document takes in a row: its tokens less one."""
+        return self.head + self.stop - self.start - 1
+
+    def select(self, keep: np.ndarray) -> "Documents":
+        return Documents(*(part[keep] for part in (self.example, self.head, self.start, self.stop)))
+
+    @staticmethod
+    def concatenate(parts: "list[Documents]") -> "Documents":
+        return Documents(*(np.concatenate(p) for p in zip(*((d.example, d.head, d.start, d.stop) for d in parts), strict=True)))
+
+
+@dataclass
+class OverlengthCounts:
+    """What a policy did to one set."""
+
+    policy: str
+    over_length: int = 0  # examples that do not fit
+    dropped: int = 0  # of them, nothing is left
+    cut: int = 0  # of them, a part is left
+    split: int = 0  # of them, made into several documents
+    unsupervised_pieces: int = 0  # pieces left out because nothing in them was supervised
+    tokens_lost: int = 0  # positions
+    supervised_tokens_lost: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Pieces = list[tuple[int, int, int]]  # (head, start, stop)
+
+
+def _drop(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+    """The example is left out."""
+    return []
+
+
+def _truncate_left(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+    """The last tokens stay."""
+    return [(0, tokens - limit, tokens)]
+
+
+def _truncate_right(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+    """The first tokens stay."""
+    return [(0, 0, limit)]
+
+
+def _keep_last_turns(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+    """As many whole turns from the end as fit, from a user message on, behind a leading system message.
+
+    What the template writes before the first message (BOS, say) stays too. An example whose last exchange does not
+    fit, or that has no user message to begin at, is left out: half a turn would teach answers without questions.
+    """
+    if not len(starts):
+        return []
+    leading_system = len(starts) > 1 and roles[0] == _SYSTEM
+    head = int(starts[1] if leading_system else starts[0])
+    cuts = starts[(roles == _USER) & (starts > head) & (starts + limit - head >= tokens)]
+    return [(head, int(cuts[0]), tokens)] if len(cuts) else []
+
+
+def _split(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+    """Pieces that fit. The last token of a piece is the first of the next, so every token stays a target once."""
+    step = limit - 1
+    return [(0, start, min(start + limit, tokens)) for start in range(0, tokens - 1, step)]
+
+
+# name -> (tokens of the example, tokens that fit, message starts [m], role codes [m]) -> pieces of at most that many
+# tokens. "error" is the policy that allows none; see apply_overlength.
+OVERLENGTH: dict[str, Callable[[int, int, np.ndarray, np.ndarray], Pieces] | None] = {
+    "error": None,
+    "drop": _drop,
+    "truncate_left": _truncate_left,
+    "truncate_right": _truncate_right,
+    "keep_last_turns": _keep_last_turns,
+    "split": _split,
+}
+
+
+def apply_overlength(corpus: Corpus, set_index: int, policy: str, max_length: int) -> tuple[Documents, OverlengthCounts]:
+    """Returns the documents of one set and what was lost.
+
+    Raises UserError under the policy "error" when an example does not fit; it names the first rows and the remedies.
+    """
+    first, end = int(corpus.bases[set_index]), int(corpus.bases[set_index + 1])
+    lengths, limit = corpus.lengths[first:end], max_length + 1
+    too_long = np.flatnonzero(lengths > limit)
+    counts = OverlengthCounts(policy, over_length=len(too_long))
+    rule = OVERLENGTH[policy]
+    if rule is None and len(too_long):
+        raise UserError(_error(corpus, set_index, too_long, max_length))
+    fits = np.flatnonzero(lengths <= limit)
+    zeros = np.zeros(len(fits), np.int64)
+    whole = Documents(first + fits, zeros, zeros, lengths[fits])
+    if not len(too_long):
+        return whole, counts
+
+    rows = []
+    for local in too_long.tolist():
+        starts, roles = corpus.turns(first + local)
+        rows += [(first + local, *piece) for piece in rule(int(lengths[local]), limit, starts, roles)]
+    pieces = Documents(*np.array(rows, np.int64).reshape(-1, 4).T)
+    supervised = supervised_targets(corpus, pieces)
+    kept = pieces.select(supervised > 0)
+    before = Documents(first + too_long, *(np.zeros((2, len(too_long)), np.int64)), lengths[too_long])
+    examples, pieces_of = np.unique(kept.example, return_counts=True)
+    counts.dropped = len(too_long) - len(examples)
+    counts.split = int((pieces_of > 1).sum())
+    counts.cut = len(examples) - counts.split
+    counts.unsupervised_pieces = len(pieces) - len(kept)
+    counts.tokens_lost = int(before.lengths.sum() - kept.lengths.sum())
+    counts.supervised_tokens_lost = int(supervised_targets(corpus, before).sum() - supervised[supervised > 0].sum())
+    everything = Documents.concatenate([whole, kept])
+    return everything.select(np.argsort(everything.example, kind="stable")), counts
+
+
+def supervised_targets(corpus: Corpus, documents: Documents) -> np.ndarray:
+    """Returns the supervised targets of each document, int64 [documents]; its first token is no target."""
+    return _targets(documents, corpus, corpus.supervised_before)
+
+
+def target_weights(corpus: Corpus, documents: Documents) -> np.ndarray:
+    """Returns the sum of the target weights of each document, float64 [documents]."""
+    return _targets(documents, corpus, corpus.weight_before)
+
+
+def _targets(documents: Documents, corpus: Corpus, before: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    base = corpus.offsets[documents.example]
+    start, stop = base + documents.start, base + documents.stop
+    plain = documents.head == 0
+    body = before(stop) - before(np.where(plain, start + 1, start))
+    return body + np.where(plain, 0, before(base + documents.head) - before(base + 1))
+
+
+def _error(corpus: Corpus, set_index: int, too_long: np.ndarray, max_length: int) -> str:
+    base = int(corpus.bases[set_index])
+    shown = [f"{corpus.where(base + i)} ({corpus.lengths[base + i]} tokens)" for i in too_long[:_SHOWN].tolist()]
+    more = f" and {len(too_long) - _SHOWN} more" if len(too_long) > _SHOWN else ""
+    others = ", ".join(name for name in OVERLENGTH if name != "error")
+    longest = int(corpus.lengths[base : int(corpus.bases[set_index + 1])].max())
+    return (
+        f"data set '{corpus.names[set_index]}': {len(too_long)} example(s) do not fit data.max_length {max_length}: "
+        f"{', '.join(shown)}{more}; set data.max_length to {longest - 1} or more, or choose what becomes of them "
+        f"with data.overlength ({others})."
+    )

@@ -1,0 +1,109 @@
+"""What a worker process does with rows: read the format, render, tokenise, and hand examples back as flat arrays."""
+
+import datetime
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sft_jax.config import ColumnsConfig
+from sft_jax.data.chat import build_rows
+from sft_jax.data.examples import BadRow, RowError
+from sft_jax.data.formats import FORMATS
+from sft_jax.data.store import ROLES, Encoded, encode
+from sft_jax.data.templates import ChatTemplate
+from sft_jax.data.tokens import load_stored_tokenizer
+
+TARGET = f"{__name__}:make_builder"  # for WorkerPool
+UNSUPERVISED = "has no supervised token, so there is nothing to learn; check the roles and data.supervise."
+_ROLE_CODES = {role: code for code, role in enumerate(ROLES)} | {"developer": ROLES.index("system")}
+
+
+class SetOptions(NamedTuple):
+    """How the rows of one data set are read."""
+
+    format: str
+    columns: ColumnsConfig
+    supervise: str
+
+
+class Setup(NamedTuple):
+    """What every worker has."""
+
+    tokenizer_folder: str  # written by store_tokenizer
+    template: tuple[str, str] | None  # source, name for messages
+    now: datetime.datetime  # at which templates think that they are rendered
+    template_kwargs: dict[str, Any]
+    allow_special_tokens: bool
+    sets: tuple[SetOptions, ...]
+
+
+class Item(NamedTuple):
+    """A row to build. With `row` None nothing is built; the template is compiled, which is untrusted work too."""
+
+    set_index: int
+    number: int
+    row: dict[str, Any] | None
+
+
+class Built(NamedTuple):
+    """What became of some rows of one data set."""
+
+    encoded: Encoded
+    bad: list[tuple[int, str]]  # (row number, reason)
+    kinds: Counter[str]  # how rows became examples, see sft_jax.data.examples.BuiltRow
+    counts: Counter[str]
+    unsupervised: int  # examples left out of rows that have others
+
+
+def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
+    """Returns the function that builds a list of rows, all of one data set."""
+    tokenizer = load_stored_tokenizer(setup.tokenizer_folder)
+    template: list[ChatTemplate] = []
+
+    def compiled() -> ChatTemplate | None:
+        if setup.template is not None and not template:
+            source, name = setup.template
+            template.append(ChatTemplate(source, tokenizer.special_tokens, name=name, now=setup.now))
+        return template[0] if template else None
+
+    def build(items: list[Item]) -> Built:
+        chat_template = compiled()
+        numbers, conversations, bad = [], [], []
+        options = setup.sets[items[0].set_index] if items else None
+        for item in items:
+            if item.row is None:
+                continue
+            try:
+                conversations.append(FORMATS[options.format].read(item.row, options.columns))
+                numbers.append(item.number)
+            except RowError as error:
+                bad.append((item.number, str(error)))
+        results = []
+        if conversations:
+            results = build_rows(
+                conversations, tokenizer, chat_template, supervise=options.supervise,
+                template_kwargs=setup.template_kwargs, allow_special_tokens=setup.allow_special_tokens,
+            )  # fmt: skip
+        return _collect(zip(numbers, results, strict=True), bad)
+
+    return build
+
+
+def _collect(results, bad: list[tuple[int, str]]) -> Built:
+    examples, kinds, counts, unsupervised = [], Counter(), Counter(), 0
+    for number, result in results:
+        if isinstance(result, BadRow):
+            bad.append((number, result.reason))
+            continue
+        # The first token of a document is never a target, whatever its weight.
+        usable = [example for example in result.examples if (example.weights[1:] > 0).any()]
+        if not usable:
+            bad.append((number, UNSUPERVISED))
+            continue
+        unsupervised += len(result.examples) - len(usable)
+        kinds[result.kind] += 1
+        counts.update(result.counts)
+        for example in usable:
+            roles = [_ROLE_CODES.get(role, 0) for role in example.turn_roles]
+            examples.append((number, example.ids, example.weights, example.turn, example.turn_starts, roles))
+    return Built(encode(examples), sorted(bad), kinds, counts, unsupervised)

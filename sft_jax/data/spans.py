@@ -1,0 +1,224 @@
+"""From a conversation to texts with weighted spans; nothing is tokenised here.
+
+The span of an assistant turn runs from the end of the prompt that a server would feed (the history rendered with
+add_generation_prompt) to the end of its end-of-turn: all of that has to be generated. What that is says the render that
+ends with the turn, since that is what the turn looks like when it has just been written. Where the render of the whole
+conversation shows the same, the turn is supervised there; where it shows something else (templates that drop earlier
+thinking, that end the last turn differently, or whose prompt is no beginning of the render), the turn is an example of
+its own: prompt, answer, end-of-turn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from sft_jax.data.answers import Answer, find_answer
+from sft_jax.data.conversation import ROLES, Conversation, Message
+from sft_jax.data.examples import RowError
+from sft_jax.data.locate import Located, Region, Slot, slots_of
+from sft_jax.data.rendering import Messages, Rendering
+from sft_jax.data.templates import message_dict
+from sft_jax.errors import UserError, did_you_mean
+
+
+class Supervise(NamedTuple):
+    """Which tokens are targets."""
+
+    mode: Literal["roles", "last", "all"]
+    roles: frozenset[str]
+
+
+class Span(NamedTuple):
+    """Supervised characters. `turn` is the assistant turn that a prompt ends before, or -1 where none does."""
+
+    start: int
+    end: int
+    weight: float
+    turn: int
+
+
+@dataclass(slots=True)
+class TextPlan:
+    """The text of one example."""
+
+    text: str
+    spans: list[Span]
+    turn: int = -1
+    starts: list[int] = field(default_factory=list)  # characters at which messages begin
+    roles: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()  # content; the rest is the template's
+    complete: bool = True  # all content lies in `regions`
+    ends_with_eos: bool = False  # EOS is put after the tokens, supervised; and before them what inference puts there
+    cut: int = -1  # character at which the text is tokenised in two parts
+
+
+@dataclass(slots=True)
+class RowPlan:
+    """All texts of one row. `own` are those of turns that `main` does not show as they were written."""
+
+    main: TextPlan | None
+    own: list[TextPlan]
+    kind: str
+    counts: dict[str, int]
+
+
+def parse_supervise(value: str) -> Supervise:
+    """Returns what `data.supervise` says: "assistant", "last", "all", or roles with commas. Raises UserError."""
+    if value == "all":
+        return Supervise("all", frozenset(ROLES))
+    if value == "last":
+        return Supervise("last", frozenset(["assistant"]))
+    roles = [part.strip() for part in value.split(",")]
+    for role in roles:
+        if role not in ROLES:
+            known = did_you_mean(role, ["last", "all", *ROLES])
+            raise UserError(f"data.supervise: '{value}': unknown role '{role}'; {known}. Roles are joined by commas.")
+    return Supervise("roles", frozenset(roles))
+
+
+def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:
+    """Plans a prompt with its completion, or plain text, without a template: EOS ends it."""
+    if conversation.kind == "text":
+        text = conversation.text or ""
+        plan = TextPlan(text, [Span(0, len(text), 1.0, -1)], ends_with_eos=True)
+        plan.roles, plan.starts = ("other",), [0]
+        plan.regions = (Region(0, 0, "content", 0, len(text)),)
+        return RowPlan(plan, [], "plain", {})
+    prompt = f"{conversation.system}\n\n{conversation.prompt}" if conversation.system else conversation.prompt
+    prompt += conversation.separator
+    text = prompt + conversation.completion
+    asked, answered = (0, len(prompt)), (len(prompt), len(text))
+    spans = []
+    if supervise.mode == "all" or "user" in supervise.roles:
+        spans.append(Span(*asked, 1.0, -1))
+    if "assistant" in supervise.roles:
+        spans.append(Span(*answered, 1.0, 0))
+    plan = TextPlan(text, spans, ends_with_eos=True, starts=[0, len(prompt)], roles=("user", "assistant"))
+    plan.regions = (Region(0, 0, "content", *asked), Region(1, 1, "content", *answered))
+    return RowPlan(plan, [], "plain", {})
+
+
+def as_messages(conversation: Conversation) -> tuple[Message, ...]:
+    """Returns a conversation as a chat: a prompt is the user's, its completion the assistant's."""
+    if conversation.messages is not None:
+        return conversation.messages
+    system = (Message("system", conversation.system),) if conversation.system else ()
+    return (*system, Message("user", conversation.prompt), Message("assistant", conversation.completion))
+
+
+def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supervise) -> RowPlan:
+    """Plans a chat. Raises RowError where the template refuses it or spans cannot be decided."""
+    dicts = [message_dict(message) for message in messages]
+    weights = [1.0 if message.weight is None else message.weight for message in messages]
+    slots = slots_of(dicts)
+    whole = text = rendering.render(dicts, False)
+    counts: dict[str, int] = {}
+    spans: dict[int, Span] = {}  # of the assistant turns that `text` shows as they were written
+    own = []
+    for index, number in _chosen(messages, weights, supervise):
+        if index == 0:  # nothing asks for it, so there is no prompt that leads to it
+            counts["unprompted_turns"] = 1
+            continue
+        last = index == len(dicts) - 1
+        history = dicts if last else dicts[: index + 1]
+        answer = find_answer(rendering, history, slots, whole if last else rendering.render(history, False), counts)
+        span = Span(answer.start, answer.end, weights[index], number)
+        if last and answer.shown:
+            text = answer.text
+        if answer.shown and text.startswith(answer.text[: answer.end]):
+            spans[index] = span
+        else:
+            own.append(_own_plan(rendering, history, slots, answer, span))
+    located = rendering.locate(dicts, slots, False, whole)
+    main = _text_plan(text, dicts, located, rendering, spans)
+    if supervise.mode == "all":
+        if located is None and len(set(weights)) > 1:
+            raise RowError(f"{rendering.name}: what its messages become cannot be told apart, so they cannot have weights.")
+        begins = [0, *main.starts[1:]]
+        main.spans = [Span(*each, -1) for each in zip(begins, [*begins[1:], len(text)], weights, strict=True)]
+    else:
+        main.spans += _other_roles(text, messages, weights, located, rendering, supervise)
+        main.spans.sort()
+    main.spans = [span for span in main.spans if span.end > span.start and span.weight]
+    if own:
+        counts["per_turn"] = len(own)
+        if len(main.spans) == 1 and main.spans[0].turn >= 0:
+            main.turn = main.spans[0].turn
+            counts["per_turn"] += 1
+    return RowPlan(main if main.spans else None, own, "per_turn" if own else "once", counts)
+
+
+def _chosen(messages: Sequence[Message], weights: Sequence[float], supervise: Supervise) -> list[tuple[int, int]]:
+    """Returns (message, number among the assistant's) of the assistant turns that are supervised as answers."""
+    if supervise.mode == "all" or "assistant" not in supervise.roles:
+        return []
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    pairs = list(zip(turns, range(len(turns)), strict=True))
+    return [pair for pair in (pairs[-1:] if supervise.mode == "last" else pairs) if weights[pair[0]]]
+
+
+def _own_plan(rendering: Rendering, history: Messages, slots: Sequence[Slot], answer: Answer, span: Span) -> TextPlan:
+    """Plans the example of one turn: its prompt, its answer and nothing more."""
+    located = rendering.locate(history, slots, False, answer.text) if answer.shown else answer.located
+    plan = _text_plan(answer.text[: answer.end], history, located, rendering, {len(history) - 1: span})
+    plan.turn = span.turn
+    return plan
+
+
+def _text_plan(
+    text: str, dicts: Messages, located: Located | None, rendering: Rendering, spans: Mapping[int, Span]
+) -> TextPlan:
+    """Returns a plan with the spans of assistant turns; `spans` has them by message."""
+    plan = TextPlan(text, list(spans.values()), roles=tuple(message["role"] for message in dicts))
+    if located is not None:
+        plan.regions, plan.complete = located
+    else:
+        plan.complete = False
+    plan.starts = _message_starts(plan, rendering, spans)
+    return plan
+
+
+def _message_starts(plan: TextPlan, rendering: Rendering, spans: Mapping[int, Span]) -> list[int]:
+    """Returns where each message begins: at its header as far as that can be told, else at its content."""
+    text, end = plan.text, rendering.turn_end
+    first: dict[int, Region] = {}
+    last: dict[int, Region] = {}
+    for region in plan.regions:
+        first.setdefault(region.message, region)
+        last[region.message] = region
+    starts, done = [], 0  # `done`: where the content of the message before ends
+    for index, role in enumerate(plan.roles):
+        content = first[index].start if index in first else spans[index].start if index in spans else done
+        content = max(content, done)
+        between = text[done:content]
+        start = content
+        for closing in (end.end, end.user_end) if index else ():
+            if closing and between.startswith(closing):
+                start = done + len(closing)
+                start += len(text[start:content]) - len(text[start:content].lstrip())
+                break
+        else:
+            if role == "user" and end.user_header and between.endswith(end.user_header):
+                start = content - len(end.user_header)
+            elif index == 0:
+                start = len(rendering.bos) if between.startswith(rendering.bos) else 0
+            elif index in spans:
+                start = spans[index].start
+        starts.append(max(start, starts[-1] if starts else 0))
+        done = max(done, last[index].end if index in last else content)
+    return starts
+
+
+def _other_roles(text, messages, weights, located, rendering: Rendering, supervise: Supervise) -> list[Span]:
+    """Returns the spans of supervised messages that no prompt leads to: content and, where it shows, end of turn."""
+    spans = []
+    for index, message in enumerate(messages):
+        if message.role == "assistant" or message.role not in supervise.roles or not weights[index]:
+            continue
+        own = [region for region in located.regions if region.message == index] if located else []
+        if message.content.strip() and not own:
+            raise RowError(f"{rendering.name}: message {index} of the {message.role} is not found in its render.")
+        for region in own:
+            closing = next((end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end and text.startswith(end, region.end)), "")
+            spans.append(Span(region.start, region.end + len(closing), weights[index], -1))
+    return spans

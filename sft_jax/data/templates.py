@@ -1,0 +1,208 @@
+"""Chat templates: jinja2 rendered as transformers renders it, without importing transformers.
+
+Templates come from model repositories and are not trusted: the sandbox keeps them from the interpreter, and whoever
+renders in a loop does so in a process that is watched for time and memory.
+"""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import jinja2.utils
+
+from sft_jax.data.builtin_templates import TEMPLATES
+from sft_jax.data.examples import RowError
+from sft_jax.data.tokens import Tokenizer
+from sft_jax.errors import UserError, did_you_mean
+
+__all__ = ["TEMPLATES", "ChatTemplate", "message_dict", "resolve_template", "template_source"]
+
+
+class ChatTemplate:
+    """A compiled chat template and the special tokens that it reads.
+
+    Time stands still in it: `strftime_now` gives the moment at which the first object of the run was made, so that
+    all renders of a run agree on the date.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        name: str = "the chat template",
+        now: datetime.datetime | None = None,
+    ):
+        """Compiles `source`. `special_tokens` maps "bos_token", "eos_token", ... to text; `name` is for messages.
+
+        Raises UserError where the template is not valid jinja2.
+        """
+        self.source = source
+        self.special_tokens = dict(special_tokens or {})
+        self.name = name
+        self.now = now or datetime.datetime.now()
+        environment = _environment()
+        environment.globals["strftime_now"] = lambda form: self.now.strftime(form)
+        try:
+            self._compiled = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise UserError(f"{name}: is not a valid chat template ({error}); check data.chat_template.") from error
+
+    def __reduce__(self):
+        return functools.partial(ChatTemplate, name=self.name, now=self.now), (self.source, self.special_tokens)
+
+    def render(self, messages: Sequence, add_generation_prompt: bool = False, **kwargs: Any) -> str:
+        """Returns the text of a conversation.
+
+        Args:
+            messages: dicts as templates read them, or objects with `role`, `content` and `reasoning`.
+            add_generation_prompt: end with what a server puts before an answer.
+            kwargs: the run's template arguments, such as enable_thinking; they win over special tokens.
+
+        Raises RowError with the template's own message where it refuses the conversation or fails.
+        """
+        dicts = [message if isinstance(message, Mapping) else message_dict(message) for message in messages]
+        variables = {
+            "messages": dicts,
+            "tools": None,
+            "documents": None,
+            **self.special_tokens,
+            **kwargs,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._compiled.render(variables)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template can fail in every way that Python can
+            reason = str(error).strip() or type(error).__name__
+            raise RowError(f"{self.name} does not accept the conversation: {reason}") from error
+
+
+def message_dict(message) -> dict[str, Any]:
+    """Returns a message as templates read it. Reasoning has the names under which transformers passes it on."""
+    result = {"role": message.role, "content": message.content or ""}
+    if message.reasoning is not None:
+        result["reasoning_content"] = result["thinking"] = message.reasoning
+    return result
+
+
+def resolve_template(setting: str, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Returns the template that `data.chat_template` names, or None where rows are not to go through one.
+
+    "auto" is the tokenizer's own (None where it has none), "none" is none; else a built-in name or a file. Raises
+    UserError for what is neither.
+    """
+    found = template_source(setting, tokenizer)
+    return None if found is None else ChatTemplate(found[0], tokenizer.special_tokens, name=found[1])
+
+
+def template_source(setting: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
+    """Returns (source, name for messages) of the template that `resolve_template` compiles, or None.
+
+    Compiling evaluates constant expressions, so where a template is not trusted that too is done under watch.
+    """
+    if setting == "none":
+        return None
+    if setting == "auto":
+        source, name = tokenizer.chat_template, "the model's chat template"
+    elif setting in TEMPLATES:
+        source, name = TEMPLATES[setting], f"the chat template '{setting}'"
+    else:
+        source, name = _read(setting), setting
+    return None if source is None else (source, name)
+
+
+def _read(setting: str) -> str:
+    path = Path(setting).expanduser()
+    if not path.is_file():
+        kind = "there is no such file" if path.suffix or len(path.parts) > 1 else "is no chat template"
+        raise UserError(
+            f"data.chat_template: '{setting}': {kind}; {did_you_mean(setting, ['auto', 'none', *TEMPLATES])}, or a file."
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template: {path} cannot be read ({error}); give a UTF-8 jinja file.") from error
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks what the model writes. Spans are derived without it, so it only passes text on."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller) -> str:
+        return caller()
+
+
+class _Dict:
+    """`dict` without the attributes of the type."""
+
+    def __call__(self, *args, **kwargs) -> dict:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args, **kwargs) -> dict:
+        return dict.fromkeys(*args, **kwargs)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace()` that takes no private names."""
+
+    def __init__(*args, **kwargs):  # no parameter is called self, so that namespace(self=...) works
+        self, args = args[0], args[1:]
+        values = dict(*args, **kwargs)
+        for name in values:
+            _Namespace._check(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _Namespace._check(name)
+        super().__setitem__(name, value)
+
+    @staticmethod
+    def _check(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}: it begins with an underscore")
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox with a short way for `message.role`, which templates read dozens of times in a render."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and not hasattr(dict, attribute):
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+def _environment() -> _Environment:
+    """Returns an environment equal to that of transformers' `apply_chat_template` (transformers 5)."""
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
+    return environment
+
+
+def _raise_exception(message: str):
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """JSON as transformers writes it: jinja2's own filter escapes HTML, sorts keys and escapes what is not ASCII."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,0 +1,90 @@
+"""From logits to the next token: greedy, or a draw from the distribution that temperature, top-k and top-p leave."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from sft_jax.errors import UserError
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["temperature", "top_p"],
+    meta_fields=["top_k", "greedy", "nucleus"],
+)
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; made by `sampling`.
+
+    A pytree: another temperature or top_p does not compile again, the static fields do.
+    """
+
+    temperature: float | Array
+    top_p: float | Array
+    top_k: int  # 0 = all tokens
+    greedy: bool
+    nucleus: bool  # whether top_p rules anything out
+
+
+def sampling(temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+    """Returns checked sampling options. The filters apply in the order temperature, top-k, top-p, as in transformers.
+
+    Args:
+        temperature: 0 is greedy.
+        top_k: Keep the k most probable tokens; 0 keeps all (Fan et al. 2018, arXiv:1805.04833).
+        top_p: Keep the fewest tokens whose probabilities reach p; 1 keeps all (Holtzman et al. 2019, arXiv:1904.09751).
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature: must be 0 (greedy) or a number above 0, not {temperature}.")
+    if top_k < 0:
+        raise UserError(f"top_k: must be 0 (all tokens) or more, not {top_k}.")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p: must be above 0 and at most 1, not {top_p}.")
+    return Sampling(float(temperature), float(top_p), int(top_k), greedy=temperature == 0, nucleus=top_p < 1)
+
+
+def filter_logits(logits: Array, options: Sampling) -> Array:
+    """Returns the log-weights that `options` leave: divided by the temperature, -inf where a token is ruled out.
+
+    Args:
+        logits: float32 [..., V].
+        options: Not greedy.
+
+    Returns:
+        float32 [..., V]. The most probable token always stays. Of equal logits at the edge of top-k or top-p the one
+        with the smaller id stays.
+    """
+    scaled = logits / options.temperature
+    vocabulary = logits.shape[-1]
+    keep = min(options.top_k, vocabulary) or vocabulary
+    if keep == vocabulary and not options.nucleus:
+        return scaled
+    values, ids = jax.lax.top_k(scaled, keep)  # descending, so that the sums below run from the most probable token
+    if options.nucleus:
+        probabilities = jax.nn.softmax(values, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        kept = (before < options.top_p) | (jnp.arange(keep) == 0)
+        values = jnp.where(kept, values, -jnp.inf)
+    return jnp.put_along_axis(jnp.full_like(scaled, -jnp.inf), ids, values, axis=-1, inplace=False)
+
+
+def choose(logits: Array, keys: Array, options: Sampling) -> Array:
+    """Returns the next token of each row.
+
+    Args:
+        logits: float32 [B, V].
+        keys: Random keys [B]. Every row has its own, so that its tokens do not depend on the rows beside it.
+        options: Greedy takes the smallest id among equal logits and uses no key.
+
+    Returns:
+        int32 [B].
+    """
+    if options.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, options)).astype(jnp.int32)

@@ -1,0 +1,34 @@
+"""An export is done when what was written has been read back and found to be the model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft_jax.data.tokens import Tokenizer
+from sft_jax.hf.save import Provenance, save
+from sft_jax.hf.verify import ExportReport, verify_export
+from sft_jax.hf.writer import MAX_SHARD_SIZE
+from sft_jax.model.decoder import Decoder
+
+
+def export_checkpoint(
+    model: Decoder,
+    tokenizer: Tokenizer | None,
+    path: str | Path,
+    *,
+    stop_ids: Sequence[int] = (),
+    dtype: str | None = None,
+    provenance: Provenance = Provenance(),
+    max_shard_size: int = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Saves a model, reads it back, compares the two, and only then lets the directory appear at `path`.
+
+    The arguments are those of `save`. Raises UserError as `save` does, and ExportMismatch, leaving nothing at `path`,
+    where the directory is not the model.
+    """
+    reports: list[ExportReport] = []
+    save(
+        model, tokenizer, path, stop_ids=stop_ids, dtype=dtype, provenance=provenance, max_shard_size=max_shard_size,
+        overwrite=overwrite, check=lambda folder: reports.append(verify_export(folder, model, tokenizer, stop_ids, dtype)),
+    )  # fmt: skip
+    return reports[0]

@@ -1,0 +1,220 @@
+"""Reading a model: a Hugging Face directory, a hub id or the newest state of a run, straight into its shards."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from sft_jax.checkpoint.checkpoints import DamagedCheckpoint, committed_steps, flatten_state, restore, unflatten_state, verify
+from sft_jax.data.templates import resolve_template
+from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.errors import UserError
+from sft_jax.hf import names
+from sft_jax.hf.files import TensorDirectory, open_tensors
+from sft_jax.hf.rules import Piece, check_bijection, pieces_by_param
+from sft_jax.hf.source import (
+    CHECKPOINTS,
+    PARAM_DTYPES,
+    Source,
+    checkpoint_of,
+    find_model,
+    has_tokenizer,
+    is_run,
+    read_source,
+    run_config,
+)
+from sft_jax.hf.stream import stream_parameter
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.families import spec_from_config
+from sft_jax.model.options import Options
+from sft_jax.model.runs import layer_places
+from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_leaves, path_name, shardings
+
+_COMPARE_BYTES = 1 << 26  # of a tied head and its embedding, held at a time
+
+
+def load(
+    path: str | Path, *, options: Options | None = None, mesh: Mesh | None = None
+) -> tuple[Decoder, Tokenizer | None]:
+    """Loads a model and its tokenizer from a Hugging Face directory, a hub id or a run's workdir.
+
+    Of a run this is the exported model, or, where there is a newer checkpoint, that one. Parameters keep the dtype
+    that they are stored in; by default the arithmetic is float32 at highest precision, on one device. The tokenizer is
+    None where the directory has none. Raises UserError for whatever is wrong with the directory.
+
+        model, tokenizer = sft_jax.load("runs/quickstart")
+        logits = model(tokens)  # int32 [B, L] -> float32 [B, L, V]
+    """
+    options = options or (Options() if mesh is None else Options(constrain=constrain_fn(mesh)))
+    return load_decoder(path, options, mesh), load_model_tokenizer(path)
+
+
+def load_decoder(
+    path: str | Path,
+    options: Options,
+    mesh: Mesh | None = None,
+    param_dtype: str | None = None,
+    *,
+    init: str = "checkpoint",
+    seed: int = 0,
+) -> Decoder:
+    """Reads a decoder from a Hugging Face directory, hub id or run, laid out over `mesh` (default: one device).
+
+    `param_dtype` None keeps the dtype of the file. With `init` "random" only config.json is read and parameters are
+    drawn from `seed`, the same on every mesh. The decoder's attribute `source` says where it came from; an export
+    carries it along. Raises UserError for whatever is wrong with the directory.
+    """
+    folder = find_model(path)
+    source = read_source(folder, str(path))
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    if init == "random":
+        return _random_decoder(source, options, mesh, param_dtype or "float32", seed)
+    if init != "checkpoint":
+        raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
+    decoder = abstract_decoder(source, options, mesh)
+    run = Path(path).expanduser()
+    if is_run(run) and checkpoint_of(run) is not None:
+        return _restored_decoder(decoder, run, param_dtype)
+    tensors = open_tensors(folder)
+    pieces, ignored = match(decoder, tensors)
+    if ignored:
+        decoder.source = dataclasses.replace(source, ignored=tuple(ignored))
+        _check_tied_head(tensors, ignored)
+
+    def fill(path, leaf: nnx.Variable) -> nnx.Variable:
+        parts = pieces[path_name(path)]
+        dtype = _dtype(tensors, parts, param_dtype)
+        return leaf.replace(stream_parameter(tensors, mesh, leaf.get_value(), parts, dtype))
+
+    return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
+
+
+def load_model_tokenizer(path: str | Path) -> Tokenizer | None:
+    """Returns the tokenizer of what `load_decoder` reads, with the run's chat template; None where there is none."""
+    folder = find_model(path)
+    if not has_tokenizer(folder):
+        return None
+    tokenizer = load_tokenizer(folder)
+    run = Path(path).expanduser()
+    if is_run(run) and checkpoint_of(run) is not None:
+        template = resolve_template(run_config(run)["data"]["chat_template"], tokenizer)
+        tokenizer = tokenizer if template is None else tokenizer.with_chat_template(template.source)
+    return tokenizer
+
+
+def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str = "float32") -> Decoder:
+    """Returns the decoder of `source` with a ShapeDtypeStruct, sharding included, in place of every parameter.
+
+    What restoring a checkpoint fills, and what compiling ahead of time needs. Raises UserError naming the model and
+    the field of config.json, or the parameter that the mesh does not divide.
+    """
+    try:
+        spec = spec_from_config(source.config_dict())
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}") from error
+    decoder = nnx.eval_shape(lambda: Decoder(spec, options, jax.random.key(0), param_dtype))
+    decoder.source = source
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, decoder, shardings(decoder, mesh))
+
+
+def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[dict[str, tuple[Piece, ...]], list[str]]:
+    """Returns the tensors that make up every parameter of `decoder`, and those that are left out.
+
+    Decided from the headers alone. Raises UserError unless tensors and parameters match one to one, in shape too, and
+    all are of 16 or 32 bit floating point.
+    """
+    spec = decoder.spec
+    pieces = pieces_by_param(names.rules(spec), layer_places(spec))
+    params = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
+    shapes = {name: info.shape for name, info in tensors.tensors.items()}
+    left_out = check_bijection(pieces, params, shapes, names.ignored(spec), str(tensors.folder))
+    for parts in pieces.values():
+        for piece in parts:
+            info = tensors.tensors[piece.name]
+            if info.dtype.name not in PARAM_DTYPES:
+                raise UserError(
+                    f"{info.file}: tensor '{info.name}' is {info.dtype.name}; parameters must be "
+                    f"{', '.join(PARAM_DTYPES)}. Take the checkpoint that is not quantised, or convert it."
+                )
+    return pieces, left_out
+
+
+def _dtype(tensors: TensorDirectory, parts: Sequence[Piece], param_dtype: str | None) -> jnp.dtype:
+    """Returns the dtype of a parameter: the one asked for, or the one that holds all its tensors exactly."""
+    if param_dtype is not None:
+        if param_dtype not in PARAM_DTYPES:
+            raise UserError(f"model.dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{param_dtype}'.")
+        return jnp.dtype(param_dtype)
+    return jnp.result_type(*{tensors.tensors[part.name].dtype for part in parts})
+
+
+def _check_tied_head(tensors: TensorDirectory, ignored: Sequence[str]) -> None:
+    """Raises UserError where a head that config.json ties to the embedding is stored with other values."""
+    if names.HEAD not in ignored:
+        return
+    head, embedding = tensors.tensors[names.HEAD], tensors.tensors[names.EMBEDDING]
+    same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+    rows = max(1, _COMPARE_BYTES // max(1, head.nbytes // head.shape[0]))
+    for first in range(0, head.shape[0] if same else 0, rows):
+        count = min(rows, head.shape[0] - first)
+        parts = [tensors.read(name, first, count).tobytes() for name in (names.HEAD, names.EMBEDDING)]
+        same = same and parts[0] == parts[1]
+    if not same:
+        raise UserError(
+            f"{head.file}: tensor '{names.HEAD}' differs from '{names.EMBEDDING}', but config.json ties them "
+            "(tie_word_embeddings); set it to false to use this head, or remove the tensor."
+        )
+
+
+def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str, seed: int) -> Decoder:
+    abstract = abstract_decoder(source, options, mesh, param_dtype)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def draw(key):
+        decoder = Decoder(abstract.spec, options, key, param_dtype)
+        decoder.source = source
+        return decoder
+
+    return jax.jit(draw, out_shardings=layout)(jax.random.key(seed))
+
+
+def _restored_decoder(decoder: Decoder, run: Path, param_dtype: str | None) -> Decoder:
+    """Fills an abstract decoder with the trained parameters of a run's newest sound checkpoint."""
+    checkpoint, manifest = _newest_sound(run)
+    if manifest["model_config"] != decoder.source.config:
+        raise UserError(f"{decoder.source.name}: the config.json of its base model is no longer what {run} was trained with.")
+    written = manifest["arrays"]
+    graphdef, state = nnx.split(decoder)
+    abstract = flatten_state({"params": state})
+    stored = {name: name if name in written else name.replace("params", "frozen", 1) for name in abstract}
+    dtypes = {name: written[stored[name]][1] for name in abstract if stored[name] in written}
+    like = {
+        stored[name]: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype), sharding=leaf.sharding)
+        for name, leaf in abstract.items()
+    }
+    try:
+        arrays = restore(checkpoint, like)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{error}. Check the memory and the disk of this machine, and try again.") from error
+    if param_dtype is not None:
+        arrays = {name: array.astype(param_dtype) for name, array in arrays.items()}
+    state = unflatten_state({"params": state}, {name: arrays[stored[name]] for name in abstract})["params"]
+    return nnx.merge(graphdef, state)
+
+
+def _newest_sound(run: Path) -> tuple[Path, dict]:
+    """Returns the newest checkpoint of a run whose files are what was written, and its manifest."""
+    steps = committed_steps(run / CHECKPOINTS)
+    for step in reversed(steps):
+        folder = run / CHECKPOINTS / str(step)
+        try:
+            return folder, verify(folder)
+        except DamagedCheckpoint as error:
+            logging.warning("Checkpoint %s is damaged, the one before it is taken: %s.", folder, error)
+    raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back from elsewhere.")

@@ -1,0 +1,235 @@
+"""Writing a decoder as a Hugging Face directory: the names and bytes that loading read, one tensor at a time."""
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import sft_jax
+from sft_jax.data.tokens import Tokenizer
+from sft_jax.errors import UserError
+from sft_jax.hf import names
+from sft_jax.hf.rules import Piece, pieces_by_param, tensor_shape
+from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, Source
+from sft_jax.hf.writer import (
+    MAX_SHARD_SIZE,
+    TensorSpec,
+    new_directory,
+    partial_path,
+    to_json,
+    write_order,
+    write_tensors,
+    write_text,
+)
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.runs import layer_places
+from sft_jax.model.sharding import named_leaves
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the README of an export says about how the model came to be."""
+
+    data_fingerprint: str | None = None
+    steps: int | None = None
+    summary: str = ""  # a paragraph of Markdown
+
+
+def save(
+    model: Decoder,
+    tokenizer: Tokenizer | None,
+    path: str | Path,
+    *,
+    stop_ids: Sequence[int] = (),
+    dtype: str | None = None,
+    provenance: Provenance = Provenance(),
+    max_shard_size: int = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes `model` and `tokenizer` as a Hugging Face directory at `path`, all or nothing, and returns the path.
+
+    `dtype` None writes every parameter in the dtype it has. `stop_ids`, such as the chat template's end of turn, join
+    the model's own in generation_config.json. Tensors go into files of at most `max_shard_size` bytes. `overwrite`
+    replaces an earlier export. `check`, called with the written directory before it appears at `path`, may refuse it
+    by raising. Of several processes all must call this; the first one writes.
+
+    Raises UserError where `path` is taken or cannot be written, the disk is full, or the model has no source.
+    """
+    path = Path(path).expanduser()
+    path = path.parent.resolve() / path.name
+    source = getattr(model, "source", None)
+    if source is None:
+        raise UserError("The model says not where its config.json came from; save a model that `load` or `fit` returned.")
+    if dtype is not None and dtype not in PARAM_DTYPES:
+        raise UserError(f"dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{dtype}'.")
+    tensors = Tensors(model, dtype)
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        folder = agree(
+            lambda: stack.enter_context(new_directory(path, tensors.nbytes, overwrite)) if first else partial_path(path)
+        )
+        agree(lambda: _write_all(folder, tensors, max_shard_size, first))
+        agree(lambda: first and _write_texts(folder, tensors, source, tokenizer, stop_ids, provenance))
+        if check is not None:
+            agree(lambda: check(folder))
+        agree(stack.pop_all().close)  # the directory appears under its name
+    return path
+
+
+class Tensors:
+    """The tensors that a decoder has in the Hugging Face format, computed one by one."""
+
+    def __init__(self, decoder: Decoder, dtype: str | None = None):
+        spec = decoder.spec
+        params = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
+        pieces = pieces_by_param(names.rules(spec), layer_places(spec))
+        assert pieces.keys() == params.keys(), sorted(pieces.keys() ^ params.keys())
+        self._parts: dict[str, tuple[jax.Array, Piece, np.dtype]] = {}
+        for path, parts in pieces.items():
+            for piece in parts:
+                self._parts[piece.name] = (params[path], piece, np.dtype(jnp.dtype(dtype or params[path].dtype)))
+        order = sorted(self._parts, key=_reading_order)
+        self.specs = [
+            TensorSpec(name, self._parts[name][2], tensor_shape(self._parts[name][1], self._parts[name][0].shape))
+            for name in order
+        ]
+        self.nbytes = sum(spec.nbytes for spec in self.specs)
+
+    def gather(self, name: str) -> jax.Array:
+        """Returns one tensor. Of several processes all must call this, in the same order."""
+        param, piece, dtype = self._parts[name]
+        take = _taker(_readable(param.sharding), piece.index is not None, piece.transpose, jnp.dtype(dtype))
+        return take(param, np.int32(piece.index or 0))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that most bytes have."""
+        sizes: dict[str, int] = {}
+        for spec in self.specs:
+            sizes[spec.dtype.name] = sizes.get(spec.dtype.name, 0) + spec.nbytes
+        return max(sizes, key=sizes.get)
+
+
+@functools.lru_cache(maxsize=256)
+def _taker(sharding, stacked: bool, transpose: bool, dtype) -> Callable[..., jax.Array]:
+    def take(param, index):
+        x = jax.lax.dynamic_index_in_dim(param, index, 0, keepdims=False) if stacked else param
+        return (x.T if transpose else x).astype(dtype)
+
+    return jax.jit(take, out_shardings=sharding)
+
+
+def _readable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding | None:
+    """Returns the sharding in which one process can read an array; None leaves the layout to the compiler."""
+    if isinstance(sharding, NamedSharding) and not sharding.is_fully_addressable:
+        return NamedSharding(sharding.mesh, P())
+    return None
+
+
+def _reading_order(name: str) -> tuple:
+    """Orders embedding, layers by number, final norm, head, so that shards hold neighbouring layers."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer:
+        return 1, int(layer[1]), name
+    return (0 if name == names.EMBEDDING else 2), 0, name
+
+
+def _write_all(folder: Path, tensors: Tensors, max_shard_size: int, first: bool) -> None:
+    """Writes the tensors from the first process; the others take part in gathering, whatever happens to the disk."""
+    order = write_order(tensors.specs, max_shard_size)
+    gathered = 0
+
+    def fetch(name: str) -> np.ndarray:
+        nonlocal gathered
+        gathered += 1
+        return np.asarray(tensors.gather(name))
+
+    try:
+        if first:
+            write_tensors(folder, tensors.specs, fetch, max_shard_size)
+    finally:
+        if jax.process_count() > 1:
+            for name in order[gathered:]:
+                tensors.gather(name).block_until_ready()
+
+
+def _write_texts(folder: Path, tensors: Tensors, source: Source, tokenizer, stop_ids, provenance: Provenance) -> None:
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    write_text(folder / CONFIG, to_json(_config(source, tensors.dtype)))
+    write_text(folder / GENERATION_CONFIG, to_json(generation_config(source, tokenizer, stop_ids)))
+    write_text(folder / "README.md", _readme(source, tensors, provenance))
+
+
+def _config(source: Source, dtype: str) -> dict:
+    """Returns the source's config.json with the dtype of what is written, under the name that the source uses."""
+    config = source.config_dict()
+    names_used = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
+    return config | dict.fromkeys(names_used, dtype)
+
+
+def generation_config(source: Source, tokenizer: Tokenizer | None, stop_ids: Sequence[int]) -> dict:
+    """Returns generation_config.json: the source's, with `stop_ids` added to those it stops at.
+
+    A model whose files name no stop id gets its tokenizer's end-of-sequence id.
+    """
+    config = source.generation_dict()
+    stops = [*source.stop_ids(), *(int(token) for token in stop_ids)]
+    if not stops and tokenizer is not None and tokenizer.eos_id is not None:
+        stops = [tokenizer.eos_id]
+    stops = list(dict.fromkeys(stops))
+    if len(stops) == 1 and not isinstance(config.get("eos_token_id"), list):
+        config["eos_token_id"] = stops[0]
+    elif stops:
+        config["eos_token_id"] = stops
+    return config
+
+
+def _readme(source: Source, tensors: Tensors, provenance: Provenance) -> str:
+    is_hub_id = not Path(source.name).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.name)
+    count = sum(int(np.prod(spec.shape)) for spec in tensors.specs)
+    rows = [
+        ("base model", f"`{source.name}`"),
+        ("architecture", f"`{source.config_dict()['architectures'][0]}`"),
+        ("parameters", f"{count:,} in {tensors.dtype}"),
+    ]
+    if provenance.steps is not None:
+        rows.append(("optimizer steps", f"{provenance.steps:,}"))
+    rows.append(("data fingerprint", f"`{provenance.data_fingerprint}`" if provenance.data_fingerprint else "not recorded"))
+    front = ["---", "library_name: transformers", "tags: [sft_jax]", *([f"base_model: {source.name}"] if is_hub_id else []), "---"]
+    body = ["", f"# {Path(source.name).name}", "", f"Written by sft_jax {sft_jax.__version__}.", "", "| | |", "|---|---|"]
+    body += [f"| {name} | {value} |" for name, value in rows]
+    if provenance.summary:
+        body += ["", provenance.summary.strip()]
+    return "\n".join([*front, *body, ""])
+
+
+T = TypeVar("T")
+
+
+def agree(action: Callable[[], T]) -> T:
+    """Runs `action` on every process; where it raises on one of them, all of them raise, so that none waits for ever."""
+    failure: Exception | None = None
+    result = None
+    try:
+        result = action()
+    except Exception as error:  # raised again below, once the others know of it
+        failure = error
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
+        if failure is None and len(failed):
+            raise RuntimeError(f"Process {failed[0]} could not write the model; its message says why.")
+    if failure is not None:
+        raise failure
+    return result

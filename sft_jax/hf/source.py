@@ -1,0 +1,151 @@
+"""Where a model comes from: finding its directory, and what of it is carried along to an export."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from sft_jax.checkpoint.checkpoints import committed_steps
+from sft_jax.errors import UserError
+from sft_jax.hf.files import parse_json
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+EXPORT = "export"  # in the workdir of a run: its exported model
+CHECKPOINTS = "checkpoints"  # in the workdir of a run
+PARAM_DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that a decoder was read from. Texts, so that it is hashable and can be static in a module."""
+
+    name: str  # as the user named it: a directory or a hub id
+    config: str  # the text of config.json
+    generation_config: str | None  # the text of generation_config.json, where there is one
+    ignored: tuple[str, ...] = ()  # tensors of the checkpoint that hold no parameter and were not read
+
+    def config_dict(self) -> dict[str, Any]:
+        return json.loads(self.config)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of the parameters that config.json names, or None where it names none that is known here."""
+        config = self.config_dict()
+        dtype = config.get("dtype", config.get("torch_dtype"))
+        return dtype if dtype in PARAM_DTYPES else None
+
+    def generation_dict(self) -> dict[str, Any]:
+        """Returns generation_config.json, or what config.json says about special tokens where there is none."""
+        if self.generation_config is not None:
+            return json.loads(self.generation_config)
+        config = self.config_dict()
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {name: config[name] for name in names if config.get(name) is not None}
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """Returns the ids at which a server ends an answer: those of generation_config.json, or else config.json."""
+        stops = self.generation_dict().get("eos_token_id")
+        stops = self.config_dict().get("eos_token_id") if stops is None else stops
+        return tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
+
+
+def find_model(path: str | Path) -> Path:
+    """Returns the Hugging Face directory of `path`: a directory, a hub id, or a run's workdir.
+
+    A run stands for its export, or, where it has not been exported since its newest checkpoint, for its base model,
+    whose configuration and tokenizer it shares. A hub id is downloaded unless it is in the cache. Raises UserError
+    naming `path` and the remedy.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
+        return _download(str(path))
+    if is_run(folder):
+        if checkpoint_of(folder) is None:
+            return folder / EXPORT
+        base = str(run_config(folder)["model"].get("path"))
+        if Path(base).expanduser().resolve() == folder.resolve():
+            raise UserError(f"{folder / CONFIG}: model.path names the run itself; name the model that it began from.")
+        return find_model(base)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{path}: holds no {CONFIG}; name a Hugging Face directory, a hub id or a run's workdir.")
+    return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Returns whether a directory is the workdir of a run; its config.json is the run's, not a model's."""
+    return (folder / CHECKPOINTS).is_dir() or (folder / EXPORT / CONFIG).is_file()
+
+
+def checkpoint_of(folder: str | Path) -> Path | None:
+    """Returns the newest committed checkpoint of a run, or None where the export of the run is as new.
+
+    Raises UserError where the run has neither.
+    """
+    folder = Path(folder).expanduser()
+    steps = committed_steps(folder / CHECKPOINTS)
+    if (folder / EXPORT / CONFIG).is_file():
+        summary = folder / "summary.json"
+        exported = parse_json(summary.read_bytes(), f"{summary}:").get("steps", 0) if summary.is_file() else math.inf
+        if not steps or steps[-1] <= exported:
+            return None
+    if not steps:
+        raise UserError(f"{folder}: is a run that has saved nothing yet; let it save, or name the model it began from.")
+    return folder / CHECKPOINTS / str(steps[-1])
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of a run, as its config.json holds it."""
+    path = folder / CONFIG
+    config = parse_json(path.read_bytes(), f"{path}:") if path.is_file() else {}
+    if not isinstance(config.get("model"), dict) or not isinstance(config.get("data"), dict):
+        raise UserError(f"{path}: is not the configuration of a run; the run's folder is damaged, copy it again.")
+    return config
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def read_source(folder: Path, name: str) -> Source:
+    """Reads config.json and generation_config.json of a directory. Raises UserError where one is no JSON object."""
+    texts = []
+    for file in (CONFIG, GENERATION_CONFIG):
+        path = folder / file
+        if not path.is_file():
+            if file == CONFIG:
+                raise UserError(f"{folder}: holds no {CONFIG}; name a Hugging Face directory.")
+            texts.append(None)
+            continue
+        data = path.read_bytes()
+        parse_json(data, f"{path}:")
+        texts.append(data.decode("utf-8"))
+    return Source(name, *texts)
+
+
+def _download(name: str) -> Path:
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{name}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir.")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_PATTERNS)))
+    except hub_errors.GatedRepoError as error:
+        raise UserError(f"{name}: access is gated; accept its licence on huggingface.co and log in (`hf auth login`).") from error
+    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
+        raise UserError(f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling.") from error
+    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name}: is not a directory here, and the Hugging Face hub cannot be reached ({reason}); "
+            "download it where there is a network and name the directory."
+        ) from error

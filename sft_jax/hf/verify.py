@@ -1,0 +1,162 @@
+"""Reading an export back and comparing it with the live model, before anybody is told that it is done."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.data.examples import RowError
+from sft_jax.data.templates import ChatTemplate
+from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.hf.load import load_decoder
+from sft_jax.hf.source import GENERATION_CONFIG, Source, read_source
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.sharding import named_leaves
+
+LOGIT_TOLERANCE = 1e-4  # of the largest logit
+_LENGTH = 32  # tokens of a compared row
+
+PROMPTS = (
+    "Hello",
+    "What is 12 x 34?\nAnswer:",
+    " leading space, tab\t, two\n\nnewlines ",
+    "naïve ½ 漢字 🤗 def f(x): return {'k': x[0]}",
+)
+
+
+class ExportMismatch(Exception):
+    """What was written is not the model that was to be written; the message says where they differ."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was compared, and how well it agreed."""
+
+    parameters: int  # compared bit by bit
+    logit_difference: float  # largest, between the reloaded model and the live one in the dtype of the export
+    rounding_difference: float  # largest, between the live model in the dtype of the export and in its own
+    prompts: int  # whose token ids were compared
+    refused_prompts: int  # conversations that the chat template does not accept
+    stop_ids: tuple[int, ...]
+
+
+def verify_export(
+    folder: Path, decoder: Decoder, tokenizer: Tokenizer | None, stop_ids: Sequence[int], dtype: str | None = None
+) -> ExportReport:
+    """Compares the directory `folder` with the model that it was written from, cast to `dtype` where that is given.
+
+    Parameters must be equal bit by bit, logits within 1e-4 of the largest, the ids of sample prompts and the template
+    equal, and generation stop at `stop_ids` and whatever the source stops at. Raises ExportMismatch.
+    """
+    exported = load_decoder(folder, decoder.options, _mesh(decoder))
+    exported.source = decoder.source  # the same static part, so that one compilation serves both
+    expected = decoder if dtype is None else _cast(decoder, dtype)
+    parameters = _compare_parameters(exported, expected)
+    tokens = _sample_tokens(decoder.spec.vocab_size, tokenizer)
+    difference, largest = _logit_difference(exported, expected, tokens)
+    if not difference <= LOGIT_TOLERANCE * max(1.0, largest):  # also where it is NaN
+        raise ExportMismatch(f"{folder}: logits differ from the live model's by {difference:.3g}, of at most {largest:.3g}.")
+    rounding = 0.0 if expected is decoder else _logit_difference(expected, decoder, tokens)[0]
+    prompts, refused = (0, 0) if tokenizer is None else _compare_prompts(folder, tokenizer)
+    stops = _compare_stop_ids(folder, decoder.source, tokenizer, stop_ids)
+    return ExportReport(parameters, difference, rounding, prompts, refused, stops)
+
+
+def _mesh(decoder: Decoder) -> Mesh | None:
+    sharding = named_leaves(decoder)[0][1].get_value().sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def _cast(decoder: Decoder, dtype: str) -> Decoder:
+    layout = jax.tree.map(lambda leaf: leaf.sharding, decoder)
+    return jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=layout)(decoder)
+
+
+def _compare_parameters(exported: Decoder, expected: Decoder) -> int:
+    count = 0
+    for (path, ours), (_, theirs) in zip(named_leaves(exported), named_leaves(expected), strict=True):
+        ours, theirs = ours.get_value(), theirs.get_value()
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            raise ExportMismatch(f"{path}: was written as {ours.dtype} {ours.shape}, but is {theirs.dtype} {theirs.shape}.")
+        different = int(_on_every_device(_count_different, ours)(ours, theirs))
+        if different:
+            raise ExportMismatch(f"{path}: {different} of {ours.size} numbers differ from the live model's.")
+        count += ours.size
+    return count
+
+
+def _count_different(x: jax.Array, y: jax.Array) -> jax.Array:
+    bits = jnp.uint32 if x.dtype.itemsize == 4 else jnp.uint16
+    same = jax.lax.bitcast_convert_type(x, bits) == jax.lax.bitcast_convert_type(y, bits)
+    return jnp.sum(~same, dtype=jnp.uint32)
+
+
+def _logit_difference(ours: Decoder, theirs: Decoder, tokens: np.ndarray) -> tuple[float, float]:
+    """Returns the largest difference between the logits of two models, and the largest logit of the second."""
+    compare = _on_every_device(_compare_logits, named_leaves(ours)[0][1].get_value())
+    difference, largest = compare(ours, theirs, tokens)
+    return float(difference), float(largest)
+
+
+def _compare_logits(ours: Decoder, theirs: Decoder, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b = ours(tokens), theirs(tokens)
+    return jnp.max(jnp.abs(a - b)), jnp.max(jnp.abs(b))
+
+
+def _on_every_device(function: Callable, like: jax.Array) -> Callable:
+    """Returns `function` compiled, its results readable in every process."""
+    return _jit(function, NamedSharding(like.sharding.mesh, P()) if isinstance(like.sharding, NamedSharding) else None)
+
+
+@functools.lru_cache(maxsize=16)
+def _jit(function: Callable, sharding: NamedSharding | None) -> Callable:
+    return jax.jit(function, out_shardings=sharding)
+
+
+def _sample_tokens(vocab_size: int, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Returns two rows of ids: the sample prompts, and random ids of the whole vocabulary."""
+    drawn = np.random.default_rng(0).integers(0, vocab_size, (2, _LENGTH), np.int32)
+    if tokenizer is not None:
+        ids = [token for prompt in PROMPTS for token in tokenizer.encode(prompt) if token < vocab_size][:_LENGTH]
+        drawn[0, : len(ids)] = ids
+    return drawn
+
+
+def _compare_prompts(folder: Path, tokenizer: Tokenizer) -> tuple[int, int]:
+    exported = load_tokenizer(folder)
+    for name in ("chat_template", "plain_prefix", "bos_id", "eos_id"):
+        ours, theirs = getattr(exported, name), getattr(tokenizer, name)
+        if ours != theirs:
+            raise ExportMismatch(f"{folder}: the tokenizer's {name} was written as {ours!r:.200}, but is {theirs!r:.200}.")
+    texts = [*PROMPTS, *(f"a{text}b" for text in list(tokenizer.added_tokens)[:64])]
+    refused = 0
+    if tokenizer.chat_template is not None:
+        template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+        for prompt in PROMPTS:
+            try:
+                texts.append(template.render([{"role": "user", "content": prompt}], add_generation_prompt=True))
+            except RowError:
+                refused += 1
+    for text in texts:
+        ours, theirs = exported.encode(text), tokenizer.encode(text)
+        if list(ours) != list(theirs):
+            raise ExportMismatch(f"{folder}: the tokenizer was written so that {text!r} has the ids {ours}, not {theirs}.")
+    return len(texts), refused
+
+
+def _compare_stop_ids(
+    folder: Path, source: Source, tokenizer: Tokenizer | None, stop_ids: Sequence[int]
+) -> tuple[int, ...]:
+    exported = read_source(folder, str(folder)).stop_ids()
+    expected = {*source.stop_ids(), *(int(token) for token in stop_ids)}
+    if not expected and tokenizer is not None and tokenizer.eos_id is not None:
+        expected = {tokenizer.eos_id}
+    if set(exported) != expected:
+        raise ExportMismatch(f"{folder / GENERATION_CONFIG}: generation stops at {sorted(exported)}, not at {sorted(expected)}.")
+    return exported

@@ -1,0 +1,74 @@
+"""Gemma 2 (arXiv:2408.00118) and the text models of Gemma 3 (arXiv:2503.19786)."""
+
+from sft_jax.model.families.fields import Fields, dimensions
+from sft_jax.model.families.positions import GLOBAL, LOCAL, read_layer_kinds, read_rope, read_rope_section
+from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
+
+
+def gemma2(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a Gemma2ForCausalLM: local and global layers in turns, soft caps, norms on both sides."""
+    rope = read_rope(fields, absent_theta=10000.0)
+    kinds = {
+        LOCAL: LayerSpec(window=fields.size("sliding_window"), rope=rope),
+        GLOBAL: LayerSpec(window=None, rope=rope),
+    }
+    return _gemma(
+        fields,
+        layers=tuple(kinds[kind] for kind in read_layer_kinds(fields, absent_period=2)),
+        qk_norm=False,
+        attention_soft_cap=fields.optional_number("attn_logit_softcapping"),
+        logit_soft_cap=fields.optional_number("final_logit_softcapping"),
+    )
+
+
+def gemma3(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a Gemma3ForCausalLM: five local layers to a global one, each kind with its own rope."""
+    local_rope, global_rope = _ropes_by_kind(fields)
+    kinds = {
+        LOCAL: LayerSpec(window=fields.size("sliding_window"), rope=local_rope),
+        GLOBAL: LayerSpec(window=None, rope=global_rope),
+    }
+    # Soft caps are read for completeness of the format; transformers ignores the attention cap of Gemma 3.
+    fields.only("attn_logit_softcapping", (None,))
+    return _gemma(
+        fields,
+        layers=tuple(
+            kinds[kind] for kind in read_layer_kinds(fields, absent_period=fields.size("sliding_window_pattern", absent=6))
+        ),
+        qk_norm=True,
+        attention_soft_cap=None,
+        logit_soft_cap=fields.optional_number("final_logit_softcapping"),
+    )
+
+
+def _gemma(fields: Fields, layers, qk_norm: bool, attention_soft_cap, logit_soft_cap) -> DecoderSpec:
+    sizes = dimensions(fields)
+    attention_bias = fields.flag("attention_bias", absent=False)
+    return DecoderSpec(
+        **sizes,
+        layers=layers,
+        activation=fields.activation("hidden_activation"),
+        norm_offset=1.0,
+        post_norms=True,
+        qk_norm=qk_norm,
+        query_bias=attention_bias,
+        output_bias=attention_bias,
+        mlp_bias=False,
+        attention_scale=fields.number("query_pre_attn_scalar") ** -0.5,
+        attention_soft_cap=attention_soft_cap,
+        logit_soft_cap=logit_soft_cap,
+        embedding_scale=sizes["hidden_size"] ** 0.5,
+        tied_head=fields.flag("tie_word_embeddings", absent=True),  # published files leave it out
+    )
+
+
+def _ropes_by_kind(fields: Fields) -> tuple[RopeSpec, RopeSpec]:
+    """Returns the rope of local and of global layers."""
+    if "rope_parameters" in fields:
+        section = fields.section("rope_parameters")
+        return (
+            read_rope_section(fields, section.section(LOCAL), "rope_local_base_freq"),
+            read_rope_section(fields, section.section(GLOBAL), "rope_theta"),
+        )
+    local_rope = RopeSpec(fields.number("rope_local_base_freq"), None)
+    return local_rope, read_rope(fields)

@@ -1,0 +1,67 @@
+"""The loss of a decoder on a batch, as sums.
+
+Letters: B rows, L length, S segments in a row, D hidden size, V vocabulary.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sft_jax.batch import Batch
+from sft_jax.model.cross_entropy import cross_entropy
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.sharding import AnyMesh
+
+
+class LossSum(NamedTuple):
+    """Sums, never means: adding two of them gives the loss of the union. The mean loss is `total / weight`.
+
+    Only `total` carries a gradient.
+    """
+
+    total: jax.Array  # fp32 [], sum of weight * negative log-likelihood, in nats
+    weight: jax.Array  # fp32 [], sum of weights
+    correct: jax.Array  # fp32 [], sum of weights where the target is the argmax: accuracy is correct / weight
+    count: jax.Array  # int32 [], supervised positions
+    per_example: jax.Array  # fp32 [B, S], sum of weight * nll over segment s + 1 of the row
+    per_example_weight: jax.Array  # fp32 [B, S]
+
+
+def segment_sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+    """Returns [B, count], the sum of `values` [B, L] over the positions of segment 1, 2, ..., count of each row."""
+    of_segment = segments[:, :, None] == jnp.arange(1, count + 1, dtype=segments.dtype)
+    return jnp.sum(jnp.where(of_segment, values[:, :, None], 0), axis=1)
+
+
+def head_of(decoder: Decoder) -> tuple[jax.Array, int]:
+    """Returns the kernel of the head and its vocabulary axis; a tied embedding as it is stored, without transposing."""
+    if decoder.spec.tied_head:
+        return decoder.embed.embedding[...], 0
+    return decoder.head_kernel(), 1
+
+
+def next_token_loss(decoder: Decoder, batch: Batch, mesh: AnyMesh | None = None) -> LossSum:
+    """Returns the sums of the loss of `decoder` on `batch` [B, L]; `targets` hold the next tokens already."""
+    hidden = decoder.hidden(batch.tokens, batch.positions, batch.segments)
+    kernel, vocab_axis = head_of(decoder)
+    loss = cross_entropy(
+        hidden,
+        kernel,
+        batch.targets,
+        batch.weights,
+        vocab_axis=vocab_axis,
+        soft_cap=decoder.logit_soft_cap,
+        precision=decoder.options.dot_precision,
+        mesh=mesh,
+    )
+    per_segment = partial(segment_sums, segments=batch.segments, count=batch.examples.shape[1])
+    return LossSum(
+        total=loss.total,
+        weight=jnp.sum(batch.weights),
+        correct=jnp.sum(jnp.where(loss.hit, batch.weights, 0)),
+        count=jnp.sum(batch.weights != 0, dtype=jnp.int32),
+        per_example=per_segment(batch.weights * loss.nll),
+        per_example_weight=per_segment(batch.weights),
+    )

@@ -1,0 +1,38 @@
+"""How a decoder is computed: what may change without changing the model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+Constrain = Callable[[jax.Array, Sequence[str | None]], jax.Array]
+
+
+def no_constraint(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Leaves the layout of an activation to the compiler."""
+    del axes
+    return x
+
+
+@dataclass(frozen=True)
+class Options:
+    """Frozen and hashable, so that it can be static in jit.
+
+    Whatever the options, norms, rope, softmax and logits are computed in float32.
+    """
+
+    compute_dtype: str = "float32"  # of matmul operands and of the residual stream
+    precision: str = "highest"  # of matmuls with float32 operands: "default", "high" or "highest"
+    remat: str = "none"  # what the backward pass recomputes, see sft_jax.model.decoder.REMAT_POLICIES
+    attention: str = "auto"  # see sft_jax.model.attention.KERNELS
+    constrain: Constrain = no_constraint  # lays out an activation by its logical axes (sft_jax.model.sharding)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute_dtype)
+
+    @property
+    def dot_precision(self) -> jax.lax.Precision:
+        """The precision of a matmul; operands of 16 bits are multiplied exactly in any case."""
+        return jax.lax.Precision(self.precision if self.dtype == jnp.float32 else "default")

@@ -1,0 +1,1 @@
+"""The optimizer, the step, the state and the run."""

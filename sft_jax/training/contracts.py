@@ -1,0 +1,238 @@
+"""What must hold of training, as functions that measure it on any decoder and batch.
+
+Each runs the code that training runs (the loss, the step, the evaluation step) in two ways that must agree, and returns
+how far apart they are. Tests call them over families, layouts and kernels. Tolerances are for float32 on the CPU.
+
+Letters: A micro-batches, B rows, L length, D hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from sft_jax.batch import Batch, empty_batch
+from sft_jax.config import OptimConfig
+from sft_jax.model.cross_entropy import cross_entropy
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.loss import head_of
+from sft_jax.model.sharding import AnyMesh
+from sft_jax.training.optim import Optimizer, choose_groups, parameter_path
+from sft_jax.training.state import create_state
+from sft_jax.training.step import make_eval_step, make_train_step, place_batch
+
+
+class Result(NamedTuple):
+    """One measurement: the quantity that is furthest off, by how much, and how much it may be."""
+
+    contract: str
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+
+def accumulation(decoder: Decoder, batch: Batch, parts: int, mesh: AnyMesh | None = None) -> Result:
+    """`parts` micro-batches == one batch: loss, counts and the gradient that a step computes. `parts` divides B."""
+    whole = step_sums(decoder, jax.tree.map(lambda x: x[None], batch), mesh)
+    split = step_sums(decoder, jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch), mesh)
+    return _worst("accumulation", 1e-5, split, whole)
+
+
+def packing(decoder: Decoder, batch: Batch) -> Result:
+    """Packed == one document a row: the loss of every token, absolute, and the summed gradient, relative."""
+    alone, source = unpack(batch)
+    packed_sums, alone_sums = (step_sums(decoder, jax.tree.map(lambda x: x[None], b), None) for b in (batch, alone))
+    packed_tokens, alone_tokens = token_losses(decoder, batch), token_losses(decoder, alone)
+    supervised = alone.weights != 0
+    difference = packed_tokens[source[0][supervised], source[1][supervised]] - alone_tokens[supervised]
+    tokens = Result("packing", "loss of a token", float(np.abs(difference).max(initial=0)), 1e-5)
+    return _further(tokens, _worst("packing", 1e-5, packed_sums, alone_sums))
+
+
+def isolation(decoder: Decoder, batch: Batch) -> Result:
+    """Changing the tokens of some documents, or of the padding, leaves the logits of all others bit-equal."""
+    logits = jax.jit(lambda d, *x: d(*x))
+    before = np.asarray(logits(decoder, batch.tokens, batch.positions, batch.segments))
+    results = []
+    for name, changed in (
+        ("odd documents", batch.segments % 2 == 1),
+        ("even documents", (batch.segments % 2 == 0) & (batch.segments > 0)),
+        ("padding", batch.segments == 0),
+    ):
+        tokens = np.where(changed, (batch.tokens + 1) % decoder.spec.vocab_size, batch.tokens)
+        after = np.asarray(logits(decoder, tokens, batch.positions, batch.segments))
+        kept = ~changed & (batch.segments > 0)
+        error = float(np.abs(after[kept] - before[kept]).max(initial=0))
+        results.append(Result("isolation", f"logits after a change of the {name}", error, 0.0))
+    return _further(*results)
+
+
+def layout(build: Callable[[AnyMesh | None], Decoder], batch: Batch, mesh: AnyMesh) -> Result:
+    """One device == `mesh`: loss, counts and gradient. `build(mesh)` gives the same decoder, laid out and constrained."""
+    one = step_sums(build(None), jax.tree.map(lambda x: x[None], batch), None)
+    many = step_sums(build(mesh), jax.tree.map(lambda x: x[None], batch), mesh)
+    return _worst("layout", 1e-5, many, one)
+
+
+def chunking(decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | None = None) -> Result:
+    """The chunked loss == dense cross-entropy in float64: values, and gradients of hidden states and head."""
+    hidden = jax.jit(lambda d, b: d.hidden(b.tokens, b.positions, b.segments))(decoder, batch)
+    kernel, vocab_axis = head_of(decoder)
+
+    def total(hidden, kernel):
+        loss = cross_entropy(
+            hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, soft_cap=decoder.logit_soft_cap,
+            chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh,
+        )  # fmt: skip
+        return loss.total, loss
+
+    (_, loss), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
+    ours = {"loss": loss.total, "nll": loss.nll, "d hidden": gradients[0], "d head": gradients[1]}
+    dense = dense_cross_entropy(hidden, kernel, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap)
+    return _worst("chunking", 1e-5, ours, dense)
+
+
+def evaluation(decoder: Decoder, batch: Batch, batch_sizes: Sequence[int], mesh: AnyMesh | None = None) -> Result:
+    """The loss of an evaluation set does not depend on the rows of a batch; the last one is filled with padding."""
+    graphdef, state = create_state(_copy(decoder), _recorder(decoder), mesh)
+    step = make_eval_step(graphdef, mesh)
+    rows, length = batch.tokens.shape
+    means = {}
+    for size in (rows, *batch_sizes):
+        filling = empty_batch(-rows % size, length, batch.examples.shape[1])
+        filled = jax.tree.map(lambda x, y: np.concatenate([x, y]), batch, filling)
+        total = weight = correct = 0.0
+        for start in range(0, len(filled.tokens), size):
+            part = jax.tree.map(lambda x, start=start, size=size: x[start : start + size], filled)
+            part = part if mesh is None or size % (mesh.shape["data"] * mesh.shape["fsdp"]) else place_batch(part, mesh)
+            loss = step(state, part)
+            total, weight, correct = total + float(loss.total), weight + float(loss.weight), correct + float(loss.correct)
+        means[size] = {f"loss in batches of {size}": total / weight, f"accuracy in batches of {size}": correct / weight}
+    reference = list(means[rows].values())
+    results = [
+        _worst("evaluation", 1e-6, mean, dict(zip(mean, reference, strict=True))) for mean in means.values()
+    ]
+    return _further(*results)
+
+
+def step_sums(decoder: Decoder, batch: Batch, mesh: AnyMesh | None) -> dict[str, np.ndarray]:
+    """Returns the loss, the counts and the mean gradient by path that a training step computes for batch [A, B, ...]."""
+    graphdef, state = create_state(_copy(decoder), _recorder(decoder), mesh)
+    state, metrics = make_train_step(graphdef, _recorder(decoder), mesh)(state, place_batch(batch, mesh, batch_dim=1))
+    gradient = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    return {
+        "loss": metrics["loss_sum"] / metrics["weight"],
+        "weight": metrics["weight"],
+        "accuracy": metrics["correct"] / metrics["weight"],
+        "supervised tokens": metrics["supervised_tokens"],
+        **{f"gradient of {parameter_path(path)}": np.asarray(g) for path, g in gradient},
+    }
+
+
+def token_losses(decoder: Decoder, batch: Batch) -> np.ndarray:
+    """Returns the negative log-likelihood [B, L] of each supervised token, 0 elsewhere."""
+
+    def nll(decoder: Decoder, batch: Batch) -> jax.Array:
+        hidden = decoder.hidden(batch.tokens, batch.positions, batch.segments)
+        kernel, vocab_axis = head_of(decoder)
+        return cross_entropy(
+            hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis,
+            soft_cap=decoder.logit_soft_cap, precision=decoder.options.dot_precision,
+        ).nll  # fmt: skip
+
+    return np.asarray(jax.jit(nll)(decoder, batch))
+
+
+def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
+    """Returns the documents of `batch` one a row [N, L], and for each position of theirs the (row, column) it came from.
+
+    The second is int [2, N, L], 0 where the row is padding.
+    """
+    _, length = batch.tokens.shape
+    places = [
+        (row, np.flatnonzero(batch.segments[row] == segment))
+        for row in range(len(batch.tokens))
+        for segment in range(1, int(batch.segments[row].max(initial=0)) + 1)
+    ]
+    alone = empty_batch(len(places), length, batch.examples.shape[1])
+    source = np.zeros((2, len(places), length), np.int64)
+    for index, (row, columns) in enumerate(places):
+        for name in ("tokens", "targets", "weights", "positions"):
+            getattr(alone, name)[index, : len(columns)] = getattr(batch, name)[row, columns]
+        alone.segments[index, : len(columns)] = 1
+        alone.examples[index, 0] = batch.examples[row, batch.segments[row, columns[0]] - 1]
+        source[:, index, : len(columns)] = row, columns
+    return alone, source
+
+
+def dense_cross_entropy(hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None) -> dict[str, np.ndarray]:
+    """Returns loss, nll and gradients of `cross_entropy`, from full logits in float64 numpy."""
+    h = np.asarray(hidden, np.float64).reshape(-1, hidden.shape[-1])
+    w = np.asarray(kernel, np.float64).T if vocab_axis == 0 else np.asarray(kernel, np.float64)
+    t, weight = np.asarray(targets).reshape(-1), np.asarray(weights, np.float64).reshape(-1)
+    z = h @ w
+    slope = 1.0
+    if soft_cap is not None:
+        z = soft_cap * np.tanh(z / soft_cap)
+        slope = 1 - np.square(z / soft_cap)
+    rows = np.arange(len(t))
+    z = z - z[rows, t][:, None]
+    others = np.where(np.arange(z.shape[1]) == t[:, None], -np.inf, z)
+    largest = others.max(axis=1)
+    log_odds = largest + np.log(np.exp(others - largest[:, None]).sum(axis=1))  # of all others against the target
+    nll = np.logaddexp(0, log_odds)
+    d_z = np.exp(z - nll[:, None])
+    d_z[rows, t] = -np.exp(log_odds - nll)  # p - 1 without cancellation
+    d_z *= weight[:, None] * slope
+    d_kernel = h.T @ d_z
+    return {
+        "loss": np.sum(weight * nll),
+        "nll": np.where(weight != 0, nll, 0).reshape(targets.shape),
+        "d hidden": (d_z @ w.T).reshape(hidden.shape),
+        "d head": d_kernel.T if vocab_axis == 0 else d_kernel,
+    }
+
+
+def relative_error(value, reference) -> float:
+    """Returns max |value - reference| / max |reference|; absolute where the reference is 0."""
+    value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+    assert value.shape == reference.shape, (value.shape, reference.shape)
+    return float(np.abs(value - reference).max(initial=0) / (np.abs(reference).max(initial=0) or 1.0))
+
+
+def _worst(contract: str, tolerance: float, values: dict, references: dict) -> Result:
+    assert values.keys() == references.keys()
+    errors = {name: relative_error(values[name], references[name]) for name in values}
+    name = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    return Result(contract, name, errors[name], tolerance)
+
+
+def _further(*results: Result) -> Result:
+    return max(results, key=lambda result: math.inf if math.isnan(result.error) else result.error)
+
+
+def _recorder(decoder: Decoder) -> Optimizer:
+    """An optimizer that changes nothing and keeps the gradient it was given as its state."""
+    return Optimizer(
+        transform=optax.GradientTransformation(
+            lambda params: jax.tree.map(jnp.zeros_like, params), lambda gradient, state, params: (gradient, gradient)
+        ),
+        schedule=lambda step: jnp.zeros((), jnp.float32),
+        clip_norm=0.0,
+        seed=0,
+        choices=choose_groups(OptimConfig(), nnx.state(decoder)),
+    )
+
+
+def _copy(decoder: Decoder) -> Decoder:
+    """The same decoder in arrays of its own, which a step may overwrite."""
+    return jax.tree.map(jnp.copy, decoder)

@@ -1,0 +1,102 @@
+"""Where a run stands when it is started: at the beginning, or at its newest sound checkpoint."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sft_jax.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint, flatten_state, restore, unflatten_state, verify
+from sft_jax.config import Config, to_dict
+from sft_jax.data.prepare import PreparedData
+from sft_jax.errors import UserError
+from sft_jax.training.resume import check_changes
+from sft_jax.training.workdir import Workdir
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where this start begins."""
+
+    checkpoints: Checkpoints
+    manifest: dict[str, Any] | None  # of the checkpoint to continue from
+    summary: dict[str, Any] | None  # of the run, where it has finished
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"] if self.manifest else 0
+
+    @property
+    def position(self) -> int:
+        """Rows of the stream that have been used."""
+        return self.manifest["position"] if self.manifest else 0
+
+    def rows(self, config: Config) -> int:
+        """Returns the rows that the stream must have for `train.steps`, or 0 where epochs decide."""
+        if not config.train.steps:
+            return 0
+        return self.position + max(config.train.steps - self.step, 0) * config.train.batch_size
+
+    def total_steps(self, config: Config, data: PreparedData) -> int:
+        """Returns the number of the last step, counted from the beginning of the run."""
+        if config.train.steps:
+            return config.train.steps
+        left = max(data.train.total_rows - self.position, 0)
+        return self.step + math.ceil(left / config.train.batch_size)
+
+    def check_data(self, data: PreparedData) -> None:
+        """Raises UserError if the rows are not those that the run was begun with."""
+        if self.manifest and self.manifest["plan_hash"] != data.train.plan_hash:
+            changed = [
+                name for name, value in data.fingerprints.items() if self.manifest["fingerprints"].get(name, value) != value
+            ]
+            raise UserError(
+                f"data.train: {', '.join(changed) or 'the plan of rows'} changed since this run began, so it cannot be continued exactly. "
+                "Restore the data files, the template and the tokenizer, or start another run (model.path=WORKDIR begins "
+                "from this one's weights)."
+            )
+
+    def finished(self, total_steps: int) -> bool:
+        return self.summary is not None and self.step >= total_steps
+
+    def restore(self, like):
+        """Returns the state of the checkpoint in the structure and shardings of `like`, or None at the beginning."""
+        if self.manifest is None:
+            return None
+        folder = self.checkpoints.folder(self.step)
+        try:
+            return unflatten_state(like, restore(folder, flatten_state(like)))
+        except DamagedCheckpoint as error:  # its files were sound a moment ago
+            raise UserError(f"{error}. Check the memory and the disk of this machine, and start the same command again.") from error
+
+
+def find_start(config: Config, work: Workdir, checkpoints: Checkpoints, log: Log) -> Start:
+    """Finds the newest sound checkpoint of the run, and refuses changes of the configuration that it does not allow.
+
+    A damaged checkpoint is named, set aside and the one before it used; where all are damaged the run stops.
+    """
+    for name in checkpoints.removed:
+        log(f"Removed checkpoint {name}: its save was cut short and never took effect.")
+    manifest, damaged = None, []
+    for step in reversed(checkpoints.steps()):
+        try:
+            manifest = verify(checkpoints.folder(step))
+            break
+        except DamagedCheckpoint as error:
+            place = checkpoints.set_aside(step)
+            damaged.append(step)
+            log(f"Checkpoint {step} is damaged and was set aside as {place.name}: {error}.")
+    if manifest is None and damaged:
+        raise UserError(
+            f"{work.path / 'checkpoints'}: every checkpoint of this run is damaged. Copy one back from elsewhere, or "
+            "start again in another --workdir."
+        )
+    if manifest is None:
+        return Start(checkpoints, None, None)
+    before = manifest["config"]
+    for change in check_changes(before, to_dict(config), config.checkpoint.allow_changes):
+        log(f"Changed since the run was last started: {change}")
+    summary = work.read_json("summary.json")
+    log(f"Continuing from checkpoint {manifest['step']}.")
+    return Start(checkpoints, manifest, summary)

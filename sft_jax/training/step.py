@@ -1,0 +1,114 @@
+"""The training step and the evaluation step: pure functions of state and batch, compiled once.
+
+Accumulation adds gradients of sums and weights, and divides once, by the weight of all micro-batches on all devices: k
+micro-batches give the gradient of one batch however unevenly they are supervised.
+
+Letters: A micro-batches, B rows of one, L length, S segments in a row.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.batch import Batch
+from sft_jax.model.loss import LossSum, next_token_loss
+from sft_jax.model.sharding import AnyMesh, batch_sharding, shardings
+from sft_jax.training.optim import Optimizer
+from sft_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the jitted step (state, Batch [A, B, ...]) -> (state, metrics); the state that goes in is overwritten.
+
+    A step whose loss or gradient is not finite, or that has no supervised token, leaves the whole state as it was, bit
+    for bit, `step` included. Nothing waits for the host: metrics are device arrays, the same on every process,
+
+        loss_sum            fp32, sum of weight * nll; loss_sum / weight is the loss
+        weight              fp32, sum of weights
+        correct             fp32, sum of weights where the target is the argmax
+        supervised_tokens   int32, positions with weight
+        real_tokens         int32, positions that are no padding
+        grad_norm           fp32, of the mean gradient over all trained parameters, before clipping
+        learning_rate       fp32, that this update used or would have used
+        nonfinite, empty    int32, 1 where the update was left out for that reason
+        per_example_loss, per_example_weight   fp32 [A, B, S], sums over each segment
+    """
+
+    def loss_sum(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[jax.Array, LossSum]:
+        loss = next_token_loss(nnx.merge(graphdef, params, frozen), batch, mesh)
+        return loss.total, loss
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradient, losses = _accumulate(jax.grad(loss_sum, has_aux=True), state, batch, mesh)
+        total, weight = jnp.sum(losses.total), jnp.sum(losses.weight)
+        divisor = jnp.where(weight > 0, weight, 1.0)
+        grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))) / divisor
+        clip = jnp.minimum(1.0, optimizer.clip_norm / grad_norm) if optimizer.clip_norm else 1.0
+        gradient = jax.tree.map(lambda g: g * (clip / divisor), gradient)
+        params, opt_state, learning_rate = optimizer.update(gradient, state.opt_state, state.params, state.step)
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+        updated = TrainState(state.step + 1, params, state.frozen, opt_state)
+        # A select, not a branch: it fuses into the update, so that a skipped step needs no second copy of the state.
+        state = jax.tree.map(lambda new, old: jnp.where(finite & (weight > 0), new, old), updated, state)
+        metrics = {
+            "loss_sum": total,
+            "weight": weight,
+            "correct": jnp.sum(losses.correct),
+            "supervised_tokens": jnp.sum(losses.count),
+            "real_tokens": jnp.sum(batch.segments > 0, dtype=jnp.int32),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "nonfinite": (~finite).astype(jnp.int32),
+            "empty": (weight == 0).astype(jnp.int32),
+            "per_example_loss": losses.per_example,
+            "per_example_weight": losses.per_example_weight,
+        }
+        return _keep_layout(state, mesh), _replicate(metrics, mesh)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(graphdef: nnx.GraphDef, mesh: AnyMesh | None = None) -> Callable[[TrainState, Batch], LossSum]:
+    """Returns the jitted (state, Batch [B, ...]) -> LossSum; sums, so that batches of any size add up to one result."""
+
+    def step(state: TrainState, batch: Batch) -> LossSum:
+        return _replicate(next_token_loss(nnx.merge(graphdef, state.params, state.frozen), batch, mesh), mesh)
+
+    return jax.jit(step)
+
+
+def place_batch(batch: Batch, mesh: AnyMesh | None, batch_dim: int = 0) -> Batch:
+    """Returns the arrays of `batch` on the devices, dimension `batch_dim` (0, or 1 behind micro-batches) split by rows."""
+    return jax.device_put(batch, None if mesh is None else batch_sharding(mesh, batch_dim))
+
+
+def _accumulate(grad_fn, state: TrainState, batch: Batch, mesh: AnyMesh | None) -> tuple[nnx.State, LossSum]:
+    """Returns the fp32 sum of the gradients of all micro-batches and their losses, stacked [A, ...]."""
+
+    def micro_step(total, micro: Batch):
+        gradient, loss = grad_fn(state.params, state.frozen, micro)
+        gradient = _keep_layout(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), mesh)
+        return gradient if total is None else jax.tree.map(jnp.add, total, gradient), loss
+
+    if batch.tokens.shape[0] == 1:
+        gradient, loss = micro_step(None, jax.tree.map(lambda x: x[0], batch))
+        return gradient, jax.tree.map(lambda x: x[None], loss)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+    return jax.lax.scan(micro_step, _keep_layout(zeros, mesh), batch)
+
+
+def _keep_layout(tree, mesh: AnyMesh | None):
+    """Pins every array where its parameter's metadata wants it, so that a step gives back the layout it was given."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+
+
+def _replicate(tree, mesh: AnyMesh | None):
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))

@@ -1,0 +1,57 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft_jax.data.mixture import make_mixture
+
+sizes_lists = st.lists(st.integers(1, 12), min_size=1, max_size=4)
+
+
+@given(sizes_lists, st.integers(0, 3), st.booleans())
+def test_without_weights_an_epoch_is_every_document_once(sizes, epoch, shuffle):
+    mixture = make_mixture(sizes, [None] * len(sizes), shuffle=shuffle)
+    assert sorted(mixture.epoch(epoch).tolist()) == list(range(sum(sizes)))
+
+
+@given(sizes_lists, st.data(), st.booleans())
+def test_a_weighted_epoch_takes_the_share_of_each_set_and_repeats_nothing_early(sizes, data, shuffle):
+    weights = data.draw(st.lists(st.floats(0.01, 10), min_size=len(sizes), max_size=len(sizes)))
+    mixture = make_mixture(sizes, weights, shuffle=shuffle)
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    walks = [[] for _ in sizes]
+    for epoch in range(5):
+        documents = mixture.epoch(epoch)
+        for index, walk in enumerate(walks):
+            mine = documents[(documents >= bounds[index]) & (documents < bounds[index + 1])]
+            assert len(mine) == max(1, round(weights[index] / sum(weights) * sum(sizes)))
+            walk += mine.tolist()
+    for index, walk in enumerate(walks):
+        everything = list(range(bounds[index], bounds[index + 1]))
+        for begin in range(0, len(walk) - sizes[index] + 1, sizes[index]):  # whole passes, across epochs
+            assert sorted(walk[begin : begin + sizes[index]]) == everything
+        assert max(Counter(walk).values()) - min([Counter(walk)[d] for d in everything]) <= 1
+
+
+def test_passes_over_a_set_differ_in_order():
+    mixture = make_mixture([50], [1.0])
+    assert mixture.epoch(0).tolist() != mixture.epoch(1).tolist()
+    assert mixture.epoch(1).tolist() == make_mixture([50], [1.0]).epoch(1).tolist()
+    assert mixture.epoch(1).tolist() != make_mixture([50], [1.0], seed=1).epoch(1).tolist()
+
+
+def test_unshuffled_is_the_order_of_the_data():
+    assert make_mixture([3, 2], [None, None], shuffle=False).epoch(4).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_weights_are_normalised():
+    assert make_mixture([30, 10], [3, 1]).counts == make_mixture([30, 10], [0.75, 0.25]).counts == (30, 10)
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="for all sets or for none"):
+        make_mixture([1, 2], [None, 1.0])
+    with pytest.raises(ValueError, match="no documents"):
+        make_mixture([1, 0], [None, None])

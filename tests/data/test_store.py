@@ -1,0 +1,192 @@
+"""A store gives back what was written, and a damaged one is noticed and named."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic_data import Plain, examples, make_corpus, make_store, random_examples
+
+from sft_jax.data.store import FIELDS, StoreDamaged, encode, open_store, weight_runs
+from sft_jax.data.store_writer import StoreWriter, remove_store
+from sft_jax.errors import UserError
+
+quick = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=1))
+def test_weight_runs_expand_to_the_weights(weights):
+    lengths, values = weight_runs(np.array(weights, np.float32))
+    assert np.repeat(values, lengths).tolist() == weights
+    assert (lengths > 0).all() and (np.diff(values) != 0).all()
+
+
+@given(st.lists(st.lists(examples(min_tokens=1), min_size=1, max_size=8), min_size=1, max_size=3))
+@quick
+def test_tokens_weights_and_identities_come_back(sets):
+    corpus = make_corpus(*sets)
+    number = 0
+    for name, plain in enumerate(sets):
+        for line, example in enumerate(plain, start=1):
+            start, stop = corpus.offsets[number : number + 1], corpus.offsets[number + 1 : number + 2]
+            assert corpus.read_ids(start, stop).tolist() == example.ids
+            assert corpus.read_weights(start, stop).tolist() == example.weights
+            assert corpus.identity(number) == (f"set_{name}", "rows.jsonl", line, -1)
+            number += 1
+    assert len(corpus) == number
+    with pytest.raises(IndexError):
+        corpus.identity(number)
+    with pytest.raises(IndexError):
+        corpus.identity(-1)
+
+
+@given(st.lists(examples(min_tokens=1), min_size=1, max_size=6), st.data())
+@quick
+def test_ranges_and_running_totals(plain, data):
+    corpus = make_corpus(plain)
+    weights = [w for example in plain for w in example.weights]
+    ids = [i for example in plain for i in example.ids]
+    places = np.arange(len(ids) + 1)
+    assert corpus.supervised_before(places).tolist() == [sum(w > 0 for w in weights[:p]) for p in places]
+    assert corpus.weight_before(places).tolist() == [sum(weights[:p]) for p in places]
+    ranges = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        example = data.draw(st.integers(0, len(plain) - 1))
+        start = data.draw(st.integers(corpus.offsets[example], corpus.offsets[example + 1] - 1))
+        ranges.append((start, data.draw(st.integers(start + 1, corpus.offsets[example + 1]))))
+    starts, stops = (np.array([r[i] for r in ranges], np.int64) for i in (0, 1))
+    assert corpus.read_ids(starts, stops).tolist() == [i for a, b in ranges for i in ids[a:b]]
+    assert corpus.read_weights(starts, stops).tolist() == [w for a, b in ranges for w in weights[a:b]]
+
+
+def test_turns_come_back(tmp_path):
+    plain = [Plain([1, 2, 3], [0, 0, 1], 2, (0, 2), (2, 3)), Plain([4, 5], [0, 1]), Plain([6, 7], [0, 1], 0, (1,), (1,))]
+    corpus = make_corpus(plain, plain[:1])
+    assert [tuple(part.tolist() for part in corpus.turns(e)) for e in range(4)] == [
+        ([0, 2], [2, 3]), ([], []), ([1], [1]), ([0, 2], [2, 3]),
+    ]  # fmt: skip
+    assert [corpus.identity(e)[3] for e in range(4)] == [2, -1, 0, 2]
+
+
+def test_ids_take_two_bytes_where_the_vocabulary_allows(tmp_path):
+    for vocabulary, size in ((65536, 2), (65537, 4)):
+        folder = tmp_path / str(vocabulary)
+        with StoreWriter(folder, vocabulary) as writer:
+            writer.append(encode([(0, [0, vocabulary - 1], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
+            writer.finish(["f"], {}, [])
+        store = open_store(folder)
+        assert store.ids[0].dtype.itemsize == size and store.ids[0].tolist() == [0, vocabulary - 1]
+
+
+@pytest.mark.parametrize("bad", [[0, 1000], [-1, 0]])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match="outside the vocabulary"), StoreWriter(tmp_path / "s", 1000) as writer:
+        writer.append(encode([(0, bad, [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_none_are_refused(tmp_path, weight):
+    with pytest.raises(ValueError, match="weight"), StoreWriter(tmp_path / "s", 1000) as writer:
+        writer.append(encode([(0, [1, 2], [0, weight], -1, [], [])]), np.zeros(1), np.ones(1))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "store"
+    store = make_store(random_examples(10), folder, shard_tokens=100)
+    assert len(store.ids) > 1
+    return folder
+
+
+def test_every_file_is_checked(folder):
+    files = sorted(path for path in folder.iterdir())
+    assert len(files) > 2 * len(FIELDS)
+    for path in files:
+        whole = path.read_bytes()
+        changed = [b"x" + whole, None]
+        if whole:
+            changed += [whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])]
+        for content in changed:
+            path.unlink(missing_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+            if content is None and path.name == "manifest.json":
+                assert open_store(folder) is None
+            else:
+                with pytest.raises(StoreDamaged, match=path.name):
+                    open_store(folder)
+        path.write_bytes(whole)
+    assert open_store(folder) is not None
+
+
+def test_a_changed_manifest_is_noticed(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["meta"]["rows"] = 9
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreDamaged, match="was changed"):
+        open_store(folder)
+
+
+def test_a_removed_store_is_gone(folder):
+    remove_store(folder)
+    assert open_store(folder) is None and not folder.exists()
+    remove_store(folder)  # of nothing: no error
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), StoreWriter(tmp_path / "store", 1000) as writer:
+        writer.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_build_is_no_store_and_its_remains_are_removed(tmp_path):
+    code = f"""
+import numpy as np, os, signal
+from pathlib import Path
+from sft_jax.data.store import encode
+from sft_jax.data.store_writer import StoreWriter
+writer = StoreWriter(Path({str(tmp_path)!r}) / "store", 1000).__enter__()
+writer.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert open_store(tmp_path / "store") is None
+    assert len(list(tmp_path.iterdir())) == 1
+    make_store(random_examples(3), tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_the_faster_of_two_builds_wins(tmp_path):
+    with StoreWriter(tmp_path / "store", 1000) as slow:
+        slow.temporary = tmp_path / "store.tmp.elsewhere.1"
+        slow.temporary.mkdir()
+        slow.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
+        make_store(random_examples(3), tmp_path / "store")
+        slow.finish(["f"], {}, [])
+    assert len(open_store(tmp_path / "store")) == 3
+
+
+def test_a_full_disk_is_one_message_that_names_the_key(tmp_path, monkeypatch):
+    from sft_jax.data import store_writer
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_writer._HashedFile, "write", full)
+    with pytest.raises(UserError, match=r"store: .*No space left on device.*data\.cache_dir"):
+        make_store(random_examples(3), tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache_dir"):
+        make_store(random_examples(3), tmp_path / "file" / "store")

@@ -1,0 +1,359 @@
+"""Hugging Face tokenizers against transformers and llama.cpp's vectors."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from sft_jax.data import hf_tokenizer
+from sft_jax.data.tokens import Tokenizer, load_stored_tokenizer, load_tokenizer, store_tokenizer
+from sft_jax.errors import UserError
+
+FOLDERS = ("tokenizers/llama2", "tokenizers/llama3", "tokenizers/qwen3", "models/stories260k")
+CONTROL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<think>", "<|begin_of_text|>", "<tool_call>")
+
+# Texts that meet every path: bytes of a character, combining marks, control tokens, spaces at the edges.
+texts = st.lists(
+    st.one_of(
+        st.text(max_size=8),
+        st.sampled_from([*CONTROL, " ", "  ", "\n", "\n\n", "▁", "é", "e\u0301", "🤗", "👩‍👩‍👧", "½", "ﬁ", "\u00a0", "\r\n", "\x00"]),
+        st.sampled_from(["Hello", " world", "1234", "def f(x):", "漢字", "'s", "...", "A\u030a"]),
+    ),
+    max_size=10,
+).map("".join)
+unicode_texts = texts.filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text))
+
+
+def vectors(assets, name):
+    """Returns llama.cpp's test strings and the ids of each."""
+    folder = assets / "reference" / "tokenizer_vectors"
+    inputs = (folder / f"{name}.inp").open(encoding="utf-8", newline="").read().split("\n__ggml_vocab_test__\n")
+    outputs = (folder / f"{name}.out").read_text().splitlines()
+    inputs, outputs = inputs[: len(outputs)], [[int(part) for part in line.split()] for line in outputs]
+    assert len(inputs) == len(outputs) == 46
+    return inputs, outputs
+
+
+@pytest.fixture(scope="module")
+def loaded(assets):
+    """Folder -> (our tokenizer, transformers'), each loaded once."""
+    cache = {}
+
+    def load(folder):
+        if folder not in cache:
+            cache[folder] = load_tokenizer(assets / folder), AutoTokenizer.from_pretrained(str(assets / folder))
+        return cache[folder]
+
+    return load
+
+
+def check_ranges(text, encoding):
+    """Ranges cover the text without gaps and do not decrease."""
+    starts, ends = encoding.starts.tolist(), encoding.ends.tolist()
+    assert encoding.ids.dtype == encoding.starts.dtype == encoding.ends.dtype == np.int32
+    assert len(encoding.ids) == len(starts) == len(ends)
+    if not starts:
+        return
+    assert starts == sorted(starts) and ends == sorted(ends)
+    assert starts[0] == 0 and ends[-1] == len(text)
+    assert all(start < end for start, end in zip(starts, ends, strict=True))
+    assert all(start <= before for start, before in zip(starts[1:], ends[:-1], strict=True))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_ids_and_decoding_are_those_of_transformers_on_the_vectors(assets, loaded, folder):
+    ours, theirs = loaded(folder)
+    inputs, _ = vectors(assets, "llama2")
+    encodings = ours.encode_with_offsets(inputs)
+    for text, encoding in zip(inputs, encodings, strict=True):
+        wanted = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == wanted == encoding.ids.tolist()
+        check_ranges(text, encoding)
+        ids = [*ours.plain_prefix, *wanted]
+        assert theirs(text)["input_ids"] == ids
+        for skip in (False, True):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3"])
+def test_ids_are_those_of_llama_cpp(assets, loaded, name):
+    ours, _ = loaded(f"tokenizers/{name}")
+    inputs, outputs = vectors(assets, name)
+    for text, wanted in zip(inputs, outputs, strict=True):
+        assert ours.encode(text) == wanted, text
+
+
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/qwen3", "models/stories260k"])
+def test_ids_are_those_of_transformers_on_any_text(loaded, folder):
+    ours, theirs = loaded(folder)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(unicode_texts, max_size=4))
+    @example(["", " ", "a</s> b</s>c<|im_end|>", "<s>"])
+    def check(batch):
+        encodings = ours.encode_with_offsets(batch)
+        assert len(encodings) == len(batch)
+        for text, encoding in zip(batch, encodings, strict=True):
+            wanted = theirs(text, add_special_tokens=False)["input_ids"]
+            assert encoding.ids.tolist() == wanted == ours.encode(text)
+            check_ranges(text, encoding)
+
+    check()
+
+
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/qwen3", "models/stories260k"])
+def test_ranges_from_bytes_equal_the_ranges_of_the_library(loaded, folder, monkeypatch):
+    ours, _ = loaded(folder)
+
+    @settings(max_examples=100, deadline=None)
+    @given(unicode_texts)
+    def check(text):
+        fast = ours.encode_with_offsets([text])[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(hf_tokenizer, "align", lambda table, batch, ids: [None] * len(batch))
+            slow = ours.encode_with_offsets([text])[0]
+        assert all((a == b).all() for a, b in zip(fast, slow, strict=True))
+
+    check()
+
+
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/qwen3"])
+def test_the_slice_of_a_token_is_its_text(loaded, folder):
+    ours, _ = loaded(folder)
+    text = "Hello  world, it's 12345! naïve ½ 漢字 🤗\n\tend <|im_end|></s> x"
+    encoding = ours.encode_with_offsets([text])[0]
+    backend = ours._tokenizer
+    whole = 0
+    for token, start, end in zip(*(part.tolist() for part in encoding), strict=True):
+        piece = backend.id_to_token(token).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n").replace("ĉ", "\t")
+        if piece.isascii() and not piece.startswith("<0x"):
+            assert text[start:end] == (piece[1:] if start == 0 and piece[0] == " " else piece)
+            whole += 1
+    assert whole > 15
+
+
+def test_text_that_a_normaliser_changes_still_has_its_ranges(loaded):
+    ours, theirs = loaded("tokenizers/qwen3")
+    text = "cafe\u0301 A\u030a end"
+    encoding = ours.encode_with_offsets([text])[0]
+    assert encoding.ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+    check_ranges(text, encoding)
+    assert text[encoding.starts[-1] : encoding.ends[-1]] == " end"
+
+
+def test_a_batch_of_changed_texts_switches_to_the_library_with_the_same_result(assets):
+    ours = load_tokenizer(assets / "models/stories260k")  # puts a space after every control token
+    batch = [f"a</s>b{i}</s>c" for i in range(64)]
+    first, second = ours.encode_with_offsets(batch), ours.encode_with_offsets(batch)
+    for one, two in zip(first, second, strict=True):
+        assert all((a == b).all() for a, b in zip(one, two, strict=True))
+
+
+def test_an_empty_batch_and_an_empty_text(loaded):
+    ours, _ = loaded("tokenizers/llama2")
+    assert ours.encode_with_offsets([]) == []
+    assert [len(item.ids) for item in ours.encode_with_offsets(["", ""])] == [0, 0]
+
+
+def test_half_of_a_surrogate_pair_is_refused(loaded):
+    ours, _ = loaded("tokenizers/llama2")
+    with pytest.raises(UserError, match="surrogate"):
+        ours.encode_with_offsets(["fine", "a\ud800"])
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_a_tokenizer_says_of_itself(loaded, folder):
+    ours, theirs = loaded(folder)
+    assert isinstance(ours, Tokenizer)
+    assert ours.vocab_size == max(theirs.get_vocab().values()) + 1 == len(theirs)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    assert ours.chat_template == theirs.chat_template
+    assert ours.special_tokens == theirs.special_tokens_map
+    assert ours.added_tokens == theirs.get_added_vocab()
+    special = {token.content for token in theirs.added_tokens_decoder.values() if token.special}
+    assert ours.special_added_tokens == special
+
+
+def test_only_some_added_tokens_of_qwen3_are_special(loaded):
+    ours, _ = loaded("tokenizers/qwen3")
+    assert "<think>" in ours.added_tokens and "<think>" not in ours.special_added_tokens
+    assert "<|im_end|>" in ours.special_added_tokens
+    assert ours.vocab_size == 151669
+
+
+def test_the_same_after_pickling(loaded):
+    ours, _ = loaded("tokenizers/llama2")
+    other = pickle.loads(pickle.dumps(ours))
+    assert other.encode("a</s> b") == ours.encode("a</s> b")
+    assert (other.fingerprint, other.plain_prefix, other.chat_template) == (ours.fingerprint, (1,), ours.chat_template)
+
+
+@pytest.mark.parametrize("path", ["tokenizers/qwen3", "tokenizers/mistral_v3"])
+def test_a_stored_tokenizer_needs_no_transformers(assets, tmp_path, path):
+    ours = load_tokenizer(assets / path)
+    store_tokenizer(ours, tmp_path / "t")
+    code = (
+        "import sys; from sft_jax.data.tokens import load_stored_tokenizer as load\n"
+        f"t = load({str(tmp_path / 't')!r})\n"
+        "assert not {'transformers', 'jax', 'torch'} & set(sys.modules), sorted(sys.modules)\n"
+        "print(t.encode('Hi</s> [INST] <|im_end|>é'), t.fingerprint, t.vocab_size)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"{ours.encode('Hi</s> [INST] <|im_end|>é')} {ours.fingerprint} {ours.vocab_size}"
+    load_stored_tokenizer(tmp_path / "t").save(tmp_path / "saved")
+    ours.save(tmp_path / "original")
+    for file in (tmp_path / "original").iterdir():
+        assert file.read_bytes() == (tmp_path / "saved" / file.name).read_bytes()
+
+
+def test_a_damaged_store_is_refused(assets, tmp_path):
+    store_tokenizer(load_tokenizer(assets / "models/stories260k"), tmp_path)
+    (tmp_path / "files" / "0").unlink()
+    with pytest.raises(UserError, match="prepare the data again"):
+        load_stored_tokenizer(tmp_path)
+
+
+def test_the_fingerprint_follows_what_determines_ids_and_template(assets, tmp_path):
+    ours = load_tokenizer(assets / "tokenizers/llama2")
+    seen = {ours.fingerprint, ours.with_chat_template("other").fingerprint, ours.with_chat_template(None).fingerprint}
+    state = json.loads((assets / "tokenizers/llama2/tokenizer.json").read_text())
+    state["model"]["merges"] = state["model"]["merges"][:-1]
+    copy = copy_writable(assets / "tokenizers/llama2", tmp_path / "fewer")
+    (copy / "tokenizer.json").write_text(json.dumps(state))
+    seen.add(load_tokenizer(copy).fingerprint)
+    config = json.loads((assets / "tokenizers/llama2/tokenizer_config.json").read_text())
+    copy = copy_writable(assets / "tokenizers/llama2", tmp_path / "bos")
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": False}))
+    seen.add(load_tokenizer(copy).fingerprint)
+    assert len(seen) == 5
+    assert load_tokenizer(assets / "tokenizers/llama2").fingerprint == ours.fingerprint
+    assert ours.with_chat_template("other").with_chat_template(ours.chat_template).fingerprint == ours.fingerprint
+
+
+def copy_writable(source, target):
+    shutil.copytree(source, target)
+    for path in [target, *target.iterdir()]:
+        os.chmod(path, 0o755)
+    return target
+
+
+def test_save_copies_the_files(assets, loaded, tmp_path):
+    ours, theirs = loaded("tokenizers/qwen3")
+    ours.save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (assets / "tokenizers/qwen3" / name).read_bytes()
+    again = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert again("a <think> b\n").input_ids == theirs("a <think> b\n").input_ids
+    assert again.chat_template == theirs.chat_template
+
+
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/llama3", "models/stories260k"])
+def test_save_exports_the_template_of_the_run(loaded, tmp_path, folder):
+    ours, theirs = loaded(folder)
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}é\n{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text("an older one")
+    ours.with_chat_template(template).save(tmp_path)
+    again = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert again.chat_template == template
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == template
+    chat = [{"role": "user", "content": "Hi  there"}]
+    wanted = theirs(f"{theirs.bos_token}[user] Hi  thereé\n", add_special_tokens=False)["input_ids"]
+    assert again.apply_chat_template(chat, return_dict=False) == wanted == load_tokenizer(tmp_path).encode(f"{theirs.bos_token}[user] Hi  thereé\n")
+    assert ours.chat_template == theirs.chat_template  # the original has not changed
+
+
+def test_a_changed_template_replaces_all_named_ones(assets, tmp_path):
+    source = copy_writable(assets / "tokenizers/llama2", tmp_path / "named")
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(source)
+    assert ours.chat_template == "D"
+    ours.with_chat_template("N").save(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(str(tmp_path / "out")).chat_template == "N"
+    ours.save(tmp_path / "same")
+    assert AutoTokenizer.from_pretrained(str(tmp_path / "same")).chat_template == {"default": "D", "tool_use": "T"}
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "tokenizers/mistral_v3"])
+def test_aliases_take_the_place_of_added_tokens(assets, folder):
+    ours = load_tokenizer(assets / folder)
+    aliases = {text: f"\ue000{index}\ue001" for index, text in enumerate(ours.added_tokens)}
+    clone = pickle.loads(pickle.dumps(ours.aliased(aliases)))
+    names = [name for name in (*CONTROL, "[INST]", "[/INST]", "[REFERENCE_DOC_1]") if name in ours.added_tokens]
+    assert len(names) >= 2
+    controls = set(ours.added_tokens.values())
+    content = "x".join(names)
+    for encoding in clone.encode_with_offsets([content, f"plain {content} text"]):
+        assert not controls & set(encoding.ids.tolist())
+    for plain in ("Hello  world\n½ 🤗", " leading", ""):
+        assert clone.encode(plain) == ours.encode(plain)
+    text = f"{names[0]}Hi there{names[1]}\n{names[1]} end"
+    rewritten = text
+    for name in names:
+        rewritten = rewritten.replace(name, aliases[name])
+    encoding = clone.encode_with_offsets([rewritten])[0]
+    assert encoding.ids.tolist() == ours.encode(text) == clone.encode(rewritten)
+    check_ranges(rewritten, encoding)
+
+
+def test_an_alias_for_some_tokens_leaves_the_others(assets):
+    ours = load_tokenizer(assets / "tokenizers/qwen3")
+    clone = ours.aliased({"<|im_end|>": "\ue000"})
+    assert clone.encode("<think>\ue000") == [ours.added_tokens["<think>"], ours.added_tokens["<|im_end|>"]]
+    assert ours.added_tokens["<|im_end|>"] not in clone.encode("<|im_end|>")
+
+
+def test_a_directory_without_a_tokenizer(assets, tmp_path):
+    with pytest.raises(UserError, match="holds no tokenizer.*tokenizer.json"):
+        load_tokenizer(tmp_path)
+    # A tokenizer_config.json alone makes transformers invent a tokenizer of the 22 tokens that it lists.
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(assets / "models/lora_qwen2_5")
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(UserError, match="tekken.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "BPE"}}', ""])
+def test_a_damaged_tokenizer_json(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_tokenizer(tmp_path)
+
+
+def test_code_of_a_model_repository_is_not_run(assets, tmp_path):
+    source = copy_writable(assets / "models/stories260k", tmp_path / "remote")
+    config = {"auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}, "tokenizer_class": "EvilTokenizer"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Fast: pass\n")
+    with pytest.raises(UserError, match="code of a model repository is never run"):
+        load_tokenizer(source)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_paths_that_are_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="no such directory"):
+        load_tokenizer("/no/such/directory")
+    with pytest.raises(UserError, match="no such directory"):
+        load_tokenizer("./missing/model")
+    with pytest.raises(UserError, match="some-org/some-model-xyz.*hub"):
+        load_tokenizer("some-org/some-model-xyz")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        load_tokenizer(tmp_path / "notes.txt")
+
+
+def test_the_file_itself(assets):
+    folder = assets / "tokenizers/llama2"
+    assert load_tokenizer(folder / "tokenizer.json").fingerprint == load_tokenizer(folder).fingerprint
+    assert type(load_tokenizer(folder / "tokenizer.model")) is not type(load_tokenizer(folder))

@@ -1,0 +1,64 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from sft_jax.evaluation.text import TextStream, continuation_text
+
+
+class Backend:
+    """A tokenizer.json through the tokenizers library alone."""
+
+    def __init__(self, path):
+        self._backend = Tokenizer.from_file(str(path))
+
+    def encode(self, text):
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids, skip_special_tokens=False):
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+
+@pytest.fixture(scope="module", params=["models/stories260k", "tokenizers/llama2", "tokenizers/qwen3"])
+def tokenizer(request, assets):
+    return Backend(assets / request.param / "tokenizer.json")
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40), cut=st.integers(0, 60))
+def test_prompt_and_pieces_make_up_the_decoded_whole(tokenizer, text, cut):
+    ids = tokenizer.encode("Once: " + text)
+    cut = min(cut, len(ids))
+    while tokenizer.decode(ids[:cut]).endswith("\ufffd"):  # a prompt is whole text
+        cut -= 1
+    whole = tokenizer.decode(ids)
+    assert tokenizer.decode(ids[:cut]) + continuation_text(tokenizer, ids[:cut], ids[cut:]) == whole
+    stream = TextStream(tokenizer, ids[:cut])
+    pieces = [stream.push([i]) for i in ids[cut:]]
+    assert not any("\ufffd" in piece for piece in pieces), "a piece holds half a character"
+    assert tokenizer.decode(ids[:cut]) + "".join(pieces) + stream.finish() == whole
+
+
+def test_a_space_between_prompt_and_answer_stays(tokenizer):
+    prompt, answer = tokenizer.encode("Lily had a"), tokenizer.encode("Lily had a ball")
+    assert answer[: len(prompt)] == prompt
+    assert continuation_text(tokenizer, prompt, answer[len(prompt) :]) == " ball"
+
+
+def test_a_character_of_many_tokens_comes_whole_and_an_unfinished_one_at_the_end(tokenizer):
+    start = tokenizer.encode("a b")
+    ids = tokenizer.encode("a b𒀀")
+    assert ids[: len(start)] == start and len(ids) >= len(start) + 2
+    stream = TextStream(tokenizer, start)
+    assert [stream.push([i]) for i in ids[len(start) :]][-1] == "𒀀"
+    assert stream.finish() == ""
+    stream = TextStream(tokenizer, start)
+    assert "".join(stream.push([i]) for i in ids[len(start) : -1]) == ""
+    assert "\ufffd" in stream.finish()
+
+
+def test_special_tokens_are_left_out_unless_asked_for(assets):
+    tokenizer = Backend(assets / "tokenizers/qwen3" / "tokenizer.json")
+    ids = tokenizer.encode("hello<|im_end|>")
+    assert continuation_text(tokenizer, [], ids) == "hello"
+    assert continuation_text(tokenizer, [], ids, skip_special_tokens=False) == "hello<|im_end|>"

@@ -1,0 +1,183 @@
+"""The kernels against a brute-force softmax in float64, and what the blocked one skips."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import packed_rows
+
+from sft_jax.errors import UserError
+from sft_jax.model.attention import KERNELS, attend, auto_kernel
+from sft_jax.model.blocked_attention import _blocks, _key_blocks, _Side, _Static, blocked_attention
+from sft_jax.model.mask import MaskSpec, segment_positions
+
+CASES = {
+    "plain": dict(length=70, heads=4, kv_heads=2, window=None, soft_cap=None),
+    "window of a block": dict(length=64, heads=2, kv_heads=1, window=16, soft_cap=None),
+    "soft cap": dict(length=45, heads=6, kv_heads=2, window=None, soft_cap=2.0),
+    "all": dict(length=61, heads=4, kv_heads=1, window=23, soft_cap=1.5),
+    "shorter than a block": dict(length=9, heads=2, kv_heads=2, window=4, soft_cap=None),
+}
+small_blocks = partial(blocked_attention, block=16)
+jitted = jax.jit(attend, static_argnums=(4, 5))
+compiled = jax.jit(partial(small_blocks, precision=jax.lax.Precision.HIGHEST))
+
+
+def inputs(length, heads, kv_heads, window, soft_cap, rows=2, size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    _, positions, segments = packed_rows(rng, rows, length)
+    q, k, v = (rng.normal(size=(rows, length, count, size)).astype(np.float32) for count in (heads, kv_heads, kv_heads))
+    mask = MaskSpec(positions, positions, segments, segments, True, window, size**-0.5, soft_cap, True)
+    return (q * 2, k * 2, v), mask
+
+
+def brute_force(q, k, v, mask: MaskSpec):
+    """One query, head and row at a time, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros((*q.shape[:3], v.shape[-1]))
+    group = q.shape[2] // k.shape[2]
+    for b, i, h in np.ndindex(*q.shape[:3]):
+        distance = mask.query_positions[b, i] - mask.key_positions[b]
+        seen = (mask.key_segments[b] == mask.query_segments[b, i]) & (mask.key_segments[b] != 0)
+        seen &= (distance >= 0) if mask.causal else True
+        seen &= (distance < mask.window) if mask.window is not None else True
+        if seen.any():
+            scores = k[b, seen, h // group] @ q[b, i, h] * mask.scale
+            scores = mask.soft_cap * np.tanh(scores / mask.soft_cap) if mask.soft_cap is not None else scores
+            weights = np.exp(scores - scores.max())
+            out[b, i, h] = weights / weights.sum() @ v[b, seen, h // group]
+    return out
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_kernels_equal_brute_force(case):
+    args, mask = inputs(**case)
+    expected = brute_force(*args, mask)
+    for name in KERNELS:
+        np.testing.assert_allclose(jitted(*args, mask, name), expected, atol=1e-5, err_msg=name)
+    for changed in (mask, dataclasses.replace(mask, aligned=False)):
+        np.testing.assert_allclose(compiled(*args, changed), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gradients_of_blocked_equal_reference(case):
+    args, mask = inputs(**case)
+    weights = np.random.default_rng(1).normal(size=args[0].shape).astype(np.float32)
+
+    def gradients(kernel, mask):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(kernel(*a, mask, jax.lax.Precision.HIGHEST) * weights), (0, 1, 2)))(*args)
+
+    expected = gradients(KERNELS["reference"], mask)
+    assert all(np.abs(g).max() > 0.01 for g in expected)
+    for one, other in zip(gradients(small_blocks, mask), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_gradient_of_reference_equals_finite_differences():
+    args, mask = inputs(length=6, heads=2, kv_heads=1, window=3, soft_cap=2.0, rows=1, size=4)
+    weights = np.random.default_rng(1).normal(size=args[0].shape)
+    gradients = jax.grad(lambda *a: jnp.sum(attend(*a, mask, "reference") * weights), (0, 1, 2))(*args)
+    for number, gradient in enumerate(gradients):
+        expected = np.zeros(gradient.shape)
+        for index in np.ndindex(*gradient.shape):
+            shifted = [np.asarray(x, np.float64).copy() for x in args]
+            shifted[number][index] += 1e-5
+            above = np.sum(brute_force(*shifted, mask) * weights)
+            shifted[number][index] -= 2e-5
+            expected[index] = (above - np.sum(brute_force(*shifted, mask) * weights)) / 2e-5
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS.values(), small_blocks], ids=[*KERNELS, "small blocks"])
+def test_padding_is_finite_and_inert(kernel):
+    """Rows that see nothing give zeros and zero gradients, whatever padding holds; nobody sees padding."""
+    (q, k, v), mask = inputs(**CASES["window of a block"])
+    segments = np.asarray(mask.query_segments).copy()
+    segments[1] = 0  # a row of nothing but padding
+    mask = dataclasses.replace(mask, query_segments=segments, key_segments=segments)
+    padding = segments == 0
+
+    @jax.jit
+    def run(*args):
+        out, pull = jax.vjp(lambda *a: kernel(*a, mask, jax.lax.Precision.HIGHEST), *args)
+        return out, pull(2 * out)
+
+    out, gradients = run(q, k, v)
+    assert (np.asarray(out)[padding] == 0).all()
+    for gradient in gradients:
+        assert np.isfinite(gradient).all() and (np.asarray(gradient)[padding] == 0).all()
+    changed = tuple(np.where(padding[..., None, None], 1e4, x).astype(np.float32) for x in (q, k, v))
+    np.testing.assert_array_equal(run(*changed)[0], out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(23, 40), (40, 7)]), st.sampled_from([(True, None), (True, 12), (False, None)]),
+    st.integers(0, 10**6),
+)  # fmt: skip
+def test_any_documents_and_positions(lengths, causal_window, seed):
+    """Blocked equals brute force for arbitrary segments and positions, also where nothing is aligned."""
+    rng = np.random.default_rng(seed)
+    (queries, keys), (causal, window) = lengths, causal_window
+    q = rng.normal(size=(1, queries, 2, 4)).astype(np.float32)
+    k, v = rng.normal(size=(2, 1, keys, 1, 4)).astype(np.float32)
+    positions = lambda n: rng.integers(0, 60, (1, n)).astype(np.int32)  # noqa: E731
+    segments = lambda n: np.sort(rng.integers(0, 4, (1, n))).astype(np.int32)  # noqa: E731
+    mask = MaskSpec(
+        positions(queries), positions(keys), segments(queries), segments(keys), causal, window, 0.5, None, False
+    )
+    np.testing.assert_allclose(compiled(q, k, v, mask), brute_force(q, k, v, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_blocks_in_which_nothing_is_seen_are_skipped(window):
+    """The loop over key blocks is exactly as long as causality, window and documents demand."""
+    length, block = 160, 16
+    segments = np.repeat([1, 2, 3, 0], [50, 30, 64, 16])[None].astype(np.int32)
+    positions = np.asarray(segment_positions(segments))
+    mask = MaskSpec(positions, positions, segments, segments, True, window, 1.0, None, True)
+    side = _Side(_blocks(positions, block), _blocks(segments, block))
+    static = _Static(True, window, 1.0, None, True, jax.lax.Precision.HIGHEST)
+    first, end = _key_blocks(static, side, side)
+    seen = np.asarray(mask.visible())[0].reshape(length // block, block, length // block, block).any(axis=(1, 3))
+    for i, row in enumerate(seen):
+        expected = (np.flatnonzero(row)[0], np.flatnonzero(row)[-1] + 1) if row.any() else (0, 0)
+        assert (first[i], end[i]) == expected, i
+
+
+def test_memory_of_blocked_is_linear_in_length():
+    def temporaries(kernel, length):
+        x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+        i = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        mask = MaskSpec(i, i, i, i, True, None, 1.0, None, True)
+        gradient = jax.grad(lambda q, k, v, m: attend(q, k, v, m, kernel).sum(), (0, 1, 2))
+        return jax.jit(gradient).lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries("blocked", 4096) < 2.5 * temporaries("blocked", 2048)
+    assert temporaries("blocked", 4096) < temporaries("reference", 4096) / 20
+
+
+def test_bfloat16_keeps_scores_in_float32():
+    args, mask = inputs(**CASES["all"])
+    low = tuple(jnp.asarray(x, jnp.bfloat16) for x in args)
+    expected = brute_force(*(np.asarray(x, np.float32) for x in low), mask)
+    for kernel in KERNELS.values():
+        out = jax.jit(kernel, static_argnums=4)(*low, mask, jax.lax.Precision.DEFAULT)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(out.astype(np.float32), expected, atol=2e-2)
+
+
+def test_unknown_kernel_is_refused():
+    args, mask = inputs(**CASES["plain"])
+    with pytest.raises(UserError, match="model.attention: unknown kernel 'blokced'; did you mean 'blocked'"):
+        attend(*args, mask, "blokced")
+
+
+def test_auto_is_dense_only_where_small():
+    assert auto_kernel(1, 8192) == "reference" and auto_kernel(64, 64) == "reference"
+    assert auto_kernel(4096, 4096) == "blocked"

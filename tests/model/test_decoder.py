@@ -1,0 +1,249 @@
+"""The decoder as a whole: its parameters, what its options may and may not change, and that no number is ignored."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_models import CONFIGS, FAMILY_CONFIGS, abstract, dotted, is_variable, packed_rows, random_decoder
+
+from sft_jax.errors import UserError
+from sft_jax.model.decoder import REMAT_POLICIES, Decoder
+from sft_jax.model.families import spec_from_config
+from sft_jax.model.layers import ACTIVATIONS
+from sft_jax.model.options import Options
+from sft_jax.model.runs import layer_places, plan_runs
+from sft_jax.model.sharding import AXES
+from sft_jax.model.spec import DecoderSpec, LayerSpec, LinearScaling, Llama3Scaling, RopeSpec
+
+logits = jax.jit(lambda decoder, *batch: decoder(*batch))
+
+
+def params(decoder) -> dict:
+    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(decoder, is_leaf=is_variable)}
+
+
+def test_parameters_of_llama():
+    """Paths, shapes and logical axes, in full."""
+    found = {path: (leaf.get_value().shape, leaf.axes) for path, leaf in params(abstract("llama_tied_biases")).items()}
+    block = "runs.0.0."
+    assert found == {
+        "embed.embedding": ((96, 32), ("vocab", "embed")),
+        block + "attention_norm.scale": ((3, 32), ("layers", "norm")),
+        block + "attention.query.kernel": ((3, 32, 32), ("layers", "embed", "heads")),
+        block + "attention.query.bias": ((3, 32), ("layers", "norm")),
+        block + "attention.key.kernel": ((3, 32, 16), ("layers", "embed", "kv_heads")),
+        block + "attention.key.bias": ((3, 16), ("layers", "norm")),
+        block + "attention.value.kernel": ((3, 32, 16), ("layers", "embed", "kv_heads")),
+        block + "attention.value.bias": ((3, 16), ("layers", "norm")),
+        block + "attention.output.kernel": ((3, 32, 32), ("layers", "heads", "embed")),
+        block + "attention.output.bias": ((3, 32), ("layers", "norm")),
+        block + "mlp_norm.scale": ((3, 32), ("layers", "norm")),
+        block + "mlp.gate.kernel": ((3, 32, 56), ("layers", "embed", "mlp")),
+        block + "mlp.gate.bias": ((3, 56), ("layers", "norm")),
+        block + "mlp.up.kernel": ((3, 32, 56), ("layers", "embed", "mlp")),
+        block + "mlp.up.bias": ((3, 56), ("layers", "norm")),
+        block + "mlp.down.kernel": ((3, 56, 32), ("layers", "mlp", "embed")),
+        block + "mlp.down.bias": ((3, 32), ("layers", "norm")),
+        "final_norm.scale": ((32,), ("norm",)),
+    }
+    assert params(abstract("llama"))["lm_head.kernel"].axes == ("embed", "vocab")
+    assert params(abstract("llama"))[block + "attention.key.kernel"].units == {"kv_heads": 2}
+
+
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_declared_axes_fit_and_graph_is_static(name):
+    decoder = abstract(name)
+    for path, leaf in params(decoder).items():
+        assert len(leaf.axes) == leaf.get_value().ndim and set(leaf.axes) <= set(AXES), path
+        assert (leaf.axes[0] == "layers") == path.startswith("runs."), path
+    graph, state = nnx.split(decoder)
+    hash(graph)  # it can be a static argument
+    assert params(nnx.merge(graph, state)).keys() == params(decoder).keys()
+
+
+def test_gemma_is_stacked_by_period():
+    decoder = abstract("gemma3")
+    assert [(len(run.period), run.repeats) for run in plan_runs(decoder.spec.layers)] == [(3, 2), (1, 1)]
+    shapes = {path: leaf.get_value().shape for path, leaf in params(decoder).items()}
+    assert shapes["runs.0.2.attention.query_norm.scale"] == (2, 16)
+    assert shapes["runs.1.0.post_mlp_norm.scale"] == (1, 32)
+
+
+def test_new_weights():
+    decoder = Decoder(spec_from_config({**CONFIGS["gemma2"], "hidden_size": 128}), Options(), jax.random.key(1))
+    drawn = params(decoder)
+    for path, leaf in drawn.items():
+        values = np.asarray(leaf[...])
+        if path.endswith("scale"):
+            assert (values == 0).all(), path  # Gemma's norms multiply by 1 + scale
+        elif values.size > 4000:
+            assert 0.018 < values.std() < 0.021 and np.abs(values).max() <= 0.0601, path
+    kernel = np.asarray(drawn["runs.0.0.mlp.gate.kernel"][...])
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01, "layers of a stack were drawn alike"
+    assert (np.asarray(params(Decoder(spec_from_config(CONFIGS["llama"]), Options(), jax.random.key(1)))["final_norm.scale"][...]) == 1).all()
+    assert Decoder(decoder.spec, Options(), jax.random.key(1), "bfloat16").embed.embedding.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_scanned_equals_unrolled(name):
+    """The runs against a plain loop over layers taken from their places."""
+    decoder = random_decoder(name)
+    tokens, positions, segments = packed_rows(np.random.default_rng(0), 2, 24)
+
+    @jax.jit
+    def unrolled(decoder):
+        x = decoder.embed(tokens)
+        tables = decoder.rope_tables(positions)
+        for layer, place in zip(decoder.spec.layers, layer_places(decoder.spec), strict=True):
+            block = jax.tree.map(lambda leaf, i=place.index: leaf[i], decoder.runs[place.run][place.place])
+            x = block(x, tables[layer.rope], decoder.mask(layer, positions, segments, positions, segments, True))
+        return decoder.head(decoder.final_norm(x))
+
+    np.testing.assert_allclose(unrolled(decoder), logits(decoder, tokens, positions, segments), atol=1e-5)
+
+
+@cache
+def loss_and_gradient(options: Options):
+    decoder = dataclasses_replace(random_decoder("gemma2"), options)
+    tokens, positions, segments = packed_rows(np.random.default_rng(0), 2, 24)
+    step = jax.jit(jax.value_and_grad(lambda d: jnp.mean(d(tokens, positions, segments) ** 2)))
+    compiled = step.lower(decoder).compile()
+    return *compiled(decoder), compiled.memory_analysis().temp_size_in_bytes
+
+
+def dataclasses_replace(decoder: Decoder, options: Options) -> Decoder:
+    """The same parameters under other options."""
+    other = jax.eval_shape(lambda: Decoder(decoder.spec, options, jax.random.key(0)))
+    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(decoder))
+
+
+@pytest.mark.parametrize("policy", REMAT_POLICIES)
+def test_remat_policies_change_memory_only(policy):
+    value, gradient, _ = loss_and_gradient(Options())
+    other_value, other_gradient, _ = loss_and_gradient(Options(remat=policy))
+    np.testing.assert_allclose(value, other_value, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6 + 1e-5 * np.abs(one).max())
+
+
+def test_full_remat_keeps_less():
+    assert loss_and_gradient(Options(remat="full"))[2] < 0.8 * loss_and_gradient(Options(remat="none"))[2]
+
+
+def test_bfloat16_compute():
+    """Matmuls in bfloat16, parameters and logits in float32, and the result is near."""
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 24))
+    exact = random_decoder("llama")
+    low = dataclasses_replace(exact, Options(compute_dtype="bfloat16", precision="highest"))
+    text = jax.jit(lambda d: d(tokens)).lower(low).as_text()
+    dots = [line for line in text.splitlines() if "dot_general" in line]
+    assert dots and all(line.split(":")[-1].count("bf16") >= 2 for line in dots), dots
+    assert low.hidden(tokens, None, None).dtype == jnp.bfloat16
+    out = logits(low, tokens)
+    assert out.dtype == jnp.float32
+    error = np.abs(out - logits(exact, tokens)).max() / np.abs(out).max()
+    assert 1e-4 < error < 0.1
+    gradient = jax.grad(lambda d: d(tokens).mean())(low)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+
+
+def test_activations_are_laid_out_by_known_axes():
+    seen = set()
+
+    def constrain(x, axes):
+        assert len(axes) == x.ndim and set(axes) <= {*AXES, None}
+        seen.add(tuple(axes))
+        return x
+
+    decoder = dataclasses_replace(random_decoder("llama"), Options(constrain=constrain))
+    decoder(np.zeros((2, 8), np.int32))
+    assert {("batch", "length", "act_embed"), ("batch", "length", "act_vocab")} <= seen
+
+
+def test_positions_and_segments_may_be_left_out():
+    decoder = random_decoder("mistral")
+    tokens, positions, segments = packed_rows(np.random.default_rng(0), 2, 24)
+    np.testing.assert_array_equal(logits(decoder, tokens, None, segments), logits(decoder, tokens, positions, segments))
+    ones, counted = np.ones_like(tokens), np.broadcast_to(np.arange(24, dtype=np.int32), tokens.shape)
+    np.testing.assert_array_equal(logits(decoder, tokens), logits(decoder, tokens, counted, ones))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (Options(remat="ful"), "model.remat: unknown policy 'ful'; did you mean 'full'"),
+        (Options(attention="dense"), "model.attention: unknown kernel 'dense'"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Decoder(spec_from_config(CONFIGS["llama"]), options, jax.random.key(0))
+
+
+# A model in which every field of the spec has something to act on.
+_ROPE = RopeSpec(100.0, Llama3Scaling(8.0, 1.0, 4.0, 16))
+EVERYTHING = DecoderSpec(
+    vocab_size=32, hidden_size=16, mlp_size=24, heads=4, kv_heads=2, head_size=8,
+    layers=(LayerSpec(8, _ROPE), LayerSpec(None, RopeSpec(100.0, LinearScaling(2.0)))),
+    activation="silu", norm_epsilon=1e-2, norm_offset=0.5, post_norms=True, qk_norm=True, query_bias=True,
+    output_bias=True, mlp_bias=True, attention_scale=0.5, attention_soft_cap=2.0, logit_soft_cap=2.0,
+    embedding_scale=2.0, tied_head=True, initializer_range=0.3,
+)  # fmt: skip
+
+
+def changes(node, path=()):
+    """Every field below `node`, with a copy of `node` in which it alone is changed."""
+    for field in dataclasses.fields(node):
+        value, here = getattr(node, field.name), (*path, field.name)
+        if field.name == "layers":
+            for i, layer in enumerate(value):
+                for name, changed in changes(layer, (*here, str(i))):
+                    yield name, dataclasses.replace(node, layers=(*value[:i], changed, *value[i + 1 :]))
+        elif dataclasses.is_dataclass(value):
+            for name, changed in changes(value, here):
+                yield name, dataclasses.replace(node, **{field.name: changed})
+            if field.name == "scaling":
+                yield ".".join(here), dataclasses.replace(node, scaling=None)
+        else:
+            if value is None:
+                other = 8
+            elif isinstance(value, bool):
+                other = not value
+            elif isinstance(value, str):
+                other = next(name for name in ACTIVATIONS if name != value)
+            elif isinstance(value, int):
+                other = value // 2 if field.name != "kv_heads" else 4
+            else:
+                other = value * 1.5
+            yield ".".join(here), dataclasses.replace(node, **{field.name: other})
+
+
+CHANGES = dict(changes(EVERYTHING))
+
+
+def test_every_field_is_tried():
+    assert {path.split(".")[0] for path in CHANGES} == {field.name for field in dataclasses.fields(DecoderSpec)}
+    for part in ("theta", "factor", "low_frequency_factor", "high_frequency_factor", "original_length", "window"):
+        assert any(path.endswith(part) for path in CHANGES), part
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_every_field_of_the_spec_changes_the_logits(path):
+    """A constant that is read from config.json and then not passed on would leave them as they are."""
+    tokens = np.random.default_rng(0).integers(0, 16, (1, 24))
+    base = Decoder(EVERYTHING, Options(), jax.random.key(0))
+    changed = Decoder(CHANGES[path], Options(), jax.random.key(0))
+    before = params(base)
+
+    def as_before(leaf_path, leaf):
+        old = before.get(dotted(leaf_path))
+        same = old is not None and old.shape == leaf.shape and path != "initializer_range"
+        return leaf.replace(old[...]) if same else leaf
+
+    changed = jax.tree_util.tree_map_with_path(as_before, changed, is_leaf=is_variable)
+    one, other = logits(base, tokens), logits(changed, tokens)
+    assert one.shape != other.shape or np.abs(one - other).max() > 1e-4

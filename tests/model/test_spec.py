@@ -1,0 +1,167 @@
+"""config.json -> DecoderSpec: both forms of the file, what the fields mean, and every refusal."""
+
+import dataclasses
+
+import pytest
+from tiny_models import CONFIGS
+
+from sft_jax.errors import UserError
+from sft_jax.model.families import FAMILIES, spec_from_config
+from sft_jax.model.spec import DecoderSpec, LayerSpec, LinearScaling, Llama3Scaling, RopeSpec
+
+# As published, without what does not matter here.
+LLAMA2 = {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+LLAMA32 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 64,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+    "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama", "num_attention_heads": 32,
+    "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": 128256,
+}  # fmt: skip
+GEMMA2 = {
+    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid", "final_logit_softcapping": 30.0,
+    "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304, "initializer_range": 0.02, "intermediate_size": 9216, "max_position_embeddings": 8192,
+    "model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+    "vocab_size": 256000,
+}  # fmt: skip
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
+    "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
+    "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1, "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
+}  # fmt: skip
+PUBLISHED = {"llama2": LLAMA2, "llama3.2": LLAMA32, "gemma2": GEMMA2, "gemma3": GEMMA3}
+
+
+def test_llama_from_the_old_form():
+    spec = spec_from_config(LLAMA32)
+    rope = RopeSpec(500000.0, Llama3Scaling(32.0, 1.0, 4.0, 8192))
+    assert spec.layers == (LayerSpec(None, rope),) * 16
+    assert (spec.heads, spec.kv_heads, spec.head_size, spec.tied_head) == (32, 8, 64, True)
+    assert spec.attention_scale == 64**-0.5 and spec.embedding_scale == 1.0 and spec.norm_offset == 0.0
+
+
+def test_what_old_llama_files_leave_out():
+    spec = spec_from_config({key: value for key, value in LLAMA2.items() if key != "num_key_value_heads"})
+    assert spec.layers[0].rope == RopeSpec(10000.0, None) and spec.kv_heads == 32 and spec.head_size == 128
+
+
+def test_gemma_from_the_old_form():
+    two, three = spec_from_config(GEMMA2), spec_from_config(GEMMA3)
+    assert [layer.window for layer in two.layers[:4]] == [4096, None, 4096, None]
+    assert (two.attention_soft_cap, two.logit_soft_cap, two.tied_head, two.qk_norm) == (50.0, 30.0, True, False)
+    local, whole = LayerSpec(512, RopeSpec(10000.0, None)), LayerSpec(None, RopeSpec(1000000.0, LinearScaling(8.0)))
+    assert three.layers == (*((local,) * 5 + (whole,)) * 4, local, local)
+    assert (three.attention_soft_cap, three.qk_norm, three.norm_offset) == (None, True, 1.0)
+    assert three.embedding_scale == 1152**0.5
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_new_form_written_by_transformers_equals_old_form(name):
+    """transformers reads the published file and writes the new form; both mean the same."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(**PUBLISHED[name]).to_dict()
+    assert "rope_theta" not in config and "rope_parameters" in config
+    assert spec_from_config({**config, "architectures": PUBLISHED[name]["architectures"]}) == spec_from_config(PUBLISHED[name])
+
+
+def test_scaling_falls_back_on_the_field_beside_it():
+    old = {key: value for key, value in LLAMA32["rope_scaling"].items() if key != "original_max_position_embeddings"}
+    assert spec_from_config({**LLAMA32, "rope_scaling": old}).layers[0].rope.scaling.original_length == 131072
+    legacy = {"type": "linear", "factor": 2.0}
+    assert spec_from_config({**LLAMA2, "rope_scaling": legacy}).layers[0].rope == RopeSpec(10000.0, LinearScaling(2.0))
+
+
+def test_no_number_has_a_default():
+    for cls in (DecoderSpec, LayerSpec, RopeSpec, LinearScaling, Llama3Scaling):
+        for field in dataclasses.fields(cls):
+            assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING, field.name
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gemma3"])
+def test_a_missing_field_is_named(name):
+    """Every field that a family needs: without it, either the message names it or the file's format defines it."""
+    config, needed = CONFIGS[name], []
+    for field in config:
+        try:
+            spec_from_config({key: value for key, value in config.items() if key != field})
+        except UserError as error:
+            needed.append(field)
+            assert field in str(error) or field == "rope_parameters", (field, error)
+    sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"}
+    own = {
+        "llama": {"hidden_act"},
+        "mistral": {"hidden_act", "sliding_window"},
+        "gemma2": {"hidden_activation", "sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping",
+                   "final_logit_softcapping"},
+        "gemma3": {"hidden_activation", "sliding_window", "query_pre_attn_scalar", "rope_parameters"},
+    }[name]  # fmt: skip
+    assert sizes | own <= set(needed)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"architectures": ["LlamaForCausalLMs"]}, ("LlamaForCausalLMs", "did you mean 'LlamaForCausalLM'", *FAMILIES)),
+        ({"architectures": []}, ("architectures", *FAMILIES)),
+        ({"architectures": None}, ("architectures",)),
+        ({"hidden_act": "relu6"}, ("hidden_act", "relu6", "silu")),
+        ({"quantization_config": {"quant_method": "gptq"}}, ("quantization_config",)),
+        ({"attention_dropout": 0.1}, ("attention_dropout", "0.1")),
+        ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ("yarn", "llama3", "linear")),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "mscale": 1.0}}, ("mscale", "linear")),
+        ({"rope_scaling": {"rope_type": "linear"}}, ("factor", "rope_scaling")),
+        ({"rope_scaling": {**LLAMA32["rope_scaling"], "low_freq_factor": 4.0}}, ("high_freq_factor",)),
+        ({"layer_types": ["sliding_attention"] * 32}, ("layer_types", "full_attention")),
+        ({"hidden_size": "4096"}, ("hidden_size", "'4096'")),
+        ({"hidden_size": True}, ("hidden_size", "True")),
+        ({"num_hidden_layers": 0}, ("num_hidden_layers",)),
+        ({"num_key_value_heads": 5}, ("num_key_value_heads", "num_attention_heads")),
+        ({"num_attention_heads": 33, "num_key_value_heads": 33}, ("head_dim", "33")),
+        ({"head_dim": 127}, ("even", "127")),
+        ({"tie_word_embeddings": "no"}, ("tie_word_embeddings", "'no'")),
+    ],
+)
+def test_refusals_name_the_field(change, named):
+    with pytest.raises(UserError) as error:
+        spec_from_config({**LLAMA2, **change})
+    assert all(word in str(error.value) for word in named), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"layer_types": ["full_attention"]}, ("layer_types", "26")),
+        ({"layer_types": ["full_attentions"] * 26}, ("full_attentions", "did you mean 'full_attention'")),
+        ({"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping",)),
+        ({"use_bidirectional_attention": True}, ("use_bidirectional_attention",)),
+        ({"sliding_window": None}, ("sliding_window",)),
+    ],
+)
+def test_gemma_refusals_name_the_field(change, named):
+    with pytest.raises(UserError) as error:
+        spec_from_config({**GEMMA3, **change})
+    assert all(word in str(error.value) for word in named), str(error.value)
+
+
+def test_mistral_window():
+    config = CONFIGS["mistral"]
+    assert spec_from_config({**config, "sliding_window": None}).layers[0].window is None
+    assert spec_from_config(config).layers[0].window == 8

@@ -1,0 +1,147 @@
+"""Tiny random models of every family, as config.json dicts, and the same weights in transformers and here."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sft_jax.hf.names import rules
+from sft_jax.hf.rules import pieces_by_param
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.families import spec_from_config
+from sft_jax.model.options import Options
+from sft_jax.model.runs import layer_places
+
+_SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "initializer_range": 0.02,
+}  # fmt: skip
+_LLAMA = {
+    **_SIZES, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 3, "head_dim": 8,
+    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "attention_bias": False,
+    "mlp_bias": False, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}  # fmt: skip
+_LLAMA3_ROPE = {
+    "rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+# Caps and the scale are far smaller than in published models, so that a few random layers feel them.
+_GEMMA = {
+    **_SIZES, "head_dim": 16, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8,
+    "tie_word_embeddings": True, "attention_bias": False, "query_pre_attn_scalar": 24,
+}  # fmt: skip
+
+CONFIGS: dict[str, dict] = {
+    "llama": _LLAMA,
+    "llama_tied_biases": {**_LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "llama_multi_head": {**_LLAMA, "num_key_value_heads": 4},
+    "llama3_rope": {**_LLAMA, "rope_parameters": _LLAMA3_ROPE},
+    "llama_linear_rope": {
+        **_LLAMA,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0},
+    },
+    "mistral": {
+        **{key: value for key, value in _LLAMA.items() if not key.endswith("_bias")},
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8,
+    },
+    "gemma2": {
+        **_GEMMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "num_hidden_layers": 5,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "gemma3": {
+        **_GEMMA, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 7,
+        "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2 + ["sliding_attention"],
+        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 100.0, "rope_type": "default"},
+            "full_attention": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 8.0},
+        },
+    },
+}  # fmt: skip
+FAMILY_CONFIGS = ("llama", "mistral", "gemma2", "gemma3")  # one of each architecture
+
+
+@functools.cache
+def torch_model(name: str):
+    """The transformers model of a config, every parameter random: norms and biases too."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**CONFIGS[name])
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.ndim == 1 else 0.15
+            parameter.add_(spread * torch.randn_like(parameter))
+    return model.eval()
+
+
+@functools.cache
+def twin(name: str, options: Options = Options()) -> Decoder:
+    """The decoder with the weights of `torch_model(name)`."""
+    state = {key: value.detach().numpy() for key, value in torch_model(name).state_dict().items()}
+    return from_tensors(abstract(name, options), state)
+
+
+@functools.cache
+def random_decoder(name: str, options: Options = Options()) -> Decoder:
+    """A decoder of a config with every parameter random and large enough to matter; needs no torch."""
+    decoder = Decoder(spec_from_config(CONFIGS[name]), options, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    noise = lambda v: v + rng.normal(size=v.shape, scale=0.3 if v.shape[-1:] == v.shape else 0.15).astype(v.dtype)  # noqa: E731
+    return jax.tree.map(noise, decoder)
+
+
+def abstract(name: str, options: Options = Options()) -> Decoder:
+    spec = spec_from_config(CONFIGS[name])
+    return jax.eval_shape(lambda: Decoder(spec, options, jax.random.key(0)))
+
+
+def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray]) -> Decoder:
+    """Fills an abstract decoder from the tensors of a checkpoint by the table of names."""
+    pieces = pieces_by_param(rules(decoder.spec), layer_places(decoder.spec))
+
+    def fill(path, leaf: nnx.Variable) -> nnx.Variable:
+        parts = pieces[dotted(path)]
+        arrays = [tensors[part.name].T if part.transpose else tensors[part.name] for part in parts]
+        return leaf.replace(jax.numpy.asarray(arrays[0] if parts[0].index is None else np.stack(arrays)))
+
+    return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
+
+
+def to_tensors(decoder: Decoder, state) -> dict[str, np.ndarray]:
+    """The inverse, for a tree like the decoder such as its gradient: arrays by the checkpoint's names."""
+    tensors = {}
+    pieces = pieces_by_param(rules(decoder.spec), layer_places(decoder.spec))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_variable):
+        for part in pieces[dotted(path)]:
+            value = np.asarray(leaf[...])
+            value = value if part.index is None else value[part.index]
+            tensors[part.name] = value.T if part.transpose else value
+    return tensors
+
+
+def dotted(path) -> str:
+    """A path of tree keys as a parameter path."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def is_variable(node) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def packed_rows(rng: np.random.Generator, rows: int, length: int, vocab: int = 96) -> tuple[np.ndarray, ...]:
+    """Tokens, positions and segments of rows that hold several documents and end in padding."""
+    tokens = rng.integers(0, vocab, (rows, length)).astype(np.int32)
+    segments, positions = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        filled = length - int(rng.integers(0, 5))
+        cuts = [0, *sorted(rng.choice(np.arange(1, filled), 3, replace=False)), filled]
+        for number, (start, end) in enumerate(zip(cuts, cuts[1:])):
+            segments[row, start:end] = number + 1
+            positions[row, start:end] = np.arange(end - start)
+    return tokens, positions, segments

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sft_jax.errors import StoppedBySignal, UserError
@@ -55,6 +55,8 @@ def _flag_message(error: flags.Error) -> str:
 
 def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
     del argv
+    if not any(argument.startswith(("--verbosity", "-v=")) for argument in sys.argv[1:]):
+        logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell every save and compilation otherwise
     try:
         main()
     except UserError as error:

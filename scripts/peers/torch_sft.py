@@ -26,7 +26,7 @@ def main(model_path: str, data: str, length: int, batch: int, steps: int) -> Non
                  "max_length": length, "overlength": "drop"},
         "train": {"batch_size": batch, "steps": steps},
     })  # fmt: skip
-    rows = prepare(config, log=lambda line: None).train
+    rows = prepare(config.data, model_path=model_path, rows=steps * batch, log=lambda line: None).train
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path), attn_implementation="sdpa")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, foreach=True)
     causal = torch.tril(torch.ones(length, length, dtype=torch.bool))

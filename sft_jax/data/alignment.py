@@ -83,3 +83,21 @@ def align(table: TokenBytes, texts: Sequence[bytes], ids: Sequence[Sequence[int]
         Encoding(flat_ids[a:b], token_starts[a:b], token_ends[a:b]) if fit else None
         for a, b, fit in zip(first, last, fits, strict=True)
     ]
+
+
+def without_gaps(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ranges that do not decrease and cover a text of `length` characters.
+
+    A library leaves out what a normaliser merged or removed (the mark of a composed letter, extra spaces); here it belongs
+    to the token before it, at the beginning of the text to the first one.
+
+    >>> starts, ends = without_gaps(np.array([0, 3]), np.array([1, 4]), 5)
+    >>> starts.tolist(), ends.tolist()
+    ([0, 3], [3, 5])
+    """
+    if not len(starts):
+        return starts.astype(np.int32), ends.astype(np.int32)
+    starts = np.maximum.accumulate(starts)
+    starts[0] = 0
+    ends = np.maximum(np.maximum.accumulate(ends), np.append(starts[1:], length))
+    return starts.astype(np.int32), ends.astype(np.int32)

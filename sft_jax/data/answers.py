@@ -46,7 +46,7 @@ def find_answer(
         if reasoning and closing and reasoning not in said and said.lstrip().startswith(closing):
             # The prompt opens a thinking section and the template closes it at once; the data has what belongs in it.
             said = reasoning + ("\n" if prompt.endswith("\n") else "") + said.lstrip()
-            answer = _compose(rendering, messages, slots, prompt, said, [(0, said.rfind(rendering.turn_end.end))])
+            answer = _compose(rendering, messages, slots, prompt, said, len(said) - len(rendering.turn_end.end))
         else:
             answer = Answer(text, len(prompt), end, True, None)
     if answer is None:
@@ -100,7 +100,7 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         opened = prompt[found + len(literal) :]
         spoken = _reasoned(messages[turn], mine, opened, closing)
         rest = text[own[-1].end : end] if own and own[-1].kind == "content" else rendering.turn_end.end
-        return _compose(rendering, messages, slots, prompt, spoken + rest, [(0, len(spoken))])
+        return _compose(rendering, messages, slots, prompt, spoken + rest, len(spoken))
     moved = len(prompt) - begin
     regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
     return _joined(rendering, messages, slots, prompt, said, regions)
@@ -119,11 +119,10 @@ def _reasoned(message: dict, mine: dict[str, Slot], opened: str, closing: str) -
     return mine["reasoning"].text + lines[0] + closing + lines[1] + answer
 
 
-def _compose(rendering, messages, slots, prompt: str, said: str, ranges: list[tuple[int, int]]) -> Answer:
-    """Joins a prompt and an answer of which `ranges` are the data's."""
-    base, turn = len(prompt), len(messages) - 1
-    regions = [Region(-1, turn, "content", base + a, base + b) for a, b in ranges]
-    return _joined(rendering, messages, slots, prompt, said, regions)
+def _compose(rendering, messages, slots, prompt: str, said: str, length: int) -> Answer:
+    """Joins a prompt and an answer whose first `length` characters are the data's."""
+    region = Region(-1, len(messages) - 1, "content", len(prompt), len(prompt) + length)
+    return _joined(rendering, messages, slots, prompt, said, [region])
 
 
 def _joined(rendering, messages, slots, prompt: str, said: str, regions: list[Region]) -> Answer:

@@ -130,15 +130,15 @@ def _results(
     for items, outcome in pool.run(chunks()):
         bad = [(item.number, unreadable.pop(item.number), False) for item in items if item.row is None]
         if isinstance(outcome, Failure):
-            (item,) = items
-            # Setting up fails before any row does; see Item.
-            bad.append((item.number, f"{_reason(outcome)}.", outcome.kind != "error"))
-            yield 1, None, bad
+            bad = bad or [(items[0].number, _reason(outcome), outcome.kind in ("timeout", "memory", "died"))]
+            yield len(items), None, bad
         else:
             bad += [(number, reason, False) for number, reason in outcome.bad]
             yield len(items), outcome, sorted(bad)
 
 
 def _reason(failure: Failure) -> str:
+    if failure.kind == "refused":
+        return failure.reason
     limits = {"timeout": "; see data.row_timeout", "memory": "; see data.row_memory_mb"}
-    return f"preparing it {failure.reason}{limits.get(failure.kind, '')}"
+    return f"preparing it {'failed with ' * (failure.kind == 'error')}{failure.reason}{limits.get(failure.kind, '')}."

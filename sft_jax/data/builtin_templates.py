@@ -38,7 +38,8 @@ LLAMA2 = (
     + _ALTERNATE
     + """\
     {%- if message.role == 'user' %}
-        {{- bos_token + '[INST] ' }}
+        {{- bos_token }}
+        {{- '[INST] ' }}
         {%- if loop.first and system %}
             {{- '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}
         {%- endif %}

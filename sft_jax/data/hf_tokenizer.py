@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import tokenizers
 
-from sft_jax.data.alignment import Encoding, TokenBytes, align
+from sft_jax.data.alignment import Encoding, TokenBytes, align, without_gaps
 from sft_jax.data.tokenizer_files import read_files, write_files
 from sft_jax.errors import UserError
 
@@ -82,13 +82,11 @@ class HFTokenizer:
 
     def _offsets_of_library(self, texts: Sequence[str]) -> list[Encoding]:
         result = []
-        for item in self._raw_batch(texts, offsets=True):
+        for text, item in zip(texts, self._raw_batch(texts, offsets=True), strict=True):
             ids = np.asarray(item.ids, np.int32)
             ranges = np.asarray(item.offsets, np.int32).reshape(-1, 2)
             ids = ids if self._remap is None else self._remap[ids]
-            # A normaliser may move characters (NFC orders marks); ranges that only grow keep spans meaningful.
-            starts = np.maximum.accumulate(ranges[:, 0]) if len(ids) else ranges[:, 0]
-            result.append(Encoding(ids, starts, np.maximum(np.maximum.accumulate(ranges[:, 1]), starts) if len(ids) else starts))
+            result.append(Encoding(ids, *without_gaps(ranges[:, 0], ranges[:, 1], len(text))))
         return result
 
     def _encode_batch(self, texts: Sequence[str], offsets: bool) -> list[np.ndarray]:
@@ -216,6 +214,9 @@ def _rename(state: dict, aliases: dict[str, str]) -> None:
         token["content"] = aliases.get(token["content"], token["content"])
     model = state["model"]
     vocabulary = model["vocab"]
+    pieces = vocabulary if isinstance(vocabulary, dict) else {text for text, _ in vocabulary}
+    if not any(text in pieces for text in aliases):
+        return
     if isinstance(vocabulary, dict):
         model["vocab"] = {aliases.get(text, text): token for text, token in vocabulary.items()}
     else:

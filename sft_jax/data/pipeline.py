@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import grain
 import numpy as np
 
 from sft_jax.batch import Batch
@@ -178,6 +177,8 @@ def batches(
     Raises UserError where the sizes do not divide. An exception in the stream reaches the caller; the iterator never
     ends early.
     """
+    import grain  # here, since it imports jax where that is installed: preparing data should not take seconds more
+
     if batch_size % micro_batch_size:
         raise UserError(f"train.micro_batch_size: {micro_batch_size} does not divide train.batch_size {batch_size}.")
     if micro_batch_size % process_count:

@@ -213,7 +213,7 @@ def _build(sets: list[_Set], config: DataConfig, tokenizer: Tokenizer, folder: P
         str(folder), template, now, config.chat_template_kwargs, config.allow_special_tokens_in_content, tuple(options)
     )
     chunks = sum(-(-len(item.rows) // build.CHUNK) for item in sets)
-    count = min(config.workers or len(os.sched_getaffinity(0)), chunks)
+    count = min(config.workers or _cores(), chunks)
     with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
         _try_template(pool, template)
         for index, (item, option) in enumerate(zip(sets, options, strict=True)):
@@ -224,10 +224,16 @@ def _build(sets: list[_Set], config: DataConfig, tokenizer: Tokenizer, folder: P
             )  # fmt: skip
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _try_template(pool: WorkerPool, template: tuple[str, str] | None) -> None:
     """Compiles the template in a worker. Raises UserError naming it where that takes too long or too much."""
     for _, outcome in pool.run([[row_builder.Item(0, 0, None)]]):
         if isinstance(outcome, Failure):
+            if outcome.kind == "refused":
+                raise UserError(outcome.reason)
             name = template[1] if template else "the tokenizer"
             raise UserError(f"{name}: compiling it {outcome.reason}; check data.chat_template.")
 

@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as schema
 
-from sft_jax.data.alignment import Encoding, TokenBytes, align
+from sft_jax.data.alignment import Encoding, TokenBytes, align, without_gaps
 from sft_jax.data.sentencepiece_export import to_tokenizer_json
 from sft_jax.data.tokenizer_files import CONFIG, write_files
 from sft_jax.errors import UserError
@@ -139,11 +139,12 @@ class SentencePieceTokenizer:
         data = np.frombuffer(text.encode(), np.uint8)
         character = np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])  # characters begun before byte i
         ids = np.fromiter((piece.id for piece in pieces), np.int32, len(pieces))
-        starts = character[np.fromiter((piece.begin for piece in pieces), np.int64, len(pieces))].astype(np.int32)
-        ends = character[np.fromiter((piece.end for piece in pieces), np.int64, len(pieces))].astype(np.int32)
+        starts = character[np.fromiter((piece.begin for piece in pieces), np.int64, len(pieces))]
+        ends = character[np.fromiter((piece.end for piece in pieces), np.int64, len(pieces))]
         # All bytes of a character but the last have no width, and neither has a space put before the text: theirs is
         # the character that they stand at.
-        return Encoding(ids, starts, np.where(ends == starts, np.minimum(starts + 1, len(text)), ends).astype(np.int32))
+        ends = np.where(ends == starts, np.minimum(starts + 1, len(text)), ends)
+        return Encoding(ids, *without_gaps(starts, ends, len(text)))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         ids = [int(token) for token in ids]

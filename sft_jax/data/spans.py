@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from sft_jax.data.answers import Answer, find_answer
+from sft_jax.data.answers import find_answer
 from sft_jax.data.conversation import ROLES, Conversation, Message
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import Located, Region, Slot, slots_of
+from sft_jax.data.locate import Located, Region, slots_of
 from sft_jax.data.rendering import Messages, Rendering
 from sft_jax.data.templates import message_dict
 from sft_jax.errors import UserError, did_you_mean
@@ -121,14 +121,18 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
             continue
         last = index == len(dicts) - 1
         history = dicts if last else dicts[: index + 1]
-        answer = find_answer(rendering, history, slots, whole if last else rendering.render(history, False), counts)
+        shown = whole if last else rendering.render(history, False)
+        answer = find_answer(rendering, history, slots, shown, counts)
         span = Span(answer.start, answer.end, weights[index], number)
         if last and answer.shown:
             text = answer.text
         if answer.shown and text.startswith(answer.text[: answer.end]):
             spans[index] = span
         else:
-            own.append(_own_plan(rendering, history, slots, answer, span))
+            place = rendering.locate(history, slots, False, shown) if answer.shown else answer.located
+            plan = _text_plan(answer.text[: answer.end], history, place, rendering, {index: span})
+            plan.turn = number
+            own.append(plan)
     located = rendering.locate(dicts, slots, False, whole)
     main = _text_plan(text, dicts, located, rendering, spans)
     if supervise.mode == "all":
@@ -155,14 +159,6 @@ def _chosen(messages: Sequence[Message], weights: Sequence[float], supervise: Su
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
     pairs = list(zip(turns, range(len(turns)), strict=True))
     return [pair for pair in (pairs[-1:] if supervise.mode == "last" else pairs) if weights[pair[0]]]
-
-
-def _own_plan(rendering: Rendering, history: Messages, slots: Sequence[Slot], answer: Answer, span: Span) -> TextPlan:
-    """Plans the example of one turn: its prompt, its answer and nothing more."""
-    located = rendering.locate(history, slots, False, answer.text) if answer.shown else answer.located
-    plan = _text_plan(answer.text[: answer.end], history, located, rendering, {len(history) - 1: span})
-    plan.turn = span.turn
-    return plan
 
 
 def _text_plan(

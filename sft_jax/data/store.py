@@ -12,7 +12,7 @@ Stores are written by sft_jax.data.store_writer.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,42 +129,46 @@ def open_store(folder: Path) -> Store | None:
     return Store(folder, manifest)
 
 
-def weight_runs(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (lengths int64, values float32) of the runs of equal weights.
-
-    >>> weight_runs(np.array([0, 0, 1, 1, 1, 0.5], np.float32))
-    (array([2, 3, 1]), array([0. , 1. , 0.5], dtype=float32))
-    """
-    starts = np.flatnonzero(np.diff(weights, prepend=np.nan) != 0)  # nan differs from everything: a run starts at 0
-    return np.diff(np.append(starts, len(weights))), np.asarray(weights, np.float32)[starts]
-
-
-def encode(examples: Iterable[tuple[int, np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]]) -> Encoded:
+def encode(examples: Sequence[tuple[int, np.ndarray, np.ndarray, int, np.ndarray, np.ndarray]]) -> Encoded:
     """Returns examples as flat arrays. Each is (row, ids [n], weights [n], turn, turn_starts [m], turn_roles [m])."""
-    rows, ids, weights, turns, starts, roles = [], [], [], [], [], []
-    for row, example_ids, example_weights, turn, turn_starts, turn_roles in examples:
-        rows.append(row)
-        ids.append(np.asarray(example_ids, np.int32))
-        weights.append(weight_runs(np.asarray(example_weights, np.float32)))
-        turns.append(turn)
-        starts.append(np.asarray(turn_starts, np.int64))
-        roles.append(np.asarray(turn_roles, np.uint8))
-
-    def joined(parts: list[np.ndarray], kind) -> np.ndarray:
-        return np.concatenate(parts) if parts else np.zeros(0, kind)
-
+    rows, ids, weights, turns, starts, roles = zip(*examples, strict=True) if examples else ((),) * 6
+    lengths = np.array([len(part) for part in ids], np.int64)
+    if [len(part) for part in weights] != lengths.tolist():
+        raise ValueError("an example has not as many weights as ids")
+    run_counts, run_lengths, run_weights = weight_runs(_joined(weights, np.float32), lengths)
     return Encoded(
-        ids=joined(ids, np.int32),
-        lengths=np.array([len(part) for part in ids], np.int64),
-        run_counts=np.array([len(lengths) for lengths, _ in weights], np.int64),
-        run_lengths=joined([lengths for lengths, _ in weights], np.int64),
-        run_weights=joined([values for _, values in weights], np.float32),
+        ids=_joined(ids, np.int32),
+        lengths=lengths,
+        run_counts=run_counts,
+        run_lengths=run_lengths,
+        run_weights=run_weights,
         rows=np.array(rows, np.int64),
         turns=np.array(turns, np.int64),
         turn_counts=np.array([len(part) for part in starts], np.int64),
-        turn_starts=joined(starts, np.int64),
-        turn_roles=joined(roles, np.uint8),
+        turn_starts=_joined(starts, np.int64),
+        turn_roles=_joined(roles, np.uint8),
     )
+
+
+def weight_runs(weights: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (runs of each example, lengths of the runs, their weights) of the concatenated weights of examples.
+
+    A run ends where the weight changes or the example does.
+
+    >>> weight_runs(np.array([0, 1, 1, 1, 0.5], np.float32), np.array([3, 2]))
+    (array([2, 2]), array([1, 2, 1, 1]), array([0. , 1. , 1. , 0.5], dtype=float32))
+    """
+    begins = np.ones(len(weights), bool)
+    begins[1:] = weights[1:] != weights[:-1]
+    firsts = np.cumsum(lengths) - lengths
+    begins[firsts[lengths > 0]] = True
+    starts = np.flatnonzero(begins)
+    counts = np.diff(np.searchsorted(starts, np.append(firsts, len(weights))))
+    return counts, np.diff(np.append(starts, len(weights))), weights[starts]
+
+
+def _joined(parts: Sequence, kind) -> np.ndarray:
+    return np.concatenate(parts, dtype=kind, casting="unsafe") if len(parts) else np.zeros(0, kind)
 
 
 def _file_digest(path: Path) -> str:

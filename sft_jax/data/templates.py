@@ -15,6 +15,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
@@ -55,6 +56,7 @@ class ChatTemplate:
             self._compiled = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise UserError(f"{name}: is not a valid chat template ({error}); check data.chat_template.") from error
+        self._compiled.globals = dict(self._compiled.globals)  # a chain of maps, copied slowly in every render
 
     def __reduce__(self):
         return functools.partial(ChatTemplate, name=self.name, now=self.now), (self.source, self.special_tokens)
@@ -179,12 +181,17 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox with a short way for `message.role`, which templates read dozens of times in a render."""
+    """The sandbox with a short way for `message.role` and `loop.last`, which templates read dozens of times."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and not hasattr(dict, attribute):
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is jinja2.runtime.LoopContext and attribute in _LOOP:
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
+
+
+_LOOP = frozenset(["index", "index0", "first", "last", "length", "previtem", "nextitem"])
 
 
 def _environment() -> _Environment:

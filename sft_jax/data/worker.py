@@ -15,6 +15,8 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+from sft_jax.errors import UserError
+
 MEMORY_EXIT = 77  # exit status of a worker that found itself above its memory limit
 
 
@@ -22,8 +24,8 @@ def main(handle: int, parent: int) -> None:
     """Serves requests on the pipe `handle` for the process `parent`.
 
     The first message is (target, setup, memory_mb): `target` is "module:callable", and callable(setup) gives the
-    function that is then called with every request. Answers are ("ready", None), ("result", value), ("memory", None)
-    or ("error", text).
+    function that is then called with every request. Answers are ("ready", None), ("result", value), ("memory", None),
+    ("refused", message of a UserError) or ("error", text).
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # both go to the whole job; the parent decides when to end
         signal.signal(number, signal.SIG_IGN)
@@ -48,6 +50,8 @@ def main(handle: int, parent: int) -> None:
             answer = ("result", function(request))
         except MemoryError:
             answer = ("memory", None)
+        except UserError as error:
+            answer = ("refused", str(error))
         except Exception as error:  # whatever a row can cause; the parent finds out which row and names it
             answer = ("error", _one_line(error))
         connection.send(answer)

@@ -26,7 +26,7 @@ START_SECONDS = 300.0  # that a worker may take to import and set up
 class Failure(NamedTuple):
     """An item that could not be done although it had a worker to itself."""
 
-    kind: Literal["timeout", "memory", "died", "error"]
+    kind: Literal["timeout", "memory", "died", "refused", "error"]  # refused: by a UserError, whose message is the reason
     reason: str
 
 
@@ -51,8 +51,9 @@ class _Worker:
 class _Chunk:
     """What is known of one chunk: the result of the whole, or those of its items one by one."""
 
-    results: list[tuple[_Task, Any]] = field(default_factory=list)
+    results: dict[int, tuple[_Task, Any]] = field(default_factory=dict)  # by the start of the task
     missing: int = 1
+    next: int = 0  # start of the task whose result is to be handed out next
 
 
 class WorkerPool:
@@ -85,31 +86,42 @@ class WorkerPool:
         """Yields (items, result) in the order of the chunks; or, where a chunk had to be taken apart, for each item
 
         ([item], result or Failure). `result` is what the callable's function returns for the list of items. Chunks are
-        drawn as workers become free, and results wait for earlier ones, so little is held in memory.
+        drawn as workers become free, and not far ahead of the results, so little is held in memory.
         """
         source = enumerate(iter(chunks))
         queue: deque[_Task] = deque()
         order: dict[int, _Chunk] = {}
         first, exhausted = 0, False
-        while True:
-            while not exhausted and len(queue) < self.count and len(order) < 4 * self.count:
-                number, items = next(source, (0, None))
-                if items is None:
-                    exhausted = True
-                else:
-                    queue.append(_Task(number, 0, items))
-                    order[number] = _Chunk()
-            while first in order and not order[first].missing:
-                results = sorted(order.pop(first).results, key=lambda result: result[0].start)
-                yield from ((task.items, outcome) for task, outcome in results)
-                first += 1
-            if exhausted and not order:
-                return
-            self._feed(queue)
-            for worker, outcome in self._wait():
-                self._settle(worker.task, outcome, queue, order)
-                worker.task = None
-                if isinstance(outcome, Failure) and outcome.kind != "error":
+        try:
+            while True:
+                while not exhausted and len(queue) < self.count and len(order) < 4 * self.count:
+                    number, items = next(source, (0, None))
+                    if items is None:
+                        exhausted = True
+                    else:
+                        queue.append(_Task(number, 0, items))
+                        order[number] = _Chunk()
+                while first in order:
+                    chunk = order[first]
+                    while chunk.next in chunk.results:
+                        task, outcome = chunk.results.pop(chunk.next)
+                        chunk.next += len(task.items)
+                        yield task.items, outcome
+                    if chunk.missing:
+                        break
+                    del order[first]
+                    first += 1
+                if exhausted and not order:
+                    return
+                self._feed(queue)
+                for worker, outcome in self._wait():
+                    self._settle(worker.task, outcome, queue, order)
+                    worker.task = None
+                    if isinstance(outcome, Failure) and outcome.kind not in ("refused", "error"):
+                        self._discard(worker)
+        finally:
+            for worker in list(self._workers):
+                if worker.task is not None:  # whoever reads the results has stopped
                     self._discard(worker)
 
     @staticmethod
@@ -121,7 +133,7 @@ class WorkerPool:
             queue.extendleft(_Task(task.number, at, [item]) for at, item in reversed(list(enumerate(task.items))))
             chunk.missing = len(task.items)
         else:
-            chunk.results.append((task, outcome))
+            chunk.results[task.start] = task, outcome
             chunk.missing -= 1
 
     def _feed(self, queue: deque[_Task]) -> None:
@@ -176,7 +188,7 @@ class WorkerPool:
             kind = "memory"
         if kind == "memory":
             return Failure("memory", f"needed more than {self._memory_mb} MB of memory")
-        return Failure("error", value or "")
+        return Failure(kind, value)
 
     def _start(self) -> None:
         ours, theirs = multiprocessing.Pipe()

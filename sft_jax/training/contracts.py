@@ -76,11 +76,11 @@ def isolation(decoder: Decoder, batch: Batch) -> Result:
     return _further(*results)
 
 
-def layout(build: Callable[[AnyMesh | None], Decoder], batch: Batch, mesh: AnyMesh) -> Result:
-    """One device == `mesh`: loss, counts and gradient. `build(mesh)` gives the same decoder, laid out and constrained."""
-    one = step_sums(build(None), jax.tree.map(lambda x: x[None], batch), None)
-    many = step_sums(build(mesh), jax.tree.map(lambda x: x[None], batch), mesh)
-    return _worst("layout", 1e-5, many, one)
+def layout(build: Callable[[AnyMesh | None], Decoder], batch: Batch, meshes: dict[str, AnyMesh]) -> dict[str, Result]:
+    """One device == each of `meshes`: loss, counts and gradient. `build(mesh)` gives the same decoder for a mesh."""
+    batch = jax.tree.map(lambda x: x[None], batch)
+    one = step_sums(build(None), batch, None)
+    return {name: _worst("layout", 1e-5, step_sums(build(mesh), batch, mesh), one) for name, mesh in meshes.items()}
 
 
 def chunking(decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | None = None) -> Result:

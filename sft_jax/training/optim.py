@@ -202,10 +202,11 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     warmup, shape, final = max(int(steps), 1), SCHEDULES[config.schedule], config.final_fraction
 
     def schedule(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step)
-        rising = (step + 1).astype(jnp.float32) / warmup
-        progress = (step - (warmup - 1)).astype(jnp.float32) / max(total_steps - warmup, 1)
-        falling = shape(jnp.clip(progress, 0.0, 1.0), final)
+        step = jnp.asarray(step, jnp.int32)
+        rising = (step + 1) / warmup
+        progress = (step - (warmup - 1)) / max(total_steps - warmup, 1)
+        progress = jnp.where(step >= total_steps - 1, 1.0, jnp.clip(progress, 0.0, 1.0))  # compiled division may not be exact
+        falling = shape(progress, final)
         return config.learning_rate * jnp.where(step < warmup, rising, falling).astype(jnp.float32)
 
     return schedule

@@ -17,7 +17,10 @@ def prepare_on_all_processes(config: Config, rows: int, log: Callable[[str], Non
     """
     if jax.process_index() != 0:
         multihost_utils.sync_global_devices("the first process has prepared the data")
-    data = prepare(config, rows=rows, log=log)
+    data = prepare(
+        config.data, model_path=config.model.path, seed=config.seed, epochs=config.train.epochs, rows=rows,
+        normalize=config.train.normalize, log=log,
+    )  # fmt: skip
     if jax.process_index() == 0 and jax.process_count() > 1:
         multihost_utils.sync_global_devices("the first process has prepared the data")
     return data

@@ -141,7 +141,7 @@ def _git_revision() -> str | None:
 
 
 def summary(
-    config: Config, outcome: Outcome, seconds: dict[str, float], evaluations: dict[int, dict[str, dict[str, float]]],
+    outcome: Outcome, seconds: dict[str, float], evaluations: dict[int, dict[str, dict[str, float]]],
     spec: DecoderSpec, choices: Iterable[Any], mesh: Mesh,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns WORKDIR/summary.json. Rates leave out the first step, which compiles, evaluation and checkpoints."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax import nnx
 
 from sft_jax.checkpoint.checkpoints import Checkpoints, flatten_state
 from sft_jax.config import Config, parse_config, to_dict
@@ -23,6 +24,7 @@ from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
 from sft_jax.training.export import export_state
+from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, Phases, Progress
@@ -72,7 +74,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     )  # fmt: skip
     source = read_source(find_model(config.model.path), config.model.path)
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
-    make_optimizer(config.optim, abstract, total_steps=2**31)
+    make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
     checkpoints = Checkpoints(work.path / "checkpoints", config.checkpoint.keep)
@@ -88,11 +90,13 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
 
     # ---- the model, or the state of the newest checkpoint
     with phases("model"), memory_explained(config, "loading the model"):
-        optimizer = make_optimizer(config.optim, abstract, total_steps, seed=config.seed)
+        optimizer = make_optimizer(config.optim, nnx.state(abstract), total_steps, seed=config.seed)
         graphdef, like = abstract_state(abstract, optimizer, mesh)
         state = start.restore(like)
         if state is None:
-            decoder = load_decoder(config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed)
+            decoder = load_decoder(
+                config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed
+            )
             graphdef, state = create_state(decoder, optimizer, mesh)
             del decoder
     if first_process:
@@ -120,19 +124,24 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
 
     def save(state, step: int, position: int) -> None:
         with phases("checkpoint"):
-            checkpoints.save(step, flatten_state(state), report.checkpoint_manifest(config, data, source, position))
+            checkpoints.save(step, flatten_state(state), report.checkpoint_manifest(config, data, source, position, total_steps))
+
+    index, count = row_share(mesh)
+    hooks = Hooks(
+        evaluate, save, checkpoints.check, partial(report.describe_rows, data.train),
+        lambda batch: attention_pairs(batch, abstract.spec.layers) * count,
+    )  # fmt: skip
 
     # ---- train
     if start.step == 0 and data.eval:
         evaluate(state, 0)
-    index, count = row_share(mesh)
     with memory_explained(config, "training"):
         outcome = train(
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
             make_train_step(graphdef, optimizer, mesh),
-            config, Hooks(evaluate, save, checkpoints.check, partial(report.describe_rows, data.train)), log, progress, stop,
+            config, hooks, log, progress, stop,
         )  # fmt: skip
     if outcome.stopped:
         progress.close()
@@ -149,14 +158,14 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     progress.close()
     if config.checkpoint.save_last:
         save(outcome.state, outcome.step, outcome.position)
-    if config.train.export:
-        with phases("export"):
-            export_state(outcome.state, graphdef, data.tokenizer, work.path / "export", source, data)
     with phases("checkpoint"):
         checkpoints.close()
-    summary = report.summary(config, data, outcome, phases, evaluator.history, graphdef, mesh, work)
+    if config.train.export:
+        with phases("export"):
+            export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)
+    summary = report.summary(outcome, phases.seconds, evaluator.history, abstract.spec, optimizer.choices, mesh)
     if first_process:
         work.write_json("summary.json", summary)
         log.close()
-    report.print_summary(summary, work)
+    report.print_summary(summary, work, exported=config.train.export)
     return summary

@@ -19,11 +19,18 @@ from sft_jax.errors import UserError
 quick = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@given(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=1))
-def test_weight_runs_expand_to_the_weights(weights):
-    lengths, values = weight_runs(np.array(weights, np.float32))
-    assert np.repeat(values, lengths).tolist() == weights
-    assert (lengths > 0).all() and (np.diff(values) != 0).all()
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=1, max_size=5)))
+def test_weight_runs_expand_to_the_weights(examples):
+    weights = np.array([w for example in examples for w in example], np.float32)
+    counts, lengths, values = weight_runs(weights, np.array([len(example) for example in examples], np.int64))
+    assert len(counts) == len(examples) and (lengths > 0).all()
+    at = 0
+    for example, count in zip(examples, counts.tolist(), strict=True):
+        own = slice(at, at + count)
+        assert np.repeat(values[own], lengths[own]).tolist() == example
+        assert (np.diff(values[own]) != 0).all()
+        at += count
+    assert at == len(lengths) == len(values)
 
 
 @given(st.lists(st.lists(examples(min_tokens=1), min_size=1, max_size=8), min_size=1, max_size=3))

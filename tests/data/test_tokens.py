@@ -7,10 +7,10 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizer_texts import CONTROL, check_ranges, unicode_texts, vectors
 from transformers import AutoTokenizer
 
 from sft_jax.data import hf_tokenizer
@@ -18,29 +18,6 @@ from sft_jax.data.tokens import Tokenizer, load_stored_tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 
 FOLDERS = ("tokenizers/llama2", "tokenizers/llama3", "tokenizers/qwen3", "models/stories260k")
-CONTROL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<think>", "<|begin_of_text|>", "<tool_call>")
-
-# Texts that meet every path: bytes of a character, combining marks, control tokens, spaces at the edges.
-texts = st.lists(
-    st.one_of(
-        st.text(max_size=8),
-        st.sampled_from([*CONTROL, " ", "  ", "\n", "\n\n", "▁", "é", "e\u0301", "🤗", "👩‍👩‍👧", "½", "ﬁ", "\u00a0", "\r\n", "\x00"]),
-        st.sampled_from(["Hello", " world", "1234", "def f(x):", "漢字", "'s", "...", "A\u030a"]),
-    ),
-    max_size=10,
-).map("".join)
-unicode_texts = texts.filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text))
-
-
-def vectors(assets, name):
-    """Returns llama.cpp's test strings and the ids of each."""
-    folder = assets / "reference" / "tokenizer_vectors"
-    inputs = (folder / f"{name}.inp").open(encoding="utf-8", newline="").read().split("\n__ggml_vocab_test__\n")
-    outputs = (folder / f"{name}.out").read_text().splitlines()
-    inputs, outputs = inputs[: len(outputs)], [[int(part) for part in line.split()] for line in outputs]
-    assert len(inputs) == len(outputs) == 46
-    return inputs, outputs
-
 
 @pytest.fixture(scope="module")
 def loaded(assets):
@@ -53,19 +30,6 @@ def loaded(assets):
         return cache[folder]
 
     return load
-
-
-def check_ranges(text, encoding):
-    """Ranges cover the text without gaps and do not decrease."""
-    starts, ends = encoding.starts.tolist(), encoding.ends.tolist()
-    assert encoding.ids.dtype == encoding.starts.dtype == encoding.ends.dtype == np.int32
-    assert len(encoding.ids) == len(starts) == len(ends)
-    if not starts:
-        return
-    assert starts == sorted(starts) and ends == sorted(ends)
-    assert starts[0] == 0 and ends[-1] == len(text)
-    assert all(start < end for start, end in zip(starts, ends, strict=True))
-    assert all(start <= before for start, before in zip(starts[1:], ends[:-1], strict=True))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -196,7 +160,7 @@ def test_the_same_after_pickling(loaded):
     assert (other.fingerprint, other.plain_prefix, other.chat_template) == (ours.fingerprint, (1,), ours.chat_template)
 
 
-@pytest.mark.parametrize("path", ["tokenizers/qwen3", "tokenizers/mistral_v3"])
+@pytest.mark.parametrize("path", ["tokenizers/llama2", "tokenizers/mistral_v3"])
 def test_a_stored_tokenizer_needs_no_transformers(assets, tmp_path, path):
     ours = load_tokenizer(assets / path)
     store_tokenizer(ours, tmp_path / "t")
@@ -221,8 +185,8 @@ def test_a_damaged_store_is_refused(assets, tmp_path):
         load_stored_tokenizer(tmp_path)
 
 
-def test_the_fingerprint_follows_what_determines_ids_and_template(assets, tmp_path):
-    ours = load_tokenizer(assets / "tokenizers/llama2")
+def test_the_fingerprint_follows_what_determines_ids_and_template(assets, loaded, tmp_path):
+    ours, _ = loaded("tokenizers/llama2")
     seen = {ours.fingerprint, ours.with_chat_template("other").fingerprint, ours.with_chat_template(None).fingerprint}
     state = json.loads((assets / "tokenizers/llama2/tokenizer.json").read_text())
     state["model"]["merges"] = state["model"]["merges"][:-1]
@@ -230,8 +194,8 @@ def test_the_fingerprint_follows_what_determines_ids_and_template(assets, tmp_pa
     (copy / "tokenizer.json").write_text(json.dumps(state))
     seen.add(load_tokenizer(copy).fingerprint)
     config = json.loads((assets / "tokenizers/llama2/tokenizer_config.json").read_text())
-    copy = copy_writable(assets / "tokenizers/llama2", tmp_path / "bos")
-    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": False}))
+    copy = copy_writable(assets / "tokenizers/llama2", tmp_path / "eos")
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<s>"}))
     seen.add(load_tokenizer(copy).fingerprint)
     assert len(seen) == 5
     assert load_tokenizer(assets / "tokenizers/llama2").fingerprint == ours.fingerprint
@@ -255,7 +219,7 @@ def test_save_copies_the_files(assets, loaded, tmp_path):
     assert again.chat_template == theirs.chat_template
 
 
-@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/llama3", "models/stories260k"])
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "models/stories260k"])
 def test_save_exports_the_template_of_the_run(loaded, tmp_path, folder):
     ours, theirs = loaded(folder)
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}é\n{% endfor %}"
@@ -283,11 +247,11 @@ def test_a_changed_template_replaces_all_named_ones(assets, tmp_path):
     assert AutoTokenizer.from_pretrained(str(tmp_path / "same")).chat_template == {"default": "D", "tool_use": "T"}
 
 
-@pytest.mark.parametrize("folder", [*FOLDERS, "tokenizers/mistral_v3"])
-def test_aliases_take_the_place_of_added_tokens(assets, folder):
-    ours = load_tokenizer(assets / folder)
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/qwen3", "models/stories260k", "tokenizers/mistral_v3"])
+def test_aliases_take_the_place_of_added_tokens(loaded, folder):
+    ours, _ = loaded(folder)
     aliases = {text: f"\ue000{index}\ue001" for index, text in enumerate(ours.added_tokens)}
-    clone = pickle.loads(pickle.dumps(ours.aliased(aliases)))
+    clone = ours.aliased(aliases)
     names = [name for name in (*CONTROL, "[INST]", "[/INST]", "[REFERENCE_DOC_1]") if name in ours.added_tokens]
     assert len(names) >= 2
     controls = set(ours.added_tokens.values())
@@ -305,11 +269,12 @@ def test_aliases_take_the_place_of_added_tokens(assets, folder):
     check_ranges(rewritten, encoding)
 
 
-def test_an_alias_for_some_tokens_leaves_the_others(assets):
-    ours = load_tokenizer(assets / "tokenizers/qwen3")
-    clone = ours.aliased({"<|im_end|>": "\ue000"})
-    assert clone.encode("<think>\ue000") == [ours.added_tokens["<think>"], ours.added_tokens["<|im_end|>"]]
-    assert ours.added_tokens["<|im_end|>"] not in clone.encode("<|im_end|>")
+@pytest.mark.parametrize("folder", ["models/stories260k", "tokenizers/mistral_v3"])
+def test_an_alias_for_some_tokens_leaves_the_others(loaded, folder):
+    ours, _ = loaded(folder)
+    clone = pickle.loads(pickle.dumps(ours.aliased({"</s>": "\ue000"})))
+    assert clone.encode("<s>\ue000") == [ours.bos_id, ours.eos_id] == ours.encode("<s></s>")
+    assert ours.eos_id not in clone.encode("</s>")
 
 
 def test_a_directory_without_a_tokenizer(assets, tmp_path):
@@ -354,6 +319,6 @@ def test_paths_that_are_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
 
 
 def test_the_file_itself(assets):
-    folder = assets / "tokenizers/llama2"
+    folder = assets / "models/stories260k"
     assert load_tokenizer(folder / "tokenizer.json").fingerprint == load_tokenizer(folder).fingerprint
     assert type(load_tokenizer(folder / "tokenizer.model")) is not type(load_tokenizer(folder))

@@ -22,6 +22,7 @@ PARAMS = {
     "mlp": {"kernel": RNG.normal(size=(4, 6)).astype(np.float32), "bias": RNG.normal(size=6).astype(np.float32)},
     "norm": {"scale": RNG.normal(size=4).astype(np.float32)},
 }
+STEPS = jnp.arange(405)
 
 
 def closed_form(schedule: str, step: int, total: int, peak: float, warmup: int, final: float) -> float:
@@ -48,21 +49,21 @@ def test_schedule_is_its_closed_form_and_reaches_its_end(schedule, total, warmup
     warmup = min(warmup, total - 1)
     final = 0.0 if schedule == "constant" else final
     config = OptimConfig(schedule=schedule, learning_rate=3e-4, warmup=float(warmup), final_fraction=final)
-    rates = np.asarray(make_schedule(config, total)(jnp.arange(total + 5)))
-    expected = [closed_form(schedule, step, total, 3e-4, warmup, final) for step in range(total + 5)]
+    rates = np.asarray(make_schedule(config, total)(STEPS))  # always the same shape, so that it compiles once
+    expected = [closed_form(schedule, step, total, 3e-4, warmup, final) for step in range(len(STEPS))]
     np.testing.assert_allclose(rates, expected, rtol=2e-6, atol=3e-11)
     assert rates.dtype == np.float32
     end = 1.0 if schedule == "constant" else final
     assert rates[total - 1] == np.float32(3e-4) * np.float32(end)  # exactly
     assert (rates[total - 1 :] == rates[total - 1]).all()
-    assert rates[max(warmup - 1, 0)] == np.float32(3e-4)
+    np.testing.assert_allclose(rates[max(warmup - 1, 0)], 3e-4, rtol=2e-7)
 
 
 def test_warmup_below_one_is_a_fraction():
     config = OptimConfig(schedule="linear", learning_rate=1.0)
     for fraction, total, steps in ((0.1, 50, 5), (0.03, 10, 0), (0.99, 5, 4), (0.5, 1, 0)):
-        as_fraction = make_schedule(_with(config, warmup=fraction), total)(jnp.arange(total))
-        as_steps = make_schedule(_with(config, warmup=float(steps)), total)(jnp.arange(total))
+        as_fraction = make_schedule(_with(config, warmup=fraction), total)(STEPS)
+        as_steps = make_schedule(_with(config, warmup=float(steps)), total)(STEPS)
         np.testing.assert_array_equal(as_fraction, as_steps)
 
 
@@ -122,14 +123,15 @@ def test_adafactor_is_optax_adafactor_layer_by_layer():
     optimizer = make_optimizer(config, params, total_steps=4)
     reference = optax.adafactor(0.02, weight_decay_rate=0.02 * 0.3)
     single = [jnp.asarray(layer) for layer in layers]
-    state, states = optimizer.init(params), [reference.init(layer) for layer in single]
+    state, states = jax.jit(optimizer.init)(params), [reference.init(layer) for layer in single]
+    update, reference_update = jax.jit(optimizer.update), jax.jit(reference.update)
     for step in range(4):
         gradient = RNG.normal(size=layers.shape).astype(np.float32)
-        params, state, _ = optimizer.update(
+        params, state, _ = update(
             nnx.State({"kernel": params["kernel"].replace(jnp.asarray(gradient))}), state, params, jnp.int32(step)
         )
         for index, g in enumerate(gradient):
-            updates, states[index] = reference.update(jnp.asarray(g), states[index], single[index])
+            updates, states[index] = reference_update(jnp.asarray(g), states[index], single[index])
             single[index] = optax.apply_updates(single[index], updates)
     np.testing.assert_allclose(params["kernel"][...], np.stack(single), rtol=1e-5, atol=1e-6)
     assert max(x.size for x in jax.tree.leaves(state)) < layers.size / 10  # factored
@@ -140,9 +142,9 @@ def test_every_optimizer_lowers_a_quadratic(name):
     config = OptimConfig(name=name, learning_rate=0.05, schedule="constant", warmup=0.0)
     params = {"kernel": jnp.ones((4, 4))}
     optimizer = make_optimizer(config, params, total_steps=20)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(20):
-        params, state, _ = optimizer.update(params, state, params, jnp.int32(step))  # gradient of |p|^2 / 2
+        params, state, _ = update(params, state, params, jnp.int32(step))  # gradient of |p|^2 / 2
     assert float(jnp.abs(params["kernel"]).max()) < 0.75
 
 
@@ -225,9 +227,10 @@ def test_bfloat16_parameters_learn_from_updates_below_their_resolution():
         params, state, _ = update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(step))
     assert params["kernel"].dtype == jnp.bfloat16
     moved = np.asarray(params["kernel"], np.float64) - start
-    assert abs(moved.mean() + 200e-5) < 2e-5
-    again, _, _ = update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(200))
-    np.testing.assert_array_equal(again["kernel"], update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(200))[0]["kernel"])
+    assert abs(moved.mean() / -200e-5 - 1) < 0.04  # the first moment, in bfloat16, comes within 0.02 of its limit of 1
+    again, other = (update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(step))[0] for step in (199, 200))
+    np.testing.assert_array_equal(again["kernel"], update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(199))[0]["kernel"])
+    assert (again["kernel"] != other["kernel"]).any()  # the bits depend on the step
 
 
 def _with(config: OptimConfig, **changes) -> OptimConfig:

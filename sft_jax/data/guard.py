@@ -1,0 +1,150 @@
+"""The injection guard: what a row's content says never becomes a control token.
+
+A tokenizer finds the texts of its added tokens wherever they stand, and for a chat model `<|im_end|>` typed by a user
+would end the user's turn. It is not enough to ask it to take special tokens for text: added tokens that are not
+"special", such as `<think>` or `<tool_call>`, steer models as well. So a row whose content holds the text of an added
+token is encoded by a clone of the tokenizer whose added tokens go by private aliases. Tokens that the template wrote
+are replaced by their aliases, content is left alone, and one encode does the rest.
+"""
+
+import bisect
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from sft_jax.data.alignment import Encoding
+from sft_jax.data.conversation import Message
+from sft_jax.data.examples import RowError
+from sft_jax.data.locate import REASONING_TAGS
+from sft_jax.data.spans import TextPlan
+from sft_jax.data.tokens import Tokenizer
+
+REASONING = frozenset(tag for pair in REASONING_TAGS for tag in pair)
+_FIRST_ALIAS = 0x100000  # aliases are the characters of the last private-use plane
+_ALIASES = re.compile(f"[{chr(_FIRST_ALIAS)}-{chr(0x10FFFF)}]")
+
+
+class Guard:
+    """Knows a tokenizer's control tokens, and encodes around them."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        # Runs of white space that a vocabulary lists as added tokens control nothing.
+        texts = sorted((text for text in tokenizer.added_tokens if text.strip(" \t\r\n\u2581")), key=len, reverse=True)
+        if len(texts) > 0xFFFE:
+            raise ValueError(f"{len(texts)} added tokens are more than there are private-use characters")
+        self._aliases = {text: chr(_FIRST_ALIAS + number) for number, text in enumerate(texts)}
+        self._any = _pattern(texts)
+        self._other = _pattern([text for text in texts if text not in REASONING])
+        self._thought = _pattern([text for text in texts if text in REASONING])
+        self._control = np.zeros(tokenizer.vocab_size, bool)
+        self._control[[tokenizer.added_tokens[text] for text in texts]] = True
+        self._reasoning_ids = {tokenizer.added_tokens[text] for text in texts if text in REASONING}
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The clone that knows added tokens by their aliases only."""
+        return self._tokenizer.aliased(self._aliases)
+
+    def needed(self, messages: Sequence[Message]) -> bool:
+        """Returns whether content holds the text of a control token; reasoning markup of the assistant may stay."""
+        for message in messages:
+            pattern = self._other if message.role == "assistant" else self._any
+            if pattern.search(message.content) or (message.reasoning and pattern.search(message.reasoning)):
+                return True
+        return False
+
+    def rewrite(self, plan: TextPlan) -> TextPlan:
+        """Returns a plan for the clone: control tokens outside of content by their aliases, all places moved along.
+
+        Raises RowError where it is not known which part of the text is content, or where the text uses the aliases.
+        """
+        if not plan.complete:
+            raise RowError(
+                "its content holds the text of a control token, and the template does not show where content is; "
+                "remove that text or set data.allow_special_tokens_in_content=True."
+            )
+        if _ALIASES.search(plan.text):
+            raise RowError("its content holds the text of a control token, and private-use characters; remove one of them.")
+        parts, old, new, done = [], [0], [0], 0
+
+        def take(stop: int, pattern: re.Pattern) -> None:
+            nonlocal done
+            for match in pattern.finditer(plan.text, done, stop):
+                parts.extend((plan.text[done : match.start()], self._aliases[match.group()]))
+                old.append(match.end())
+                new.append(new[-1] + match.start() - done + 1)
+                done = match.end()
+            parts.append(plan.text[done:stop])
+            old.append(stop)
+            new.append(new[-1] + stop - done)
+            done = stop
+
+        for region in plan.regions:
+            take(region.start, self._any)
+            take(region.end, self._thought if plan.roles[region.message] == "assistant" else _NOTHING)
+        take(len(plan.text), self._any)
+
+        def move(place: int) -> int:
+            number = bisect.bisect_right(old, place) - 1
+            return new[number] + place - old[number]
+
+        return TextPlan(
+            "".join(parts),
+            [span._replace(start=move(span.start), end=move(span.end)) for span in plan.spans],
+            plan.turn,
+            [move(start) for start in plan.starts],
+            plan.roles,
+            tuple(region._replace(start=move(region.start), end=move(region.end)) for region in plan.regions),
+            plan.complete,
+            plan.ends_with_eos,
+        )
+
+    def leaks(self, plans: Sequence[TextPlan], encodings: Sequence[Encoding]) -> list[int]:
+        """Returns the numbers of the plans in which content became a control token after all.
+
+        That happens where the text of a token only comes about by normalisation, or with what stands around content.
+        """
+        if not plans:
+            return []
+        flagged = np.flatnonzero(self._control[np.concatenate([encoding.ids for encoding in encodings])])
+        ends = np.cumsum([len(encoding.ids) for encoding in encodings])
+        sizes = np.fromiter((len(plan.text) + 1 for plan in plans), np.int64, len(plans))
+        bases = np.cumsum(sizes) - sizes
+        numbers = np.searchsorted(ends, flagged, side="right")
+        starts = np.concatenate([encoding.starts for encoding in encodings])[flagged] + bases[numbers]
+        stops = np.concatenate([encoding.ends for encoding in encodings])[flagged] + bases[numbers]
+        places = [(base + r.start, base + r.end) for plan, base in zip(plans, bases.tolist(), strict=True) for r in plan.regions]
+        if not places:
+            return []
+        regions = np.array(places)
+        nearest = np.searchsorted(regions[:, 0], stops) - 1  # the last region that begins before the token ends
+        hit = (nearest >= 0) & (regions[nearest, 1] > starts)
+        result = set()
+        for token, number, start, stop in zip(flagged[hit], numbers[hit], starts[hit], stops[hit], strict=True):
+            plan, encoding = plans[number], encodings[number]
+            id_ = int(encoding.ids[token - (ends[number] - len(encoding.ids))])
+            place = int(start - bases[number])
+            if not self._allowed(plan, id_, place, int(stop - bases[number])):
+                result.add(int(number))
+        return sorted(result)
+
+    def _allowed(self, plan: TextPlan, token: int, start: int, stop: int) -> bool:
+        """Returns whether a control token that touches content is reasoning markup of the assistant, or an alias."""
+        if _ALIASES.search(plan.text, start, stop):
+            return True
+        if token not in self._reasoning_ids:
+            return False
+        return any(
+            region.start < stop and region.end > start and plan.roles[region.message] == "assistant" for region in plan.regions
+        )
+
+
+def _pattern(texts: Sequence[str]) -> re.Pattern:
+    """Returns a pattern that finds the longest of `texts`, which are sorted by length."""
+    return re.compile("|".join(map(re.escape, texts))) if texts else _NOTHING
+
+
+_NOTHING = re.compile(r"(?!)")

@@ -1,0 +1,64 @@
+"""Documents in one row do not know of each other: packed == unpacked, and a change in one leaves the others bit-equal."""
+
+import jax
+import numpy as np
+import pytest
+from random_batches import random_batch
+from tiny_models import FAMILY_CONFIGS, random_decoder
+
+from sft_jax.model.attention import KERNELS
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.options import Options
+from sft_jax.training import contracts
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_packed_equals_unpacked(name, kernel):
+    result = contracts.packing(random_decoder(name, Options(attention=kernel)), random_batch(4, 32, seed=1))
+    assert result.holds, result
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_documents_are_isolated(name, kernel):
+    result = contracts.isolation(random_decoder(name, Options(attention=kernel)), random_batch(4, 32, seed=2))
+    assert result.holds, result
+
+
+class Leaky(Decoder):
+    """A decoder whose documents see those before them in the row."""
+
+    def hidden(self, tokens, positions, segments):
+        return super().hidden(tokens, positions, jax.numpy.minimum(segments, 1))
+
+
+class RunsOn(Decoder):
+    """A decoder whose positions run on from document to document; rope hides it, but for the scaled position here."""
+
+    def hidden(self, tokens, positions, segments):
+        return super().hidden(tokens, jax.numpy.broadcast_to(2 * jax.numpy.arange(tokens.shape[1]), tokens.shape), segments)
+
+
+def as_class(cls, decoder):
+    other = cls(decoder.spec, decoder.options, jax.random.key(0))
+    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(decoder))
+
+
+def test_leaks_are_noticed():
+    batch = random_batch(4, 32, seed=2)
+    leaky = as_class(Leaky, random_decoder("llama"))
+    assert not contracts.isolation(leaky, batch).holds
+    assert not contracts.packing(leaky, batch).holds
+
+
+def test_unpack_gives_every_document_its_own_row():
+    batch = random_batch(4, 32, seed=4)
+    alone, (rows, columns) = contracts.unpack(batch)
+    assert len(alone.tokens) == sum(int(segments.max()) for segments in batch.segments)
+    on = alone.segments > 0
+    assert on.sum() == (batch.segments > 0).sum() and not alone.positions[:, 0].any()
+    for name in ("tokens", "targets", "weights", "positions"):
+        np.testing.assert_array_equal(getattr(alone, name)[on], getattr(batch, name)[rows[on], columns[on]])
+    assert len({tuple(place) for place in zip(rows[on].tolist(), columns[on].tolist())}) == on.sum()
+    assert sorted(alone.examples[:, 0]) == sorted(batch.examples[batch.examples >= 0])

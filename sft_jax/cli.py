@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.config import Config, is_key, leaf_keys, parse_config
+from sft_jax.errors import StoppedBySignal, UserError, did_you_mean
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
@@ -22,6 +23,27 @@ def define_config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().", lock_config=True)
 
 
+def read_config(holder: flags.FlagHolder) -> Config:
+    """Returns the checked configuration of `--config`; raises UserError where it is missing or wrong."""
+    try:
+        raw = holder.value
+        if raw is None:
+            raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
+        return parse_config(raw)
+    except OSError as error:  # ml_collections tells a missing file only when the value is used
+        raise UserError(f"--config: {_recipe_name(sys.argv)} cannot be read; name a Python file with get_config().") from error
+
+
+def _recipe_name(argv: Sequence[str]) -> str:
+    """Returns the recipe as it was given on the command line."""
+    for place, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and place + 1 < len(argv):
+            return argv[place + 1]
+    return "the recipe"
+
+
 def run(main: Callable[[], None], usage: str) -> None:
     """Parses the flags, runs `main` and ends the process with the exit code that its outcome asks for.
 
@@ -29,28 +51,27 @@ def run(main: Callable[[], None], usage: str) -> None:
         main: The command; reads its flags from their holders.
         usage: The text that precedes the list of flags in `--help`.
     """
-    app.usage(shorthelp=True)  # registers absl's help flags before they are parsed
     sys.modules["__main__"].__doc__ = usage
     app.run(lambda argv: _exit(main, argv), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    for argument in argv[1:]:
+        key = argument.removeprefix("--config.").split("=", 1)[0]
+        if argument.startswith("--config.") and not is_key(key):
+            _fail(f"Unknown key '{key}'; {did_you_mean(key, leaf_keys())}")
     try:
-        rest = flags.FLAGS(list(argv), known_only=False)
+        rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        _fail(_flag_message(error))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        _fail(f"--config: there is no file '{error.filename}'.")
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
+        _fail(" ".join(str(error).split()))
+    except UserError as error:
+        _fail(str(error))
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, NameError, OSError) as error:
         # A recipe is the user's code, and ml_collections lets its errors through as they are.
-        _fail(f"--config: {type(error).__name__}: {error}")
+        _fail(f"--config: {_recipe_name(argv)}: {type(error).__name__}: {error}")
     if len(rest) > 1:
         _fail(f"'{rest[1]}' is not a flag; write --NAME=VALUE.")
     return rest
-
-
-def _flag_message(error: flags.Error) -> str:
-    return " ".join(str(error).split())
 
 
 def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:

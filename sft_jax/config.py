@@ -382,3 +382,11 @@ def is_key(dotted: str) -> bool:
             return False
         node = hints[part]
     return True
+
+
+def leaf_keys(cls=Config, prefix: str = "") -> list[str]:
+    """Returns every key of the configuration that holds a value, such as "optim.learning_rate"."""
+    keys = []
+    for name, kind in typing.get_type_hints(cls).items():
+        keys += leaf_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
+    return keys

@@ -7,7 +7,6 @@ state saved.
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.config import parse_config
 from sft_jax.errors import UserError
 
 _CONFIG = cli.define_config_flag()
@@ -15,11 +14,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: configuratio
 
 
 def main() -> None:
-    if _CONFIG.value is None:
-        raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
+    config = cli.read_config(_CONFIG)  # before jax is imported: a wrong key is told at once
     if not _WORKDIR.value:
         raise UserError("--workdir: is missing; name the folder of the run, such as --workdir runs/first.")
-    config = parse_config(_CONFIG.value)  # before jax is imported: a wrong key is told at once
 
     from sft_jax.training.run import fit
 

@@ -89,11 +89,21 @@ def twin(name: str, options: Options = Options()) -> Decoder:
 
 @functools.cache
 def random_decoder(name: str, options: Options = Options()) -> Decoder:
-    """A decoder of a config with every parameter random and large enough to matter; needs no torch."""
-    decoder = Decoder(spec_from_config(CONFIGS[name]), options, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    noise = lambda v: v + rng.normal(size=v.shape, scale=0.3 if v.shape[-1:] == v.shape else 0.15).astype(v.dtype)  # noqa: E731
-    return jax.tree.map(noise, decoder)
+    """A decoder of a config with random parameters; needs no torch."""
+    return randomized(abstract(name, options))
+
+
+def randomized(decoder: Decoder) -> Decoder:
+    """Fills an abstract decoder with numbers that depend on path and shape only; nothing is 0 or 1."""
+
+    def fill(path, leaf: nnx.Variable) -> nnx.Variable:
+        shape = leaf.get_value().shape
+        rng = np.random.default_rng([*dotted(path).encode(), *shape])
+        matrix = leaf.axes[-1] != "norm"
+        value = rng.normal(size=shape, scale=0.2) if matrix else rng.normal(size=shape, scale=0.3, loc=0.5)
+        return leaf.replace(jax.numpy.asarray(value, np.float32))
+
+    return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
 
 def abstract(name: str, options: Options = Options()) -> Decoder:

@@ -9,7 +9,9 @@ CONTROL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<think>",
 texts = st.lists(
     st.one_of(
         st.text(max_size=8),
-        st.sampled_from([*CONTROL, " ", "  ", "\n", "\n\n", "▁", "é", "e\u0301", "🤗", "👩‍👩‍👧", "½", "ﬁ", "\u00a0", "\r\n", "\x00"]),
+        st.sampled_from(
+            [*CONTROL, " ", "  ", "\n", "\n\n", "▁", "é", "e\u0301", "🤗", "👩‍👩‍👧", "½", "ﬁ", "\u00a0", "\r\n", "\x00"]
+        ),
         st.sampled_from(["Hello", " world", "1234", "def f(x):", "漢字", "'s", "...", "A\u030a"]),
     ),
     max_size=10,

@@ -69,11 +69,13 @@ class Checkpoints:
                 self.removed = _remove_uncommitted(self._folder)
 
     def save(self, step: int, state: dict[str, jax.Array], manifest: dict[str, Any]) -> None:
-        """Starts to save and returns as soon as the state may change.
+        """Starts to save and returns as soon as the state may change. A step that is committed is not saved again.
 
         Raises what the save before this one met in the background; there is never more than one under way.
         """
         self.wait()
+        if step in self.steps():
+            return
         sums = checksums(state)
         arrays = {name: [list(x.shape), str(x.dtype), sums[name]] for name, x in state.items()}
         body = {"format": FORMAT, "step": step, "arrays": arrays, **manifest}

@@ -1,6 +1,6 @@
 """Where each token lies in its text, computed from the bytes that tokens stand for.
 
-A tokenizer library that reports offsets pays for them in every text. Nearly all tokenizers keep the text's bytes, so the
+A tokenizer library that reports offsets pays for them in every text. Nearly all tokenizers keep the text's bytes, so
 ranges follow from the lengths of the tokens alone; `align` computes them for a whole batch with a few numpy operations
 and checks the result byte for byte. Where the bytes differ (a normaliser changed the text) the caller asks the library.
 """
@@ -77,7 +77,9 @@ def align(table: TokenBytes, texts: Sequence[bytes], ids: Sequence[Sequence[int]
     base = np.repeat(np.concatenate([[0], character])[text_first], counts)
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     inside = np.minimum(starts, max(len(wanted) - 1, 0))
-    token_starts = np.maximum(character[inside] - base - 1, 0).astype(np.int32) if len(wanted) else starts.astype(np.int32)
+    token_starts = (
+        np.maximum(character[inside] - base - 1, 0).astype(np.int32) if len(wanted) else starts.astype(np.int32)
+    )
     token_ends = np.maximum(character[ends - 1] - base, 1).astype(np.int32) if len(wanted) else starts.astype(np.int32)
     return [
         Encoding(flat_ids[a:b], token_starts[a:b], token_ends[a:b]) if fit else None
@@ -88,8 +90,8 @@ def align(table: TokenBytes, texts: Sequence[bytes], ids: Sequence[Sequence[int]
 def without_gaps(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns ranges that do not decrease and cover a text of `length` characters.
 
-    A library leaves out what a normaliser merged or removed (the mark of a composed letter, extra spaces); here it belongs
-    to the token before it, at the beginning of the text to the first one.
+    A library leaves out what a normaliser merged or removed (the mark of a composed letter, extra spaces). Here it
+    belongs to the token before it; at the beginning of the text, to the first one.
 
     >>> starts, ends = without_gaps(np.array([0, 3]), np.array([1, 4]), 5)
     >>> starts.tolist(), ends.tolist()

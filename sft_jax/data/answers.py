@@ -1,5 +1,6 @@
 """What the model has to write after a prompt, so that the conversation gets the turn that the data has."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -80,14 +81,16 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         raise _undecided(rendering, turn, prompt, text)
     tail = len(rendering.turn_end.end) if text[:end].endswith(rendering.turn_end.end) else 0
     begin = own[0].start if own else end - tail
-    lead = mine[own[0].kind].lead if own else ""
-    if lead and text.endswith(lead, 0, begin):
-        begin -= len(lead)
+    if own:  # white space, or a tag that opens reasoning, that the data has before
+        slot = mine[own[0].kind]
+        lead = messages[turn][slot.field][: slot.start]
+        begin -= next((len(part) for part in (lead, lead.lstrip(), slot.lead) if text.endswith(part, 0, begin)), 0)
     before = max((region.end for region in located.regions if region.message < turn and region.end <= begin), default=0)
     literal = text[before:begin]
 
     for cut in (len(literal), *sorted((match.end() for match in _MARKER.finditer(literal)), reverse=True)):
-        if literal[:cut].strip() and prompt.endswith(literal[:cut]):
+        shared = _common_end(prompt, literal[:cut])
+        if shared.strip() and (len(shared) == cut or _MARKER.search(shared)):
             moved = len(prompt) - before - cut
             regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
             return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
@@ -129,6 +132,11 @@ def _joined(rendering, messages, slots, prompt: str, said: str, regions: list[Re
     before = rendering.locate(messages[:-1], slots, True, prompt)
     located = None if before is None else Located((*before.regions, *regions), before.complete)
     return Answer(prompt + said, len(prompt), len(prompt) + len(said), False, located)
+
+
+def _common_end(first: str, second: str) -> str:
+    """Returns the longest text with which both texts end."""
+    return os.path.commonprefix([first[::-1], second[::-1]])[::-1]
 
 
 def _unclosed(prompt: str) -> str | None:

@@ -129,16 +129,18 @@ def _results(
 
     for items, outcome in pool.run(chunks()):
         bad = [(item.number, unreadable.pop(item.number), False) for item in items if item.row is None]
-        if isinstance(outcome, Failure):
-            bad = bad or [(items[0].number, _reason(outcome), outcome.kind in ("timeout", "memory", "died"))]
-            yield len(items), None, bad
-        else:
+        if not isinstance(outcome, Failure):
             bad += [(number, reason, False) for number, reason in outcome.bad]
             yield len(items), outcome, sorted(bad)
+        elif outcome.kind == "refused":  # an error in the configuration, which a row brought to light
+            raise UserError(f"{rows.where(items[0].number)}: {outcome.reason}")
+        else:
+            watched = outcome.kind in ("timeout", "memory", "died")
+            yield len(items), None, bad or [(items[0].number, f"preparing it {describe(outcome)}", watched)]
 
 
-def _reason(failure: Failure) -> str:
-    if failure.kind == "refused":
-        return failure.reason
+def describe(failure: Failure) -> str:
+    """Returns what happened, to follow after what it happened to, such as "took longer than 20 seconds; ..."."""
+    before = "failed with " if failure.kind == "error" else ""
     limits = {"timeout": "; see data.row_timeout", "memory": "; see data.row_memory_mb"}
-    return f"preparing it {'failed with ' * (failure.kind == 'error')}{failure.reason}{limits.get(failure.kind, '')}."
+    return f"{before}{failure.reason}{limits.get(failure.kind, '')}."

@@ -21,7 +21,7 @@ from sft_jax.errors import UserError
 
 # What `BuiltRow.counts` may hold, for reports.
 COUNTS = {
-    "seam_cuts": "answers before which the text was cut, since a token straddled the end of the prompt",
+    "seam_cuts": "answers at whose beginning or end the text was cut, since a token straddled it",
     "per_turn": "examples that hold one assistant turn, since the template renders it differently once it is history",
     "guarded": "rows whose content holds the text of a control token, which stayed text",
     "reasoning_dropped": "answers whose reasoning the template does not render, so that it is not trained on",
@@ -153,6 +153,9 @@ class RowBuilder:
 
     def _jobs(self, row: int, plan: RowPlan, guarded: bool) -> list[_Job]:
         texts = [*([plan.main] if plan.main else []), *plan.own]
+        for text in texts:
+            if not _is_unicode(text.text):
+                raise RowError("it holds half of a surrogate pair, which no tokenizer can read; remove it.")
         if not guarded:
             return [_Job(row, text, self._plain_encoder) for text in texts]
         plan.counts["guarded"] = 1
@@ -198,7 +201,7 @@ class RowBuilder:
             for span in spans[:]:
                 if span.turn < 0 or (span.start not in broken[number] and span not in late):
                     continue
-                seams[job.row] += span.start in broken[number]
+                seams[job.row] += 1
                 cut = span.start if span.start in broken[number] else -1
                 if span is spans[-1] and span not in late:
                     job.plan.cut = max(cut, job.plan.cut)
@@ -252,6 +255,14 @@ class RowBuilder:
 
 def _contents(conversation: Conversation) -> Sequence[Message]:
     return (Message("other", conversation.text or ""),) if conversation.kind == "text" else as_messages(conversation)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _columns(jobs: list[_Job]) -> tuple[list[TextPlan], list[Encoding]]:

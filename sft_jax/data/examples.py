@@ -28,8 +28,8 @@ class Example(NamedTuple):
 class BuiltRow(NamedTuple):
     """The examples of one row.
 
-    `kind` says how they came about: "once" (the row was tokenised once), "cut" (a token straddled the beginning of an
-    answer, so the text was cut there), "per_turn" (the history is rendered differently once it is history, so
+    `kind` says how they came about: "once" (the row was tokenised once), "cut" (a token straddled the beginning or the
+    end of an answer, so the text was cut there), "per_turn" (the history is rendered differently once it is history, so
     assistant turns are examples of their own), "plain" (no template). `counts` holds what a report should add up; see
     `sft_jax.data.chat.COUNTS`.
     """

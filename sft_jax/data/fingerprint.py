@@ -69,6 +69,12 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
+def folder_hash(folder: Path, leave_out: str = "") -> str:
+    """Returns the hash of all files in a folder, by name, but the one called `leave_out`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != leave_out)
+    return _hash({path.relative_to(folder).as_posix(): _file_hash(path) for path in files})
+
+
 def combine(fingerprints: dict[str, str]) -> str:
     """Returns one fingerprint of several named ones, in their order."""
     return _hash(list(fingerprints.items()))

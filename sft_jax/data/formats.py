@@ -12,7 +12,7 @@ import numpy as np
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.examples import RowError
-from sft_jax.data.messages import read_message, read_turn, text_of
+from sft_jax.data.messages import NOTHING, read_message, read_turn, text_of
 from sft_jax.data.sources import Rows, kind_of
 from sft_jax.errors import UserError, did_you_mean
 
@@ -37,6 +37,11 @@ class Format(NamedTuple):
         """Returns column -> name of the field in the rows."""
         return {column: getattr(columns, column) or name for column, name in {**self.required, **self.optional}.items()}
 
+    def has_fields(self, row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
+        """Returns whether a row has every required field."""
+        names = self.names(columns)
+        return all(row.get(names[column]) is not None for column in self.required)
+
     def misfit(self, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
         """Returns why a row has not the shape of the format, or "" where it has. What fields hold is left to `read`."""
         names = self.names(columns)
@@ -47,7 +52,9 @@ class Format(NamedTuple):
             turns = row[names["messages"]]
             first = turns[0] if isinstance(turns, list) and turns else None
             if isinstance(first, dict) and not all(key in first for key in self.turns):
-                return f"the turns in '{names['messages']}' have no {' and '.join(map(repr, self.turns))}"
+                needed = " and ".join(map(repr, self.turns))
+                hint = "data.columns.messages names the field of another format"
+                return f"the turns in '{names['messages']}' have no {needed} ({hint})"
         return ""
 
     def read(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Conversation:
@@ -55,9 +62,11 @@ class Format(NamedTuple):
         names = self.names(columns)
         for column in self.required:
             if row.get(names[column]) is None:
-                raise RowError(f"{_missing(row, names[column], column)}; correct the row or name the field in data.columns.")
+                raise RowError(
+                    f"{_missing(row, names[column], column)}; correct the row or name the field in data.columns."
+                )
         for field, content in UNSUPPORTED.items():
-            if row.get(field) not in (None, "", "[]", "{}", [], {}) and field not in names.values():
+            if row.get(field) not in NOTHING and field not in names.values():
                 raise RowError(f"field '{field}' brings {content}, which are not supported; leave such rows out.")
         return self.reader(row, names)
 
@@ -81,7 +90,7 @@ def _read_sharegpt(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversa
 
 
 def _read_prompt_completion(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
-    """Both texts, joined as they are where there is no template; or both lists of messages, the prompt's unsupervised."""
+    """Two texts, joined as they are where there is no template, or two lists of messages, the prompt's unsupervised."""
     prompt, completion = row[names["prompt"]], row[names["completion"]]
     if isinstance(prompt, list) and isinstance(completion, list):
         before = [read_message(turn, f"{names['prompt']}[{index}]") for index, turn in enumerate(prompt)]
@@ -152,10 +161,14 @@ def _chat(messages: Sequence[Message], row: Mapping[str, Any], names: Mapping[st
     system = _system(row, names)
     if system is not None:
         if messages[0].role in ("system", "developer"):
-            raise RowError(f"field '{names['system']}' and the first message both give a system prompt; keep one of them.")
+            raise RowError(
+                f"field '{names['system']}' and the first message both give a system prompt; keep one of them."
+            )
         messages = [Message("system", system), *messages]
     if not any(message.role == "assistant" for message in messages):
-        raise RowError("the conversation has no assistant turn, so there is nothing to learn; correct or remove the row.")
+        raise RowError(
+            "the conversation has no assistant turn, so there is nothing to learn; correct or remove the row."
+        )
     return Conversation(messages=tuple(messages))
 
 
@@ -182,7 +195,9 @@ def resolve_format(name: str, rows: Rows, columns: ColumnsConfig, skip_bad_rows:
     known = FORMATS[name].names(columns)
     for column in _named(columns):
         if column not in known:
-            raise UserError(f"data.columns.{column}: the format '{name}' has no such field; {did_you_mean(column, known)}.")
+            raise UserError(
+                f"data.columns.{column}: the format '{name}' has no such field; {did_you_mean(column, known)}."
+            )
     if any(getattr(columns, column) for column in FORMATS[name].optional):
         _check_optional(FORMATS[name], columns, {field for _, row in _scan(rows, strict=False) for field in row})
     return name
@@ -195,14 +210,16 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
     that both do. With `skip_bad_rows` the format that most rows have is enough.
     """
     named = _named(columns)
-    candidates = {name: form for name, form in FORMATS.items() if all(column in form.names(columns) for column in named)}
+    candidates = {
+        name: form for name, form in FORMATS.items() if all(column in form.names(columns) for column in named)
+    }
     if not candidates:
         raise UserError(f"data.columns: no format has all of {', '.join(named)}; {_known_columns()}.")
-    count, known, first = 0, set(), None
+    count, known, first = 0, set(), None  # rows, all their fields, (number, row) of the first
     misfits: dict[str, int] = dict.fromkeys(candidates, 0)
     first_misfit: dict[str, tuple[int, str]] = {}
     for index, row in _scan(rows, strict=not skip_bad_rows):
-        first = (index, list(row)) if first is None else first
+        first = (index, row) if first is None else first
         count += 1
         known.update(row)
         for name, form in candidates.items():
@@ -213,20 +230,25 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
         raise UserError(f"{rows.where(0)}: neither this row nor any other can be read; correct the file.")
     fewest = min(misfits.values())
     if fewest == count:
+        index, row = first
+        near = [
+            form.misfit(row, columns) for form in candidates.values() if form.turns[0] and form.has_fields(row, columns)
+        ]
         raise UserError(
-            f"{rows.where(first[0])}: fits no format; the row has: {', '.join(first[1]) or 'no field'}. Name its fields, such "
-            f"as data.columns.prompt=question data.columns.completion=answer; {_known_columns()}."
+            f"{rows.where(index)}: fits no format; the row has: {', '.join(row) or 'no field'}. "
+            f"{''.join(f'{reason}. ' for reason in near)}Name its fields, such as data.columns.prompt=question data.columns.completion=answer; {_known_columns()}."
         )
     best = [name for name in candidates if misfits[name] == fewest]
     if len(best) > 1:
         raise UserError(
-            f"{rows.where(first[0])}: the rows fit the formats {' and '.join(best)}; name one, such as data.format={best[0]}."
+            f"{rows.where(first[0])}: the rows fit the formats {' and '.join(best)}; name one, such as "
+            f"data.format={best[0]}."
         )
     if fewest and not skip_bad_rows:
         index, reason = first_misfit[best[0]]
         raise UserError(
-            f"{rows.where(index)}: is not in the format '{best[0]}', which {count - fewest} of {count} rows have: {reason}. "
-            "Correct the row, put rows of different formats into different data sets, or set data.bad_rows=skip."
+            f"{rows.where(index)}: is not in the format '{best[0]}', which {count - fewest} of {count} rows have: "
+            f"{reason}. Correct the row, put rows of different formats into different data sets, or set data.bad_rows=skip."
         )
     _check_optional(FORMATS[best[0]], columns, known)
     return best[0]
@@ -235,7 +257,9 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
 def _scan(rows: Rows, strict: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (number, row) of all rows or an even sample. Rows that cannot be read raise UserError, or are left out."""
     count = len(rows)
-    numbers = range(count) if count <= SCANNED else np.unique(np.linspace(0, count - 1, SCANNED).astype(np.int64)).tolist()
+    numbers = (
+        range(count) if count <= SCANNED else np.unique(np.linspace(0, count - 1, SCANNED).astype(np.int64)).tolist()
+    )
     for number in numbers:
         try:
             row = rows[number]

@@ -180,7 +180,9 @@ def load_hf(folder: Path) -> HFTokenizer:
         "pad_id": loaded.pad_token_id,
         "chat_template": template,
         "original_template": template,
-        "special_tokens": {name: str(text) for name, text in loaded.special_tokens_map.items() if isinstance(text, str)},
+        "special_tokens": {
+            name: str(text) for name, text in loaded.special_tokens_map.items() if isinstance(text, str)
+        },
         "added_tokens": {token.content: token_id for token_id, token in sorted(added.items())},
         "special_added_tokens": sorted(token.content for token in added.values() if token.special),
         "plain_prefix": prefix,
@@ -209,7 +211,7 @@ def _plain_prefix(loaded) -> list[int]:
 
 
 def _rename(state: dict, aliases: dict[str, str]) -> None:
-    """Renames added tokens in a parsed tokenizer.json, also in the model, so that their text cannot be made of pieces."""
+    """Renames added tokens in a parsed tokenizer.json, also in its model: their text cannot be made of pieces then."""
     for token in state["added_tokens"]:
         token["content"] = aliases.get(token["content"], token["content"])
     model = state["model"]

@@ -130,8 +130,8 @@ def _without_blank(file, index: Index) -> Index:
 def index_array(data: bytes, begin: int, name: str) -> Index:
     """Returns the elements of a JSON array.
 
-    The bytes are decoded as Latin-1, where one character is one byte: the structure of JSON is ASCII, so elements end at
-    the same places as in UTF-8, in which each is read later.
+    The bytes are decoded as Latin-1, where one character is one byte: the structure of JSON is ASCII, so elements end
+    at the same places as in UTF-8, in which each is read later.
     """
     text = data.decode("latin-1")
     decoder = json.JSONDecoder()
@@ -144,7 +144,9 @@ def index_array(data: bytes, begin: int, name: str) -> Index:
 
     def fail(reason: str, position: int) -> UserError:
         line = int(np.searchsorted(newlines, position)) + 1
-        return UserError(f"{name}:{line}: is not valid JSON ({reason}); correct the file, or write one row a line (.jsonl).")
+        return UserError(
+            f"{name}:{line}: is not valid JSON ({reason}); correct the file, or write one row a line (.jsonl)."
+        )
 
     starts, ends = [], []
     position = skip(skip(begin) + 1)

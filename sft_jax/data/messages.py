@@ -18,6 +18,7 @@ SPEAKERS = {
 }  # fmt: skip
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
+NOTHING = (None, "", "[]", "{}", [], {})  # how rows write that there are no tools, calls, images
 WEIGHTS = ("weight", "loss_weight", "train")
 
 
@@ -47,7 +48,9 @@ def read_turn(turn: Any, where: str) -> Message:
     if speaker not in SPEAKERS:
         raise RowError(f"{where}: unknown role {speaker!r}; {did_you_mean(speaker, SPEAKERS)}.")
     role = SPEAKERS[speaker]
-    return Message(role, text_of(turn["value"], f"{where}.value"), _weight(turn, where), _reasoning(turn, where, role, []))
+    return Message(
+        role, text_of(turn["value"], f"{where}.value"), _weight(turn, where), _reasoning(turn, where, role, [])
+    )
 
 
 def text_of(value: Any, where: str) -> str:
@@ -57,20 +60,26 @@ def text_of(value: Any, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"'{where}' holds half of a surrogate pair at character {error.start + 1}; remove it.") from error
+        raise RowError(
+            f"'{where}' holds half of a surrogate pair at character {error.start + 1}; remove it."
+        ) from error
     return value
 
 
 def _object(turn: Any, where: str, needed: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(turn, dict):
-        raise RowError(f"'{where}' is {kind_of(turn)}, not an object with {' and '.join(map(repr, needed))}; correct the row.")
+        raise RowError(
+            f"'{where}' is {kind_of(turn)}, not an object with {' and '.join(map(repr, needed))}; correct the row."
+        )
     for call in CALLS:
-        if turn.get(call) not in (None, "", [], {}):
+        if turn.get(call) not in NOTHING:
             raise RowError(f"{where}: '{call}' is a tool call, which is not supported; leave such rows out.")
     for key in needed:
         if turn.get(key) is None:
             state = "is null" if key in turn else "is missing"
-            raise RowError(f"{where}: '{key}' {state}; the turn has: {', '.join(map(str, turn)) or 'nothing'}; correct the row.")
+            raise RowError(
+                f"{where}: '{key}' {state}; the turn has: {', '.join(map(str, turn)) or 'nothing'}; correct the row."
+            )
     return turn
 
 
@@ -82,7 +91,9 @@ def _parts(content: Any, where: str) -> tuple[str, list[str]]:
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
         if not isinstance(part, dict):
-            raise RowError(f"'{place}' is {kind_of(part)}, not a part such as {{'type': 'text', 'text': ...}}; correct the row.")
+            raise RowError(
+                f"'{place}' is {kind_of(part)}, not a part such as {{'type': 'text', 'text': ...}}; correct the row."
+            )
         kind = part.get("type")
         if not isinstance(kind, str) or kind not in texts:
             raise RowError(f"{place}: parts of type {kind!r} are not supported, only text; leave such rows out.")

@@ -8,11 +8,12 @@ lost is counted, in examples, tokens and supervised tokens.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sft_jax.data.corpus import Corpus
+from sft_jax.data.packing import ragged_arange
 from sft_jax.data.store import ROLES
 from sft_jax.errors import UserError
 
@@ -62,47 +63,64 @@ class OverlengthCounts:
         return asdict(self)
 
 
-Pieces = list[tuple[int, int, int]]  # (head, start, stop)
+class Pieces(NamedTuple):
+    """What is kept of over-length examples, in their order; all int64 [pieces]."""
+
+    source: np.ndarray  # number among the over-length examples
+    head: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
 
 
-def _drop(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+Turns = Callable[[int], tuple[np.ndarray, np.ndarray]]  # number -> (token offsets of its messages [m], role codes [m])
+
+
+def _drop(lengths: np.ndarray, limit: int, turns: Turns) -> Pieces:
     """The example is left out."""
-    return []
+    return Pieces(*np.zeros((4, 0), np.int64))
 
 
-def _truncate_left(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+def _truncate_left(lengths: np.ndarray, limit: int, turns: Turns) -> Pieces:
     """The last tokens stay."""
-    return [(0, tokens - limit, tokens)]
+    return Pieces(np.arange(len(lengths)), np.zeros_like(lengths), lengths - limit, lengths)
 
 
-def _truncate_right(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+def _truncate_right(lengths: np.ndarray, limit: int, turns: Turns) -> Pieces:
     """The first tokens stay."""
-    return [(0, 0, limit)]
+    zeros = np.zeros_like(lengths)
+    return Pieces(np.arange(len(lengths)), zeros, zeros, np.full_like(lengths, limit))
 
 
-def _keep_last_turns(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+def _keep_last_turns(lengths: np.ndarray, limit: int, turns: Turns) -> Pieces:
     """As many whole turns from the end as fit, from a user message on, behind a leading system message.
 
     What the template writes before the first message (BOS, say) stays too. An example whose last exchange does not
     fit, or that has no user message to begin at, is left out: half a turn would teach answers without questions.
     """
-    if not len(starts):
-        return []
-    leading_system = len(starts) > 1 and roles[0] == _SYSTEM
-    head = int(starts[1] if leading_system else starts[0])
-    cuts = starts[(roles == _USER) & (starts > head) & (starts + limit - head >= tokens)]
-    return [(head, int(cuts[0]), tokens)] if len(cuts) else []
+    pieces = []
+    for number, tokens in enumerate(lengths.tolist()):
+        starts, roles = turns(number)
+        if not len(starts):
+            continue
+        leading_system = len(starts) > 1 and roles[0] == _SYSTEM
+        head = int(starts[1] if leading_system else starts[0])
+        cuts = starts[(roles == _USER) & (starts > head) & (head + tokens - starts <= limit)]
+        if len(cuts):
+            pieces.append((number, head, int(cuts[0]), tokens))
+    return Pieces(*np.array(pieces, np.int64).reshape(-1, 4).T)
 
 
-def _split(tokens: int, limit: int, starts: np.ndarray, roles: np.ndarray) -> Pieces:
+def _split(lengths: np.ndarray, limit: int, turns: Turns) -> Pieces:
     """Pieces that fit. The last token of a piece is the first of the next, so every token stays a target once."""
-    step = limit - 1
-    return [(0, start, min(start + limit, tokens)) for start in range(0, tokens - 1, step)]
+    counts = -(-(lengths - 1) // (limit - 1))
+    source = np.repeat(np.arange(len(lengths)), counts)
+    start = ragged_arange(np.zeros_like(counts), counts) * (limit - 1)
+    return Pieces(source, np.zeros_like(start), start, np.minimum(start + limit, lengths[source]))
 
 
-# name -> (tokens of the example, tokens that fit, message starts [m], role codes [m]) -> pieces of at most that many
-# tokens. "error" is the policy that allows none; see apply_overlength.
-OVERLENGTH: dict[str, Callable[[int, int, np.ndarray, np.ndarray], Pieces] | None] = {
+# name -> (tokens of the over-length examples, tokens that fit, their turns) -> pieces of at most that many tokens.
+# "error" is the policy that allows no such example.
+OVERLENGTH: dict[str, Callable[[np.ndarray, int, Turns], Pieces] | None] = {
     "error": None,
     "drop": _drop,
     "truncate_left": _truncate_left,
@@ -112,8 +130,10 @@ OVERLENGTH: dict[str, Callable[[int, int, np.ndarray, np.ndarray], Pieces] | Non
 }
 
 
-def apply_overlength(corpus: Corpus, set_index: int, policy: str, max_length: int) -> tuple[Documents, OverlengthCounts]:
-    """Returns the documents of one set and what was lost.
+def apply_overlength(
+    corpus: Corpus, set_index: int, policy: str, max_length: int, what: str = ""
+) -> tuple[Documents, OverlengthCounts]:
+    """Returns the documents of one set and what was lost. `what` names the set in messages.
 
     Raises UserError under the policy "error" when an example does not fit; it names the first rows and the remedies.
     """
@@ -123,18 +143,15 @@ def apply_overlength(corpus: Corpus, set_index: int, policy: str, max_length: in
     counts = OverlengthCounts(policy, over_length=len(too_long))
     rule = OVERLENGTH[policy]
     if rule is None and len(too_long):
-        raise UserError(_error(corpus, set_index, too_long, max_length))
+        raise UserError(_error(corpus, set_index, too_long, max_length, what or f"data set '{corpus.names[set_index]}'"))
     fits = np.flatnonzero(lengths <= limit)
     zeros = np.zeros(len(fits), np.int64)
     whole = Documents(first + fits, zeros, zeros, lengths[fits])
     if not len(too_long):
         return whole, counts
 
-    rows = []
-    for local in too_long.tolist():
-        starts, roles = corpus.turns(first + local)
-        rows += [(first + local, *piece) for piece in rule(int(lengths[local]), limit, starts, roles)]
-    pieces = Documents(*np.array(rows, np.int64).reshape(-1, 4).T)
+    found = rule(lengths[too_long], limit, lambda number: corpus.turns(first + int(too_long[number])))
+    pieces = Documents(first + too_long[found.source], found.head, found.start, found.stop)
     supervised = supervised_targets(corpus, pieces)
     kept = pieces.select(supervised > 0)
     before = Documents(first + too_long, *(np.zeros((2, len(too_long)), np.int64)), lengths[too_long])
@@ -167,14 +184,14 @@ def _targets(documents: Documents, corpus: Corpus, before: Callable[[np.ndarray]
     return body + np.where(plain, 0, before(base + documents.head) - before(base + 1))
 
 
-def _error(corpus: Corpus, set_index: int, too_long: np.ndarray, max_length: int) -> str:
+def _error(corpus: Corpus, set_index: int, too_long: np.ndarray, max_length: int, what: str) -> str:
     base = int(corpus.bases[set_index])
     shown = [f"{corpus.where(base + i)} ({corpus.lengths[base + i]} tokens)" for i in too_long[:_SHOWN].tolist()]
     more = f" and {len(too_long) - _SHOWN} more" if len(too_long) > _SHOWN else ""
     others = ", ".join(name for name in OVERLENGTH if name != "error")
     longest = int(corpus.lengths[base : int(corpus.bases[set_index + 1])].max())
     return (
-        f"data set '{corpus.names[set_index]}': {len(too_long)} example(s) do not fit data.max_length {max_length}: "
+        f"{what}: {len(too_long):,} example(s) do not fit data.max_length {max_length}: "
         f"{', '.join(shown)}{more}; set data.max_length to {longest - 1} or more, or choose what becomes of them "
         f"with data.overlength ({others})."
     )

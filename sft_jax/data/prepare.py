@@ -4,7 +4,6 @@ What comes before the store (reading, rendering, tokenising) happens once for th
 what comes after it (over-length policy, mixture, packing) takes seconds and happens at every start.
 """
 
-import contextlib
 import datetime
 import os
 import shutil
@@ -18,7 +17,7 @@ from sft_jax.config import DataConfig, DataSetConfig
 from sft_jax.data import build, row_builder
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.data_report import describe_set, describe_stream
-from sft_jax.data.fingerprint import combine, tokenizer_files_fingerprint, tokens_fingerprint
+from sft_jax.data.fingerprint import combine, folder_hash, tokenizer_files_fingerprint, tokens_fingerprint
 from sft_jax.data.formats import resolve_format
 from sft_jax.data.overlength import apply_overlength
 from sft_jax.data.pipeline import RowStream
@@ -31,6 +30,7 @@ from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
 
 Log = Callable[[str], None]
+_CHECKSUM = "checksum"  # of the files of a stored tokenizer
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def open_tokenizer(model_path: str, cache: Path) -> tuple[Tokenizer, Path]:
     """
     source = Path(model_path).expanduser()
     folder = cache / "tokenizers" / tokenizer_files_fingerprint(source) if source.is_dir() else None
-    if folder is not None and folder.is_dir():
-        with contextlib.suppress(UserError):  # damaged: it is loaded and stored again
-            return _stored_tokenizer(folder), folder
+    if folder is not None and (folder / _CHECKSUM).is_file():
+        if (folder / _CHECKSUM).read_text() == folder_hash(folder, leave_out=_CHECKSUM):
+            return load_stored_tokenizer(folder), folder
     tokenizer = load_tokenizer(model_path)
     if folder is None:
         folder = cache / "tokenizers" / tokenizer.fingerprint[:32]
@@ -147,22 +147,17 @@ def open_tokenizer(model_path: str, cache: Path) -> tuple[Tokenizer, Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp.", dir=folder.parent))
         try:
             store_tokenizer(tokenizer, temporary)
-            (temporary / "fingerprint").write_text(tokenizer.fingerprint)
+            (temporary / _CHECKSUM).write_text(folder_hash(temporary))
             if folder.is_dir():
                 shutil.rmtree(folder)
-            with contextlib.suppress(FileExistsError, OSError):  # another process was faster
+            try:
                 os.rename(temporary, folder)
+            except OSError:
+                if not (folder / _CHECKSUM).is_file():  # else another process was faster
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return tokenizer, folder
-
-
-def _stored_tokenizer(folder: Path) -> Tokenizer:
-    tokenizer = load_stored_tokenizer(folder)
-    expected = folder / "fingerprint"
-    if not expected.is_file() or expected.read_text() != tokenizer.fingerprint:
-        raise UserError(f"{folder}: the stored tokenizer is damaged.")
-    return tokenizer
 
 
 def _open_set(config: DataConfig, item: DataSetConfig, key: str, cache: Path, tokenizer: Tokenizer, template) -> _Set:
@@ -215,7 +210,7 @@ def _build(sets: list[_Set], config: DataConfig, tokenizer: Tokenizer, folder: P
     chunks = sum(-(-len(item.rows) // build.CHUNK) for item in sets)
     count = min(config.workers or _cores(), chunks)
     with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
-        _try_template(pool, template)
+        _check_options(pool, sets, template)
         for index, (item, option) in enumerate(zip(sets, options, strict=True)):
             log(f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} process(es).")
             build.build_store(
@@ -228,21 +223,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _try_template(pool: WorkerPool, template: tuple[str, str] | None) -> None:
-    """Compiles the template in a worker. Raises UserError naming it where that takes too long or too much."""
-    for _, outcome in pool.run([[row_builder.Item(0, 0, None)]]):
-        if isinstance(outcome, Failure):
-            if outcome.kind == "refused":
-                raise UserError(outcome.reason)
-            name = template[1] if template else "the tokenizer"
-            raise UserError(f"{name}: compiling it {outcome.reason}; check data.chat_template.")
+def _check_options(pool: WorkerPool, sets: list[_Set], template: tuple[str, str] | None) -> None:
+    """Compiles and probes the template in a worker. Raises UserError where that fails, and for options that are wrong."""
+    for index, item in enumerate(sets):
+        for _, outcome in pool.run([[row_builder.Item(index, 0, None)]]):
+            if isinstance(outcome, Failure):
+                if outcome.kind == "refused":
+                    raise UserError(outcome.reason)
+                name = template[1] if template else item.key
+                raise UserError(f"{name}: preparing for it {build.describe(outcome)} Check data.chat_template.")
 
 
 def _apply_overlength(corpus: Corpus, sets: list[_Set], max_length: int):
     """Returns (documents of each set, report of each set by name)."""
     documents, reports = [], {}
     for index, item in enumerate(sets):
-        found, counts = apply_overlength(corpus, index, item.config.overlength, max_length)
+        found, counts = apply_overlength(corpus, index, item.config.overlength, max_length, item.key)
         if not len(found):
             raise UserError(
                 f"{item.key}: nothing is left of it, since all of its {len(item.store):,} examples are longer than "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.chat import build_rows
-from sft_jax.data.examples import BadRow, RowError
+from sft_jax.data.examples import BadRow, BuiltRow, RowError
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.store import ROLES, Encoded, encode
 from sft_jax.data.templates import ChatTemplate
@@ -38,7 +38,7 @@ class Setup(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A row to build. With `row` None nothing is built; the template is compiled, which is untrusted work too."""
+    """A row to build. With `row` None only the template is compiled and probed, which is untrusted work too."""
 
     set_index: int
     number: int
@@ -69,7 +69,7 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
     def build(items: list[Item]) -> Built:
         chat_template = compiled()
         numbers, conversations, bad = [], [], []
-        options = setup.sets[items[0].set_index] if items else None
+        options = setup.sets[items[0].set_index]
         for item in items:
             if item.row is None:
                 continue
@@ -78,18 +78,16 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
                 numbers.append(item.number)
             except RowError as error:
                 bad.append((item.number, str(error)))
-        results = []
-        if conversations:
-            results = build_rows(
-                conversations, tokenizer, chat_template, supervise=options.supervise,
-                template_kwargs=setup.template_kwargs, allow_special_tokens=setup.allow_special_tokens,
-            )  # fmt: skip
-        return _collect(zip(numbers, results, strict=True), bad)
+        results = build_rows(
+            conversations, tokenizer, chat_template, supervise=options.supervise,
+            template_kwargs=setup.template_kwargs, allow_special_tokens=setup.allow_special_tokens,
+        )  # fmt: skip
+        return _collect(list(zip(numbers, results, strict=True)), bad)
 
     return build
 
 
-def _collect(results, bad: list[tuple[int, str]]) -> Built:
+def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]]) -> Built:
     examples, kinds, counts, unsupervised = [], Counter(), Counter(), 0
     for number, result in results:
         if isinstance(result, BadRow):

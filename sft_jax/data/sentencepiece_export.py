@@ -25,8 +25,9 @@ def to_tokenizer_json(
         charsmap = base64.b64encode(spec.precompiled_charsmap).decode()
         normalizer.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     # Metaspace adds its mark only where the text does not begin with it already. A model that keeps extra spaces always
-    # adds it: there spaces become marks first, and the first Metaspace, whose own mark is a plain space, cannot meet one.
-    # A model that removes extra spaces adds none before the one that is left. The second Metaspace makes the real marks.
+    # adds it: there spaces become marks first, and the first Metaspace, whose own mark is a plain space, cannot meet
+    # one. A model that removes extra spaces adds none before the one that is left. The second Metaspace makes the real
+    # marks.
     if spec.remove_extra_whitespaces:
         normalizer.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
         normalizer.append({"type": "Replace", "pattern": {"Regex": " \\z"}, "content": ""})
@@ -35,7 +36,11 @@ def to_tokenizer_json(
     metaspace = [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}]
     if spec.add_dummy_prefix:
         metaspace.insert(0, {"type": "Metaspace", "replacement": " ", "prepend_scheme": "first", "split": False})
-    decoders = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
     if spec.add_dummy_prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     names = {token: text for text, token in added_tokens.items()}
@@ -46,8 +51,8 @@ def to_tokenizer_json(
         "padding": None,
         "added_tokens": [
             {
-                "id": token, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                "special": text in special,
+                "id": token, "content": text, "special": text in special,
+                "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
             }
             for text, token in sorted(added_tokens.items(), key=lambda item: item[1])
         ],

@@ -19,11 +19,15 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
         data = path.read_bytes()
         proto = schema.ModelProto.FromString(data)
     except (OSError, DecodeError) as error:
-        raise UserError(f"{path}: is not a SentencePiece model ({error}); copy the file again or use a tokenizer.json.") from error
+        raise UserError(
+            f"{path}: is not a SentencePiece model ({error}); copy the file again or use a tokenizer.json."
+        ) from error
     if not proto.pieces:
         raise UserError(f"{path}: is not a SentencePiece model; copy the file again or use a tokenizer.json.")
     if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError(f"{path}: keeps spaces at the end of words (treat_whitespace_as_suffix), which is not supported.")
+        raise UserError(
+            f"{path}: keeps spaces at the end of words (treat_whitespace_as_suffix), which is not supported."
+        )
     files = {name: content for name, content in read_files(path.parent).items() if name != "tokenizer.json"}
     files[MODEL] = data
     config = _read_json(path.parent / CONFIG)
@@ -37,12 +41,20 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     special = {piece.piece for piece in proto.pieces if piece.type == Piece.CONTROL}
     for text, token, is_special in _declared_tokens(path.parent, config):
         if token < len(proto.pieces) and pieces.get(text) != token:
-            raise UserError(f"{path.parent}: '{text}' is declared as id {token}, which the model calls '{proto.pieces[token].piece}'.")
+            raise UserError(
+                f"{path.parent}: '{text}' is declared as id {token}, which {path.name} calls "
+                f"'{proto.pieces[token].piece}'; correct the declaration."
+            )
         if token >= len(proto.pieces):
             added[text] = token
             special |= {text} if is_special else set()
     trainer = proto.trainer_spec
-    ids = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "unk_token": trainer.unk_id, "pad_token": trainer.pad_id}
+    ids = {
+        "bos_token": trainer.bos_id,
+        "eos_token": trainer.eos_id,
+        "unk_token": trainer.unk_id,
+        "pad_token": trainer.pad_id,
+    }
     named = {name: proto.pieces[token].piece for name, token in ids.items() if 0 <= token < len(proto.pieces)}
     for name in NAMED:
         text = config.get(name)
@@ -51,6 +63,9 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
             if text not in added and text not in pieces:
                 raise UserError(f"{path.parent / CONFIG}: {name} '{text}' is not in {path.name}; correct the name.")
             named[name] = text
+            if text not in added:  # as transformers does with every special token that a config names
+                added[text] = pieces[text]
+                special.add(text)
     lookup = {**pieces, **added}
     ids = {name: lookup[text] for name, text in named.items()}
     template = _template(path.parent, config)
@@ -76,7 +91,9 @@ def _declared_tokens(folder: Path, config: dict) -> list[tuple[str, int, bool]]:
     declared = []
     for token, entry in (config.get("added_tokens_decoder") or {}).items():
         if entry.get("lstrip") or entry.get("rstrip") or entry.get("single_word"):
-            raise UserError(f"{folder / CONFIG}: '{entry['content']}' takes white space around it, which is not supported here.")
+            raise UserError(
+                f"{folder / CONFIG}: '{entry['content']}' takes white space around it, which is not supported here."
+            )
         declared.append((entry["content"], int(token), bool(entry.get("special"))))
     declared += [(text, int(token), False) for text, token in _read_json(folder / "added_tokens.json").items()]
     return declared

@@ -103,7 +103,9 @@ class SentencePieceTokenizer:
                     ids, starts, ends = next(encoded[self._processor(piece, start)])
                     items.append(Encoding(ids, starts + np.int32(start), ends + np.int32(start)))
                 else:
-                    items.append(Encoding(*(np.asarray([value], np.int32) for value in (token, start, start + len(piece)))))
+                    items.append(
+                        Encoding(*(np.asarray([value], np.int32) for value in (token, start, start + len(piece))))
+                    )
             result.append(items[0] if len(items) == 1 else _concatenate(items))
         return result
 
@@ -177,11 +179,19 @@ class SentencePieceTokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         files = dict(self._files)
         config = json.loads(files.get(CONFIG, b"{}"))
-        named = {name: text for name, text in self.special_tokens.items() if name != "unk_token"}
-        config = {**config, **named, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        # transformers would make the unknown token an added one, matched in text, if it were named.
+        named = {name: text for name, text in self.special_tokens.items() if text in self.added_tokens}
+        config = {
+            **config,
+            **named,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
         files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
         proto = schema.ModelProto.FromString(self._files[MODEL])
-        files["tokenizer.json"] = to_tokenizer_json(proto, self.added_tokens, self.special_added_tokens, self.plain_prefix)
+        files["tokenizer.json"] = to_tokenizer_json(
+            proto, self.added_tokens, self.special_added_tokens, self.plain_prefix
+        )
         write_files(files, self.chat_template, self.chat_template != self._values["original_template"], folder)
 
     def state(self) -> tuple[dict, dict[str, bytes]]:
@@ -193,7 +203,7 @@ class SentencePieceTokenizer:
 
 
 def longest_of(texts: Iterable[str]) -> str:
-    """Returns a regular expression for the longest of `texts` that begins at a place: a trie, as there may be thousands.
+    """Returns a regular expression for the longest of `texts` at a place: a trie, as there may be thousands.
 
     >>> longest_of(["ab", "abc", "b"])
     '(?:ab(?:c)?|b)'

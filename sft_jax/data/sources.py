@@ -87,7 +87,9 @@ def parse_row(data: bytes) -> dict[str, Any]:
     try:
         row = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise RowError(f"is not UTF-8 (byte {error.start + 1} of the row is 0x{data[error.start]:02x}); save it as UTF-8.") from error
+        raise RowError(
+            f"is not UTF-8 (byte {error.start + 1} of the row is 0x{data[error.start]:02x}); save it as UTF-8."
+        ) from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise RowError(f"is not valid JSON ({error.msg} at {place}); correct or remove it.") from error
@@ -115,8 +117,8 @@ def open_rows(paths: Sequence[str], what: str) -> Rows:
         paths: files or globs, in this order; the matches of a glob are sorted by name.
         what: the key that named them, such as "data.train", for messages.
 
-    Raises UserError naming the file and the remedy where one is missing, empty, unreadable or not such a file. A row that
-    is malformed raises RowError when it is read, so that a policy can leave it out.
+    Raises UserError naming the file and the remedy where one is missing, empty, unreadable or not such a file. A row
+    that is malformed raises RowError when it is read, so that a policy can leave it out.
     """
     names = _expand(paths, what)
     digest = hashlib.sha256()
@@ -130,7 +132,9 @@ def open_rows(paths: Sequence[str], what: str) -> Rows:
                     temporary.append(path)
                 index, content = index_file(path, f"{what}: {name}", os.path.splitext(suffix)[1])
             except OSError as error:
-                raise UserError(f"{what}: {name}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+                raise UserError(
+                    f"{what}: {name}: cannot be read ({error.strerror}); check the file and its permissions."
+                ) from error
             if not len(index.starts):
                 state = "holds no rows" if os.path.getsize(path) else "is empty"
                 raise UserError(f"{what}: {name}: {state}; leave it out, or write it again.")
@@ -157,7 +161,9 @@ def _expand(paths: Sequence[str], what: str) -> list[str]:
     for path in paths:
         full = os.path.expanduser(path)
         if os.path.isdir(full):
-            raise UserError(f"{what}: {path}: is a directory; name a file or a glob such as {os.path.join(path, '*.jsonl')}.")
+            raise UserError(
+                f"{what}: {path}: is a directory; name a file or a glob such as {os.path.join(path, '*.jsonl')}."
+            )
         if os.path.lexists(full):
             found = [path]
         elif glob.has_magic(full):

@@ -181,17 +181,20 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox with a short way for `message.role` and `loop.last`, which templates read dozens of times."""
+    """The sandbox with a short way to what templates read dozens of times: `message.role`, `loop.last`, `split`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and not hasattr(dict, attribute):
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        if type(obj) is jinja2.runtime.LoopContext and attribute in _LOOP:
+        if attribute in _HARMLESS.get(type(obj), ()):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
 
-_LOOP = frozenset(["index", "index0", "first", "last", "length", "previtem", "nextitem"])
+_HARMLESS = {
+    jinja2.runtime.LoopContext: frozenset(["index", "index0", "first", "last", "length", "previtem", "nextitem"]),
+    str: frozenset(["startswith", "endswith", "split", "strip", "lstrip", "rstrip", "replace"]),
+}
 
 
 def _environment() -> _Environment:

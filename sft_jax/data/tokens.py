@@ -82,7 +82,9 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
             return load_sentencepiece(folder)
         if folder.name == "tokenizer.json":
             return load_hf(folder.parent)
-        raise UserError(f"{folder}: is not a tokenizer; name a directory, a tokenizer.json or a SentencePiece .model file.")
+        raise UserError(
+            f"{folder}: is not a tokenizer; name a directory, a tokenizer.json or a SentencePiece .model file."
+        )
     if not folder.is_dir():
         folder = _download(text)
     if (folder / "tokenizer.json").is_file():
@@ -133,14 +135,23 @@ def _download(name: str) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) or name.count("/") > 1:
         raise UserError(f"{name}: there is no such directory; name a model directory or a hub id such as org/model.")
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
     except GatedRepoError as error:
-        raise UserError(f"{name}: access is gated; accept its licence on huggingface.co and log in (hf auth login).") from error
+        raise UserError(
+            f"{name}: access is gated; accept its licence on huggingface.co and log in (hf auth login)."
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling.") from error
+        raise UserError(
+            f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling."
+        ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: is not a directory here, and the Hugging Face hub cannot be reached ({_first_line(error)}); "

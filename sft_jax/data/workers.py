@@ -61,7 +61,7 @@ class WorkerPool:
 
     Args:
         setup: picklable argument of the callable.
-        count: processes; they start when work comes.
+        count: processes.
         timeout: seconds that one item may take alone; and a chunk, before it is done item by item.
         memory_mb: memory that a worker may take beyond what it starts with.
     """
@@ -72,6 +72,12 @@ class WorkerPool:
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "WorkerPool":
+        try:
+            for _ in range(self.count):  # all at once: starting takes longer than most chunks
+                self._start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -64,6 +64,8 @@ def generate(
     Every process of a multi-process run must call this with the same arguments. Raises UserError for an argument out
     of range, for messages without a chat template, and for a prompt of no tokens.
     """
+    if tokenizer is None:
+        raise UserError("tokenizer: is missing; the model's directory holds none, so load one with it.")
     reader = PromptReader(tokenizer, chat_template, chat_template_kwargs)
     if isinstance(prompts, str):
         raise UserError("prompts: is one text; give a list of prompts.")

@@ -6,80 +6,94 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.templates import ChatTemplate, resolve_template
+from sft_jax.data.guard import Guard
+from sft_jax.data.locate import slots_of
+from sft_jax.data.messages import read_message
+from sft_jax.data.rendering import Rendering
+from sft_jax.data.spans import TextPlan
+from sft_jax.data.templates import message_dict, resolve_template
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | np.ndarray
 
-_CONTENT = "\ue000content\ue000"  # private use: no template writes it
-
 
 class PromptReader:
-    """Turns prompts into ids as inference feeds them."""
+    """Turns prompts into ids, the same that the model saw before its answers in training."""
 
     def __init__(
-        self, tokenizer: Tokenizer, chat_template: str = "auto", chat_template_kwargs: Mapping[str, Any] | None = None
+        self,
+        tokenizer: Tokenizer,
+        chat_template: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_special_tokens: bool = False,
     ):
-        """`chat_template` is "auto" (the model's own), "none", a built-in name or a file."""
+        """Prepares to read prompts for `tokenizer`.
+
+        Args:
+            chat_template: "auto" (the model's own), "none", a built-in name or a file.
+            chat_template_kwargs: arguments of the template, such as {"enable_thinking": False}.
+            allow_special_tokens: let the content of messages become control tokens. Otherwise `<|im_end|>` in a message
+                is text, as it was in training.
+        """
         self.tokenizer = tokenizer
-        self.template: ChatTemplate | None = resolve_template(chat_template, tokenizer)
-        self.kwargs = dict(chat_template_kwargs or {})
+        self.template = resolve_template(chat_template, tokenizer)  # None: chats are refused
+        kwargs = dict(chat_template_kwargs or {})
+        self._rendering = Rendering(self.template, kwargs, tokenizer) if self.template else None
+        self._guard = None if allow_special_tokens else Guard(tokenizer)
 
     def ids(self, prompt: Prompt, where: str = "prompt") -> list[int]:
         """Returns the ids of a text, of chat messages or of ids; `where` names the prompt in a UserError."""
         if isinstance(prompt, str):
             ids = [*self.tokenizer.plain_prefix, *self.tokenizer.encode(prompt)]
-        elif isinstance(prompt, np.ndarray) or (isinstance(prompt, Sequence) and all(_is_id(item) for item in prompt)):
+        elif isinstance(prompt, (Sequence, np.ndarray)) and all(_is_id(item) for item in prompt):
             ids = [int(item) for item in prompt]
         elif isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt):
-            ids = self.chat_ids(prompt, where)
+            ids = self._chat_ids(prompt, where)
         else:
             raise UserError(f"{where}: must be a text, a list of chat messages or a list of token ids.")
         if not ids:
             raise UserError(f"{where}: has no tokens, so there is nothing to go on from; give it some text.")
         return ids
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], where: str = "prompt") -> list[int]:
+    def _chat_ids(self, chat: Sequence[Mapping[str, Any]], where: str) -> list[int]:
         """Returns the ids of a conversation up to where the assistant's answer begins."""
-        if self.template is None:
+        if self._rendering is None:
             raise UserError(
-                f"{where}: is a chat, but the model has no chat template; give a text, or name a template "
-                "(chat_template='chatml', say)."
+                f"{where}: is a chat, but the model has no chat template; give a text, or name a template such as chatml."
             )
-        for number, message in enumerate(messages):
-            if not isinstance(message.get("role"), str):
-                raise UserError(f"{where}: message {number} has no 'role'; write {{'role': 'user', 'content': ...}}.")
         try:
-            return self.tokenizer.encode(self.template.render(messages, add_generation_prompt=True, **self.kwargs))
+            messages = [read_message(message, f"message {number}") for number, message in enumerate(chat)]
+            dicts = [message_dict(message) for message in messages]
+            text = self._rendering.render(dicts, True)
+            if self._guard is None or not self._guard.needed(messages):
+                return self.tokenizer.encode(text)
+            located = self._rendering.locate(dicts, slots_of(dicts), True, text)
+            plan = TextPlan(text, [], roles=tuple(message.role for message in messages), complete=False)
+            if located is not None:
+                plan.regions, plan.complete = located.regions, located.complete
+            return self._guard.tokenizer.encode(self._guard.rewrite(plan).text)
         except RowError as error:
             raise UserError(f"{where}: {error}") from error
 
     def end_of_turn_ids(self) -> tuple[int, ...]:
-        """Returns the id of the token with which the template ends an answer, () where it ends with plain text."""
-        if self.template is None:
+        """Returns the token with which the template ends an answer, or nothing where that is no token of its own."""
+        if self._rendering is None:
             return ()
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CONTENT}]
-        try:
-            text = self.template.render(messages, **self.kwargs)
-        except RowError:  # a template that wants more than a question and an answer
-            return ()
-        _, found, tail = text.rpartition(_CONTENT)
-        added = set(self.tokenizer.added_tokens.values())
-        return tuple([i for i in self.tokenizer.encode(tail) if i in added][:1]) if found else ()
+        ids = self.tokenizer.encode(self._rendering.turn_end.end)
+        return (ids[-1],) if ids and ids[-1] in self.tokenizer.added_tokens.values() else ()
 
 
 def stop_ids_of(source: Source | None, tokenizer: Tokenizer, reader: PromptReader) -> tuple[int, ...]:
     """Returns the ids that end an answer, ascending.
 
-    `source` is where the model was read from, None for one that was not. The ids are those of the model's generation configuration, as servers stop on them, the tokenizer's EOS, and the end
-    of turn of the chat template.
+    `source` is where the model was read from, None for one that was not. The ids are those of the model's generation
+    configuration, on which servers stop, the tokenizer's EOS, and the end of turn of the chat template.
     """
-    listed = source.generation_dict().get("eos_token_id") if source is not None else None
-    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return tuple(sorted({int(i) for i in (*listed, *eos, *reader.end_of_turn_ids())}))
+    listed = () if source is None else source.stop_ids()
+    eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return tuple(sorted({*listed, *eos, *reader.end_of_turn_ids()}))
 
 
 def _is_id(item: Any) -> bool:

@@ -24,28 +24,27 @@ class Place(NamedTuple):
 
 
 def plan_runs(layers: tuple[LayerSpec, ...]) -> tuple[Run, ...]:
-    """Returns the fewest runs that make up `layers`, among those the ones with the fewest blocks to compile, and among
-    those the ones that begin with the most layers.
+    """Returns the runs that make up `layers` with the least to compile: blocks plus loops around them.
 
-    Llama is one run of period 1, Gemma 2 one of period 2; a remainder is a run of its own.
+    Llama is one run of period 1, Gemma 2 one of period 2; a remainder is a run of its own, after the others.
     """
 
     @functools.cache
-    def best(start: int) -> tuple[int, int, tuple[Run, ...]]:
+    def best(start: int) -> tuple[int, tuple[Run, ...]]:
         if start == len(layers):
-            return 0, 0, ()
+            return 0, ()
         options = []
         for size in range(1, min(MAX_PERIOD, len(layers) - start) + 1):
             period = layers[start : start + size]
             end, repeats = start, 0
             while layers[end : end + size] == period:
                 end, repeats = end + size, repeats + 1
-                runs, blocks, rest = best(end)
-                options.append((runs + 1, blocks + size, start - end, (Run(period, repeats), *rest)))
-        runs, blocks, _, plan = min(options, key=lambda option: option[:3])
-        return runs, blocks, plan
+                cost, rest = best(end)
+                options.append((cost + size + 1, -end, (Run(period, repeats), *rest)))
+        cost, _, plan = min(options, key=lambda option: option[:2])
+        return cost, plan
 
-    return best(0)[2]
+    return best(0)[1]
 
 
 def layer_places(spec: DecoderSpec) -> list[Place]:

@@ -170,7 +170,7 @@ def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
             getattr(alone, name)[index, : len(columns)] = getattr(batch, name)[row, columns]
         alone.segments[index, : len(columns)] = 1
         alone.examples[index, 0] = batch.examples[row, batch.segments[row, columns[0]] - 1]
-        source[:, index, : len(columns)] = row, columns
+        source[0, index, : len(columns)], source[1, index, : len(columns)] = row, columns
     return alone, source
 
 

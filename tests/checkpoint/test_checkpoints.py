@@ -114,13 +114,14 @@ def test_what_reaches_the_devices_is_checked_too(saved, monkeypatch):
         restore(saved, abstract(like))
 
 
-def test_keeps_the_newest_and_overwrites_a_step(tmp_path):
+def test_keeps_the_newest_and_saves_a_step_once(tmp_path):
     state = state_on(mesh_of(2))
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 3, 3):
         checkpoints.save(step, state, {"position": step})
     checkpoints.close()
     assert committed_steps(tmp_path) == [2, 3]
+    assert verify(tmp_path / "3")["position"] == 3
 
 
 def test_a_save_that_was_cut_short_does_not_exist(saved, tmp_path):

@@ -1,4 +1,4 @@
-"""Bare SentencePiece models: against SentencePiece itself, llama.cpp's vectors, and transformers for what is exported."""
+"""Bare SentencePiece models: against SentencePiece, llama.cpp's vectors, and transformers for what is exported."""
 
 import io
 import json

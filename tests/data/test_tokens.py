@@ -19,6 +19,7 @@ from sft_jax.errors import UserError
 
 FOLDERS = ("tokenizers/llama2", "tokenizers/llama3", "tokenizers/qwen3", "models/stories260k")
 
+
 @pytest.fixture(scope="module")
 def loaded(assets):
     """Folder -> (our tokenizer, transformers'), each loaded once."""
@@ -230,7 +231,11 @@ def test_save_exports_the_template_of_the_run(loaded, tmp_path, folder):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == template
     chat = [{"role": "user", "content": "Hi  there"}]
     wanted = theirs(f"{theirs.bos_token}[user] Hi  thereé\n", add_special_tokens=False)["input_ids"]
-    assert again.apply_chat_template(chat, return_dict=False) == wanted == load_tokenizer(tmp_path).encode(f"{theirs.bos_token}[user] Hi  thereé\n")
+    assert (
+        again.apply_chat_template(chat, return_dict=False)
+        == wanted
+        == load_tokenizer(tmp_path).encode(f"{theirs.bos_token}[user] Hi  thereé\n")
+    )
     assert ours.chat_template == theirs.chat_template  # the original has not changed
 
 
@@ -247,7 +252,9 @@ def test_a_changed_template_replaces_all_named_ones(assets, tmp_path):
     assert AutoTokenizer.from_pretrained(str(tmp_path / "same")).chat_template == {"default": "D", "tool_use": "T"}
 
 
-@pytest.mark.parametrize("folder", ["tokenizers/llama2", "tokenizers/qwen3", "models/stories260k", "tokenizers/mistral_v3"])
+@pytest.mark.parametrize(
+    "folder", ["tokenizers/llama2", "tokenizers/qwen3", "models/stories260k", "tokenizers/mistral_v3"]
+)
 def test_aliases_take_the_place_of_added_tokens(loaded, folder):
     ours, _ = loaded(folder)
     aliases = {text: f"\ue000{index}\ue001" for index, text in enumerate(ours.added_tokens)}

@@ -60,7 +60,7 @@ def test_logits_equal_transformers(name, hf_folder):
     with torch.no_grad():
         expected = torch_model(name)(torch.tensor(TOKENS).long()).logits.numpy()
     assert tokenizer is None
-    np.testing.assert_allclose(model(TOKENS), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(jax.jit(lambda m, t: m(t))(model, TOKENS), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)
@@ -70,8 +70,9 @@ def test_shards_equal_a_single_file(name, hf_folder):
     assert equal(load(sharded)[0], load(hf_folder(name))[0])
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 2, 2)])
-@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("llama", (1, 8, 1)), ("llama", (1, 4, 2)), ("llama", (2, 2, 2)), ("gemma3", (1, 4, 2))]
+)
 def test_every_mesh_gives_the_same_parameters(name, sizes, tmp_path):
     write_folder(tmp_path, name)
     mesh = make_mesh(*sizes)
@@ -109,14 +110,19 @@ def test_a_stack_of_several_dtypes_holds_all_of_them_exactly(tmp_path, written):
 
 
 def test_the_real_checkpoint(assets):
-    """A trained model from outside: its published losses per token, to the fourth digit."""
+    """A trained model from outside: the losses per token that an independent float64 implementation gives."""
     model, tokenizer = sft_jax.load(assets / "models" / "stories260k")
-    for case in json.loads((assets / "reference" / "stories260k_nll.json").read_text())["sequences"]:
-        tokens = np.asarray(case["tokens"], np.int32)[None]
-        log_probs = jax.nn.log_softmax(model(tokens[:, :-1]))
-        nll = -np.take_along_axis(np.asarray(log_probs), tokens[:, 1:, None], axis=-1)[0, :, 0]
-        np.testing.assert_allclose(nll, case["nll"], atol=1e-4)
-    assert tokenizer.bos_id == 1 and tokenizer.decode(tokenizer.encode("Once upon a time")) == "Once upon a time"
+    records = json.loads((assets / "reference" / "stories260k_nll.json").read_text())["records"]
+    assert len(records) >= 3
+    log_probs = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
+    for record in records[:3]:
+        ids = record["ids"]
+        assert tokenizer.encode(record["text"]) == ids[1:]
+        tokens = np.zeros((1, 80), np.int32)  # what follows changes nothing before it
+        tokens[0, : len(ids)] = ids
+        predicted = np.asarray(log_probs(model, tokens))[0, np.arange(len(ids) - 1), ids[1:]]
+        np.testing.assert_allclose(-predicted, record["nll"], atol=1e-4)
+    assert tokenizer.bos_id == 1
 
 
 def test_source(written):
@@ -137,7 +143,7 @@ def test_random_parameters_are_the_same_on_every_mesh(written):
 
 
 def test_random_needs_no_weights(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["gemma3"]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama"]))
     decoder = load_decoder(tmp_path, Options(), param_dtype="bfloat16", init="random")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(decoder)} == {"bfloat16"}
     with pytest.raises(UserError, match="holds no weights"):

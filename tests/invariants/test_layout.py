@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from random_batches import random_batch
 from tiny_models import random_decoder
 
@@ -13,7 +14,6 @@ from sft_jax.training import contracts
 from sft_jax.training.optim import OPTIMIZERS, make_optimizer
 from sft_jax.training.state import abstract_state, create_state
 from sft_jax.training.step import make_train_step, place_batch
-from flax import nnx
 
 MESHES = {"data8": (8, 1, 1), "fsdp8": (1, 8, 1), "fsdp4_tensor2": (1, 4, 2), "data2_fsdp2_tensor2": (2, 2, 2)}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import CONFIGS, FAMILY_CONFIGS, abstract, dotted, is_variable, packed_rows, random_decoder
+from tiny_models import CONFIGS, FAMILY_CONFIGS, abstract, dotted, is_variable, packed_rows, random_decoder, randomized
 
 from sft_jax.errors import UserError
 from sft_jax.model.decoder import REMAT_POLICIES, Decoder
@@ -73,81 +73,85 @@ def test_gemma_is_stacked_by_period():
     assert shapes["runs.1.0.post_mlp_norm.scale"] == (1, 32)
 
 
-def test_new_weights():
-    decoder = Decoder(spec_from_config({**CONFIGS["gemma2"], "hidden_size": 128}), Options(), jax.random.key(1))
-    drawn = params(decoder)
+@pytest.mark.parametrize("name, identity", [("llama", 1.0), ("gemma2", 0.0)])  # Gemma multiplies by 1 + scale
+def test_new_weights(name, identity):
+    config = {**CONFIGS[name], "hidden_size": 128, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    drawn = params(Decoder(spec_from_config(config), Options(), jax.random.key(1), "bfloat16"))
     for path, leaf in drawn.items():
-        values = np.asarray(leaf[...])
+        values = np.asarray(leaf[...], np.float32)
+        assert leaf.dtype == jnp.bfloat16, path
         if path.endswith("scale"):
-            assert (values == 0).all(), path  # Gemma's norms multiply by 1 + scale
-        elif values.size > 4000:
-            assert 0.018 < values.std() < 0.021 and np.abs(values).max() <= 0.0601, path
-    kernel = np.asarray(drawn["runs.0.0.mlp.gate.kernel"][...])
+            assert (values == identity).all(), path
+        else:
+            assert 0.018 < values.std() < 0.021 and np.abs(values).max() <= 0.0605, path
+    kernel = np.asarray(drawn["runs.0.0.mlp.gate.kernel"][...], np.float32)
     assert np.abs(kernel[0] - kernel[1]).max() > 0.01, "layers of a stack were drawn alike"
-    assert (np.asarray(params(Decoder(spec_from_config(CONFIGS["llama"]), Options(), jax.random.key(1)))["final_norm.scale"][...]) == 1).all()
-    assert Decoder(decoder.spec, Options(), jax.random.key(1), "bfloat16").embed.embedding.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_scanned_equals_unrolled(name):
     """The runs against a plain loop over layers taken from their places."""
     decoder = random_decoder(name)
     tokens, positions, segments = packed_rows(np.random.default_rng(0), 2, 24)
-
-    @jax.jit
-    def unrolled(decoder):
+    with jax.disable_jit():
         x = decoder.embed(tokens)
         tables = decoder.rope_tables(positions)
         for layer, place in zip(decoder.spec.layers, layer_places(decoder.spec), strict=True):
             block = jax.tree.map(lambda leaf, i=place.index: leaf[i], decoder.runs[place.run][place.place])
             x = block(x, tables[layer.rope], decoder.mask(layer, positions, segments, positions, segments, True))
-        return decoder.head(decoder.final_norm(x))
-
-    np.testing.assert_allclose(unrolled(decoder), logits(decoder, tokens, positions, segments), atol=1e-5)
-
-
-@cache
-def loss_and_gradient(options: Options):
-    decoder = dataclasses_replace(random_decoder("gemma2"), options)
-    tokens, positions, segments = packed_rows(np.random.default_rng(0), 2, 24)
-    step = jax.jit(jax.value_and_grad(lambda d: jnp.mean(d(tokens, positions, segments) ** 2)))
-    compiled = step.lower(decoder).compile()
-    return *compiled(decoder), compiled.memory_analysis().temp_size_in_bytes
+        unrolled = decoder.head(decoder.final_norm(x))
+    np.testing.assert_allclose(unrolled, logits(decoder, tokens, positions, segments), atol=1e-4)
 
 
-def dataclasses_replace(decoder: Decoder, options: Options) -> Decoder:
+def with_options(decoder: Decoder, options: Options) -> Decoder:
     """The same parameters under other options."""
     other = jax.eval_shape(lambda: Decoder(decoder.spec, options, jax.random.key(0)))
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(decoder))
 
 
-@pytest.mark.parametrize("policy", REMAT_POLICIES)
-def test_remat_policies_change_memory_only(policy):
-    value, gradient, _ = loss_and_gradient(Options())
-    other_value, other_gradient, _ = loss_and_gradient(Options(remat=policy))
-    np.testing.assert_allclose(value, other_value, rtol=1e-6)
+BATCH = packed_rows(np.random.default_rng(0), 2, 24)
+
+
+@cache
+def loss_and_gradient(options: Options):
+    return jax.jit(jax.value_and_grad(lambda d: jnp.mean(d(*BATCH) ** 2)))(random_decoder("mistral", options))
+
+
+@pytest.mark.parametrize("kernel", ["reference", "blocked"])
+@pytest.mark.parametrize("policy", [name for name in REMAT_POLICIES if name != "none"])
+def test_remat_changes_no_gradient(policy, kernel):
+    value, gradient = loss_and_gradient(Options())
+    other_value, other_gradient = loss_and_gradient(Options(remat=policy, attention=kernel))
+    np.testing.assert_allclose(value, other_value, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6 + 1e-5 * np.abs(one).max())
+        np.testing.assert_allclose(one, other, atol=1e-6 + 1e-4 * np.abs(one).max())
 
 
-def test_full_remat_keeps_less():
-    assert loss_and_gradient(Options(remat="full"))[2] < 0.8 * loss_and_gradient(Options(remat="none"))[2]
+def test_remat_keeps_less():
+    """Bytes that the forward pass hands to the backward pass, beside the parameters themselves."""
+
+    def kept(policy):
+        decoder = random_decoder("mistral", Options(remat=policy))
+        residuals = jax.eval_shape(lambda d: jax.vjp(lambda d: d.hidden(*BATCH).sum(), d)[1], decoder)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+
+    sizes = {policy: kept(policy) for policy in REMAT_POLICIES}
+    assert sizes["full"] < 0.7 * sizes["dots"] and sizes["dots"] < 0.7 * sizes["none"], sizes
 
 
 def test_bfloat16_compute():
-    """Matmuls in bfloat16, parameters and logits in float32, and the result is near."""
-    tokens = np.random.default_rng(0).integers(0, 96, (2, 24))
+    """Matmuls in bfloat16, parameters, gradients and logits in float32, and the result is near."""
     exact = random_decoder("llama")
-    low = dataclasses_replace(exact, Options(compute_dtype="bfloat16", precision="highest"))
-    text = jax.jit(lambda d: d(tokens)).lower(low).as_text()
+    low = with_options(exact, Options(compute_dtype="bfloat16", precision="highest"))
+    text = jax.jit(lambda d: d(*BATCH)).lower(low).as_text()
     dots = [line for line in text.splitlines() if "dot_general" in line]
     assert dots and all(line.split(":")[-1].count("bf16") >= 2 for line in dots), dots
-    assert low.hidden(tokens, None, None).dtype == jnp.bfloat16
-    out = logits(low, tokens)
+    assert jax.eval_shape(lambda d: d.hidden(*BATCH), low).dtype == jnp.bfloat16
+    out = logits(low, *BATCH)
     assert out.dtype == jnp.float32
-    error = np.abs(out - logits(exact, tokens)).max() / np.abs(out).max()
+    error = np.abs(out - logits(exact, *BATCH)).max() / np.abs(out).max()
     assert 1e-4 < error < 0.1
-    gradient = jax.grad(lambda d: d(tokens).mean())(low)
+    gradient = jax.eval_shape(jax.grad(lambda d: d(*BATCH).mean()), low)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
 
 
@@ -159,8 +163,8 @@ def test_activations_are_laid_out_by_known_axes():
         seen.add(tuple(axes))
         return x
 
-    decoder = dataclasses_replace(random_decoder("llama"), Options(constrain=constrain))
-    decoder(np.zeros((2, 8), np.int32))
+    decoder = abstract("llama", Options(constrain=constrain))
+    jax.eval_shape(lambda d: d(np.zeros((2, 8), np.int32)), decoder)
     assert {("batch", "length", "act_embed"), ("batch", "length", "act_vocab")} <= seen
 
 
@@ -223,6 +227,7 @@ def changes(node, path=()):
 
 
 CHANGES = dict(changes(EVERYTHING))
+TOKENS = np.random.default_rng(0).integers(0, 16, (1, 24))
 
 
 def test_every_field_is_tried():
@@ -234,16 +239,17 @@ def test_every_field_is_tried():
 @pytest.mark.parametrize("path", CHANGES)
 def test_every_field_of_the_spec_changes_the_logits(path):
     """A constant that is read from config.json and then not passed on would leave them as they are."""
-    tokens = np.random.default_rng(0).integers(0, 16, (1, 24))
-    base = Decoder(EVERYTHING, Options(), jax.random.key(0))
-    changed = Decoder(CHANGES[path], Options(), jax.random.key(0))
-    before = params(base)
-
-    def as_before(leaf_path, leaf):
-        old = before.get(dotted(leaf_path))
-        same = old is not None and old.shape == leaf.shape and path != "initializer_range"
-        return leaf.replace(old[...]) if same else leaf
-
-    changed = jax.tree_util.tree_map_with_path(as_before, changed, is_leaf=is_variable)
-    one, other = logits(base, tokens), logits(changed, tokens)
+    if path == "initializer_range":
+        draw = lambda spec: jax.jit(lambda: Decoder(spec, Options(), jax.random.key(0)).embed.embedding[...])()  # noqa: E731
+        np.testing.assert_allclose(draw(CHANGES[path]), 1.5 * draw(EVERYTHING), rtol=1e-6)
+        return
+    one, other = run_uncompiled(EVERYTHING), run_uncompiled(CHANGES[path])
     assert one.shape != other.shape or np.abs(one - other).max() > 1e-4
+
+
+@cache
+def run_uncompiled(spec: DecoderSpec) -> np.ndarray:
+    """Logits of a model whose parameters depend on their path and shape only; compiling each would take longer."""
+    decoder = randomized(jax.eval_shape(lambda: Decoder(spec, Options(), jax.random.key(0))))
+    with jax.disable_jit():
+        return np.asarray(decoder(TOKENS))

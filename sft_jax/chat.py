@@ -1,0 +1,86 @@
+"""Talks to a model in the terminal: python -m sft_jax.chat --model DIR_OR_WORKDIR [--prompt TEXT]
+
+A model with a chat template holds a conversation; one without goes on from what is typed. Ctrl-C ends an answer, Ctrl-C
+or Ctrl-D at the prompt ends the chat, /new begins a new conversation. With --prompt the answer is printed and that is
+all. Exit codes: 0 done, 2 wrong input.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.errors import UserError
+
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, or workdir of a run.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Print the answer to this, instead of a conversation.")
+_SYSTEM = flags.DEFINE_string("system", None, "System message at the start of a conversation.")
+_TEMPLATE = flags.DEFINE_string("chat_template", "auto", "auto (the model's own), none, a built-in name or a file.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "Tokens of an answer, at most.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0 = all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities reach p; 1 = all.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+
+_NEW = "/new"
+
+
+def main() -> None:
+    if not _MODEL.value:
+        raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
+
+    from sft_jax.evaluation.conversation import ChatSession
+    from sft_jax.evaluation.sampling import sampling
+    from sft_jax.hf.load import load
+
+    options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)  # refused before anything is loaded
+    model, tokenizer = load(_MODEL.value)
+    if tokenizer is None:
+        raise UserError(f"{_MODEL.value}: has no tokenizer; put its tokenizer.json or tokenizer.model there.")
+    session = ChatSession(
+        model, tokenizer, system=_SYSTEM.value, chat_template=_TEMPLATE.value,
+        max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_SEED.value,
+    )  # fmt: skip
+    if _PROMPT.value is not None:
+        _print(session.answer(_PROMPT.value))
+    else:
+        _talk(session)
+
+
+def _talk(session) -> None:
+    """Reads what the user types and prints answers until the input ends."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401  line editing and history for input()
+
+        what = "Type a message" if session.is_chat else "The model has no chat template: it goes on from what you type"
+        print(f"{what}. {_NEW} begins anew, Ctrl-D ends.")
+    while True:
+        try:
+            text = input("> " if terminal else "")
+        except (EOFError, KeyboardInterrupt):
+            if terminal:
+                print()
+            return
+        if text.strip() == _NEW:
+            session.clear()
+        elif text.strip():
+            try:
+                _print(session.answer(text))
+            except KeyboardInterrupt:
+                print(" [stopped]")
+            except UserError as error:  # such as a message that the template refuses; the conversation goes on
+                if not terminal:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+
+
+def _print(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,433 @@
+"""Formats: what each reads, what each refuses, and that nothing else can happen."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_jax.config import ColumnsConfig
+from sft_jax.data import formats
+from sft_jax.data.conversation import ROLES, Conversation, Message
+from sft_jax.data.examples import RowError
+from sft_jax.data.formats import FORMATS, detect_format, resolve_format
+from sft_jax.data.sources import open_rows
+from sft_jax.errors import UserError
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+TURNS = (Message("user", "Hi"), Message("assistant", "Hello"))
+STANDARD = ColumnsConfig()
+# One row of each format, and what it says.
+ROWS = {
+    "messages": ({"messages": [USER, ANSWER]}, Conversation(messages=TURNS)),
+    "prompt_completion": ({"prompt": "Hi ", "completion": "Hello"}, Conversation(prompt="Hi ", completion="Hello")),
+    "alpaca": (
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        Conversation(prompt="Hi", completion="Hello", separator="\n\n"),
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        Conversation(messages=TURNS),
+    ),
+    "text": ({"text": "Once upon a time"}, Conversation(text="Once upon a time")),
+}
+
+
+@pytest.fixture
+def rows_of(tmp_path):
+    def make(*rows, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return open_rows([str(path)], "data.train")
+
+    return make
+
+
+def read(name, row, columns=STANDARD):
+    return FORMATS[name].read(row, columns)
+
+
+def chat(*turns, **fields):
+    return {"messages": list(turns), **fields}
+
+
+def test_every_format_has_its_example_here():
+    assert set(ROWS) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_of_each_format(name, rows_of):
+    row, wanted = ROWS[name]
+    assert read(name, row) == wanted
+    assert detect_format(rows_of(row, {**row, "id": 7, "source": None}), STANDARD) == name
+    kind = {"text": "text", "prompt_completion": "completion", "alpaca": "completion"}.get(name, "chat")
+    assert wanted.kind == kind
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_fields_under_other_names(name, rows_of):
+    row, wanted = ROWS[name]
+    form = FORMATS[name]
+    renamed = {f"my_{field}": value for field, value in row.items()}
+    columns = ColumnsConfig(**{
+        column: f"my_{field}" for column, field in {**form.required, **form.optional}.items() if field in row
+    })  # fmt: skip
+    assert read(name, renamed, columns) == wanted
+    assert detect_format(rows_of(renamed), columns) == name == resolve_format(name, rows_of(renamed), columns)
+
+
+def test_gsm8k(assets):
+    rows = open_rows([str(assets / "datasets/gsm8k/test.jsonl")], "data.train")
+    columns = ColumnsConfig(prompt="question", completion="answer")
+    assert detect_format(rows, columns) == "prompt_completion"
+    conversation = read("prompt_completion", rows[0], columns)
+    assert (conversation.prompt, conversation.completion) == (rows[0]["question"], rows[0]["answer"])
+    with pytest.raises(
+        UserError, match="test.jsonl:1: fits no format; the row has: question, answer.*data.columns.prompt"
+    ):
+        detect_format(rows, STANDARD)
+
+
+@pytest.mark.parametrize(
+    ("name", "format_name", "used"),
+    [
+        ("fastchat/dummy_conversation.json", "sharegpt", 500),
+        ("llamafactory_demo/alpaca_en_demo.json", "alpaca", 999),
+        ("llamafactory_demo/identity.json", "alpaca", 91),
+        ("llamafactory_demo/v1_sft_demo.jsonl", "messages", 500),
+        ("llamafactory_demo/glaive_toolcall_en_demo.json", "sharegpt", 109),  # the others bring tools
+        ("llamafactory_demo/reason_tool_use_demo_50.jsonl", "messages", 2),
+        ("sgd/sgd_messages.jsonl.gz", "messages", 0),
+    ],
+)
+def test_data_sets_as_they_occur(assets, name, format_name, used):
+    rows = open_rows([str(assets / "datasets" / name)], "data.train")
+    assert detect_format(rows, STANDARD) == format_name
+    read_rows, reasons = 0, set()
+    for row in rows:
+        try:
+            conversation = read(format_name, row)
+        except RowError as error:
+            reasons.add(str(error))
+            continue
+        read_rows += 1
+        turns = row.get("messages") or row.get("conversations")
+        if turns:
+            texts = [turn.get("value") or turn["content"] for turn in turns]
+            texts = [
+                text if isinstance(text, str) else next(p["value"] for p in text if p["type"] == "text")
+                for text in texts
+            ]
+            assert [message.content for message in conversation.messages] == texts
+        else:
+            assert conversation.completion == row["output"] and row["input"] in conversation.prompt
+    assert read_rows == used
+    assert reasons <= {"field 'tools' brings tools, which are not supported; leave such rows out."}
+    assert bool(reasons) == (used < len(rows))
+
+
+def test_weights_of_llamafactory(assets):
+    rows = open_rows([str(assets / "datasets/llamafactory_demo/v1_sft_demo.jsonl")], "data.train")
+    assert [message.weight for message in read("messages", rows[0]).messages] == [0.0, 1.0]
+
+
+def test_weights_of_messages():
+    turns = [
+        {**ANSWER, **extra}
+        for extra in ({}, {"weight": 0.5}, {"weight": 0}, {"train": False}, {"train": True}, {"weight": None})
+    ]
+    messages = read("messages", chat(USER, *turns)).messages
+    assert [message.weight for message in messages] == [None, None, 0.5, 0.0, 0.0, 1.0, None]
+    turns = [{"from": "gpt", "value": "x", "train": False}, {"from": "gpt", "value": "x", "weight": 2}]
+    assert [message.weight for message in read("sharegpt", {"conversations": turns}).messages] == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"weight": -0.1}, "0 or more and finite, not -0.1"),
+        ({"weight": float("nan")}, "finite"),
+        ({"weight": 10**400}, "finite"),
+        ({"weight": "1"}, "'weight' is text, not a number"),
+        ({"weight": True}, "'weight' is true or false, not a number"),
+        ({"train": 1}, "'train' is a number, not true or false"),
+        ({"train": True, "weight": 1}, "both 'weight' and 'train'"),
+    ],
+)
+def test_weights_that_are_none(extra, message):
+    with pytest.raises(RowError, match=rf"messages\[1\].*{message}"):
+        read("messages", chat(USER, {**ANSWER, **extra}))
+
+
+def test_contents_in_parts_and_reasoning():
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    assert read("messages", chat(USER, {**ANSWER, "content": parts})).messages == TURNS
+    parts = [{"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "Hello"}]
+    thought = Message("assistant", "Hello", reasoning="Hm.")
+    assert read("messages", chat(USER, {**ANSWER, "content": parts})).messages[1] == thought
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        assert read("messages", chat(USER, {**ANSWER, name: "Hm."})).messages[1] == thought
+    with pytest.raises(RowError, match="more than once"):
+        read("messages", chat(USER, {**ANSWER, "content": parts, "thinking": "Hm."}))
+    with pytest.raises(RowError, match="only an assistant's"):
+        read("messages", chat({**USER, "thinking": "Hm."}, ANSWER))
+
+
+def test_system_prompts():
+    system = Message("system", "Be brief.")
+    assert read("messages", chat({"role": "system", "content": "Be brief."}, USER, ANSWER)).messages == (system, *TURNS)
+    assert read("messages", chat(USER, ANSWER, system="Be brief.")).messages == (system, *TURNS)
+    assert read("messages", chat(USER, ANSWER, system="")).messages == TURNS
+    row = {**ROWS["sharegpt"][0], "sys": "Be brief."}
+    assert read("sharegpt", row, ColumnsConfig(system="sys")).messages == (system, *TURNS)
+    for name in ("prompt_completion", "alpaca"):
+        conversation = read(name, {**ROWS[name][0], "system": "Be brief."})
+        assert conversation.system == "Be brief." and conversation.kind == "completion"
+    with pytest.raises(RowError, match="both give a system prompt"):
+        read("messages", chat({"role": "developer", "content": "x"}, USER, ANSWER, system="y"))
+
+
+def test_alpaca_with_input_and_history():
+    row = {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["Hi", "Hello"], ["So?", "So."]]}
+    messages = read("alpaca", row).messages
+    assert [(message.role, message.content) for message in messages] == [
+        ("user", "Hi"), ("assistant", "Hello"), ("user", "So?"), ("assistant", "So."),
+        ("user", "Add.\n\n1 2"), ("assistant", "3"),
+    ]  # fmt: skip
+    for missing in (None, []):
+        conversation = read("alpaca", {**row, "history": missing})
+        assert (conversation.prompt, conversation.completion) == ("Add.\n\n1 2", "3")
+    assert read("alpaca", {"instruction": "Add.", "output": "3", "input": None}).prompt == "Add."
+    for wrong in ("x", [["a"]], [["a", 1]], ["ab"]):
+        with pytest.raises(RowError, match="history"):
+            read("alpaca", {**row, "history": wrong})
+
+
+def test_prompts_that_are_lists_of_messages_are_not_supervised():
+    earlier = [USER, {**ANSWER, "content": "Earlier"}, USER]
+    messages = read("prompt_completion", {"prompt": earlier, "completion": [ANSWER]}).messages
+    assert [(message.content, message.weight) for message in messages] == [
+        ("Hi", 0.0), ("Earlier", 0.0), ("Hi", 0.0), ("Hello", None),
+    ]  # fmt: skip
+    with pytest.raises(RowError, match="both as text, or both as lists"):
+        read("prompt_completion", {"prompt": earlier, "completion": "x"})
+    with pytest.raises(RowError, match="'completion' has no assistant turn"):
+        read("prompt_completion", {"prompt": [ANSWER], "completion": [USER]})
+
+
+def test_every_role(rows_of):
+    for role in ROLES:
+        turns = [{"role": role, "content": "x"}, ANSWER]
+        assert read("messages", chat(*turns)).messages[0] == Message(role, "x")
+    mapped = {
+        "human": "user",
+        "gpt": "assistant",
+        "system": "system",
+        "observation": "tool",
+        "tool": "tool",
+        "model": "assistant",
+    }
+    for speaker, role in mapped.items():
+        turns = [{"from": speaker, "value": "x"}, {"from": "gpt", "value": "y"}]
+        assert read("sharegpt", {"conversations": turns}).messages[0].role == role
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("messages", {}, "field 'messages' is missing.*the row is empty"),
+        ("messages", {"mesages": [USER]}, "field 'messages' is missing.*did you mean 'mesages'"),
+        ("messages", {"messages": None}, "field 'messages' is null"),
+        ("messages", {"messages": "x"}, "'messages' is text, not a list"),
+        ("messages", {"messages": []}, "'messages' is empty"),
+        ("messages", {"messages": ["x"]}, r"'messages\[0\]' is text, not an object with 'role' and 'content'"),
+        ("messages", chat(USER), "no assistant turn"),
+        ("messages", chat(USER, {"role": "assistant"}), r"messages\[1\]: 'content' is missing; the turn has: role"),
+        ("messages", chat(USER, {"role": "assistant", "content": None}), r"messages\[1\]: 'content' is null"),
+        ("messages", chat({"role": "asistant", "content": "x"}), "unknown role 'asistant'; did you mean 'assistant'"),
+        (
+            "messages",
+            chat({"role": "human", "content": "x"}),
+            "unknown role 'human'; did you mean 'user'.*Known: assistant",
+        ),
+        ("messages", chat({"role": 1, "content": "x"}), r"messages\[0\].role' is a number, not text"),
+        ("messages", chat(USER, {**ANSWER, "content": 7}), r"messages\[1\].content' is a number"),
+        ("messages", chat({"role": "user", "content": [{"type": "image_url"}]}), "type 'image_url' are not supported"),
+        ("messages", chat({"role": "user", "content": [{"type": "text"}]}), "needs one 'text'"),
+        ("messages", chat({"role": "user", "content": [{"type": ["text"]}]}), "not supported"),
+        (
+            "messages",
+            chat(USER, {"role": "assistant", "content": "", "tool_calls": [{}]}),
+            "'tool_calls' is a tool call",
+        ),
+        (
+            "messages",
+            chat(USER, {"role": "assistant", "content": None, "function_call": {"name": "f"}}),
+            "is a tool call",
+        ),
+        ("messages", chat(USER, ANSWER, tools=[{"type": "function"}]), "field 'tools' brings tools"),
+        ("messages", chat(USER, ANSWER, images=["a.png"]), "field 'images' brings images"),
+        ("messages", chat(USER, {**ANSWER, "content": "a\ud800"}), "half of a surrogate pair at character 2"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "{}"}]}, "tool call"),
+        ("sharegpt", {"conversations": [{"from": "humn", "value": "x"}]}, "unknown role 'humn'; did you mean 'human'"),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "x"}]}, "no assistant turn"),
+        (
+            "sharegpt",
+            {"conversations": [{"role": "user", "content": "x"}]},
+            "'from' is missing; the turn has: role, content",
+        ),
+        ("prompt_completion", {"prompt": "x"}, "field 'completion' is missing"),
+        ("prompt_completion", {"prompt": "x", "completion": 3}, "'prompt' is text and 'completion' is a number"),
+        ("prompt_completion", {"prompt": 3, "completion": 4}, "'prompt' is a number, not text"),
+        ("alpaca", {"instruction": "x", "output": 3}, "'output' is a number"),
+        ("alpaca", {"instruction": "x", "input": [], "output": "y"}, "'input' is a list"),
+        ("text", {"text": ["x"]}, "'text' is a list, not text"),
+        ("text", {"text": "x", "system": 1}, None),
+    ],
+)
+def test_rows_that_cannot_be_used(name, row, message):
+    if message is None:
+        assert read(name, row).text == "x"
+        return
+    with pytest.raises(RowError, match=message):
+        read(name, row)
+
+
+def test_empty_marks_of_tools_are_no_tools():
+    for nothing in (None, "", "[]", [], {}):
+        row = chat({**USER, "tool_calls": nothing}, ANSWER, tools=nothing)
+        assert read("messages", row).messages == TURNS
+
+
+def test_the_first_row_that_does_not_fit_is_named(rows_of):
+    good, odd = ROWS["messages"][0], {"prompt": "x", "completion": "y"}
+    rows = rows_of(*[good] * 499, odd, *[good] * 20, odd)
+    with pytest.raises(
+        UserError,
+        match=r"rows.jsonl:500: is not in the format 'messages', which 519 of 521 rows have.*'messages' is missing",
+    ):
+        detect_format(rows, STANDARD)
+    assert detect_format(rows, STANDARD, skip_bad_rows=True) == "messages"
+
+
+def test_the_first_row_does_not_decide(rows_of):
+    both = {**ROWS["messages"][0], "text": "rendered"}
+    assert detect_format(rows_of(both, ROWS["messages"][0]), STANDARD) == "messages"
+    with pytest.raises(
+        UserError, match="rows.jsonl:1: the rows fit the formats messages and text; name one.*data.format=messages"
+    ):
+        detect_format(rows_of(both, both), STANDARD)
+    assert resolve_format("text", rows_of(both), STANDARD) == "text"
+    assert detect_format(rows_of(both), ColumnsConfig(text="text")) == "text"
+
+
+def test_fields_that_are_null_do_not_count(rows_of):
+    row = {"messages": None, "text": None, **ROWS["prompt_completion"][0]}
+    assert detect_format(rows_of(row), STANDARD) == "prompt_completion"
+
+
+def test_turns_tell_messages_and_sharegpt_apart(rows_of):
+    turns = ROWS["sharegpt"][0]["conversations"]
+    columns = ColumnsConfig(messages="dialogue")
+    assert detect_format(rows_of({"dialogue": turns}), columns) == "sharegpt"
+    assert detect_format(rows_of({"dialogue": [USER, ANSWER]}), columns) == "messages"
+    # Messages in ShareGPT's field
+    with pytest.raises(
+        UserError, match="fits no format.*turns in 'conversations' have no 'from' and 'value'.*data.columns.messages"
+    ):
+        detect_format(rows_of({"conversations": [USER, ANSWER]}), STANDARD)
+    assert (
+        detect_format(rows_of({"conversations": [USER, ANSWER]}), ColumnsConfig(messages="conversations")) == "messages"
+    )
+
+
+def test_malformed_rows_while_detecting(rows_of):
+    good = ROWS["text"][0]
+    rows = rows_of(good, "{", good)
+    with pytest.raises(UserError, match=r"rows.jsonl:2: is not valid JSON"):
+        detect_format(rows, STANDARD)
+    assert detect_format(rows, STANDARD, skip_bad_rows=True) == "text"
+    with pytest.raises(UserError, match="rows.jsonl:1: neither this row nor any other can be read"):
+        detect_format(rows_of("{", "["), STANDARD, skip_bad_rows=True)
+
+
+def test_large_data_sets_are_sampled_evenly(rows_of, monkeypatch):
+    monkeypatch.setattr(formats, "SCANNED", 10)
+    rows = rows_of(*[{"n": index, **ROWS["text"][0]} for index in range(95)])
+    seen = [row["n"] for _, row in formats._scan(rows, strict=True)]
+    assert (
+        len(seen) == 10
+        and seen[0] == 0
+        and seen[-1] == 94
+        and max(b - a for a, b in zip(seen[:-1], seen[1:], strict=True)) <= 11
+    )
+    assert detect_format(rows, STANDARD) == "text"
+
+
+def test_columns_that_no_format_or_row_has(rows_of):
+    rows = rows_of(ROWS["alpaca"][0])
+    with pytest.raises(UserError, match="no format has all of prompt, output"):
+        detect_format(rows, ColumnsConfig(prompt="a", output="b"))
+    with pytest.raises(UserError, match="data.columns.prompt: the format 'alpaca' has no such field.*Known: input"):
+        resolve_format("alpaca", rows, ColumnsConfig(prompt="a"))
+    for run in (lambda columns: detect_format(rows, columns), lambda columns: resolve_format("alpaca", rows, columns)):
+        with pytest.raises(UserError, match="data.columns.input: no row has a field 'inptu'; did you mean 'input'"):
+            run(ColumnsConfig(input="inptu"))
+    with pytest.raises(UserError, match="data.format: 'alpacca' is not a format; did you mean 'alpaca'"):
+        resolve_format("alpacca", rows, STANDARD)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "gpt", "text"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "from", "value", "type", "text", "weight", "train", "tool_calls", "thinking"]
+            ),
+            inner,
+        )
+    ),
+    max_leaves=10,
+)
+fields = st.sampled_from(
+    "a b messages conversations prompt completion instruction input output text system history tools".split()
+)
+any_row = st.dictionaries(fields, json_values, max_size=6)
+
+
+@settings(max_examples=400, deadline=None)
+@given(any_row, st.sampled_from(list(FORMATS)), st.builds(ColumnsConfig, system=fields, messages=fields))
+def test_any_row_is_a_conversation_or_a_row_error(row, name, columns):
+    for used in (STANDARD, columns):
+        FORMATS[name].misfit(row, used)
+        try:
+            conversation = read(name, row, used)
+        except RowError as error:
+            assert str(error)
+            continue
+        assert [conversation.messages, conversation.completion, conversation.text].count(None) == 2
+        if conversation.kind == "chat":
+            assert any(message.role == "assistant" for message in conversation.messages)
+            for message in conversation.messages:
+                assert message.role in ROLES and isinstance(message.content, str)
+                assert message.weight is None or message.weight >= 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(any_row, min_size=1, max_size=5), st.booleans(), st.builds(ColumnsConfig, system=st.just("") | fields))
+def test_detection_gives_a_format_or_a_user_error(tmp_path_factory, rows, skip, columns):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opened = open_rows([str(path)], "data.train")
+    try:
+        name = detect_format(opened, columns, skip)
+    except UserError:
+        return
+    fits = [not FORMATS[name].misfit(row, columns) for row in rows]
+    assert all(fits) or (skip and any(fits))

@@ -1,0 +1,490 @@
+"""Preparing: from files of rows to streams, against the parts called one by one; reuse, damage, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from synthetic_data import documents_of
+
+from sft_jax.config import parse_config
+from sft_jax.data import build
+from sft_jax.data import prepare as prepare_module
+from sft_jax.data.chat import build_rows
+from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.prepare import default_cache, open_tokenizer, prepare
+from sft_jax.data.templates import resolve_template
+from sft_jax.data.tokens import load_tokenizer
+from sft_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model directory whose tokenizer is a small SentencePiece model: read without transformers."""
+    folder = tmp_path_factory.mktemp("model")
+    corpus = [f"The {a} {b} says {i * 7919 % 1000} to the {b} of {a}." for i, (a, b) in enumerate([("red", "fox"), ("old", "owl")] * 50)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.vocab").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    return load_tokenizer(str(model))
+
+
+def pairs(count, seed=0):
+    rng = np.random.default_rng(seed)
+    words = ["red", "fox", "old", "owl", "says", "9", "é"]
+
+    def text(most):
+        return " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(1, most)))
+
+    return [{"prompt": f"Question {i}: {text(20)}?", "completion": " " + text(12)} for i in range(count)]
+
+
+def chats(count):
+    return [
+        {"messages": [
+            {"role": "user", "content": f"What says the fox {i}?"}, {"role": "assistant", "content": f"To the owl: {i * i}."},
+        ]}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def write(path: Path, rows) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path, model):
+    """Runs prepare with a cache of its own, one worker and given keys of `data`."""
+    lines: list[str] = []
+
+    def go(train, *, model_path=None, options=None, **data):
+        config = parse_config(
+            {"model": {"path": "m"}, "data": {
+                "train": train, "cache_dir": str(tmp_path / "cache"), "max_length": 128, "workers": 1, "chat_template": "none",
+                **data,
+            }}
+        ).data  # fmt: skip
+        return prepare(config, model_path=str(model_path or model), log=lines.append, **(options or {}))
+
+    go.lines = lines
+    go.cache = tmp_path / "cache"
+    return go
+
+
+def documents_by_line(stream) -> dict[tuple[str, int, int], tuple[list[int], list[float]]]:
+    batch = stream.read(0, stream.total_rows)
+    found = {}
+    for row in range(stream.total_rows):
+        for number, ids, weights in documents_of(batch, row):
+            name, file, line, turn = stream.identity(number)
+            assert found.setdefault((name, line, turn), (ids, weights)) == (ids, weights)
+    return found
+
+
+def test_documents_are_what_build_rows_makes_of_each_row(run, tmp_path, tokenizer):
+    """Through workers, chunks, store, memmap, packing and rows; against one direct call for each row."""
+    plain, chat = pairs(150), chats(20)
+    train = {"plain": write(tmp_path / "plain.jsonl", plain), "chat": write(tmp_path / "chat.jsonl", chat)}
+    data = run(train, eval=write(tmp_path / "eval.jsonl", pairs(10, seed=1)), chat_template="chatml", workers=3)
+    template = resolve_template("chatml", tokenizer)
+    expected = {}
+    conversations = {
+        "plain": [Conversation(prompt=row["prompt"], completion=row["completion"]) for row in plain],
+        "chat": [Conversation(messages=tuple(Message(m["role"], m["content"]) for m in row["messages"])) for row in chat],
+    }
+    for name, items in conversations.items():
+        for line, conversation in enumerate(items, start=1):
+            (built,) = build_rows([conversation], tokenizer, template)
+            for example in built.examples:
+                expected[name, line, example.turn] = example.ids.tolist(), example.weights[1:].tolist()
+    assert documents_by_line(data.train) == expected
+    assert list(data.eval) == ["eval"] and data.eval["eval"].examples == 10
+    assert data.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_a_document_ends_with_eos_and_its_completion_is_supervised(run, tmp_path, tokenizer):
+    """Without a template, from the text alone: what inference feeds, then what it should give."""
+    rows = pairs(5)
+    data = run(write(tmp_path / "rows.jsonl", rows))
+    for (_, line, _), (ids, weights) in documents_by_line(data.train).items():
+        row = rows[line - 1]
+        prompt = [*tokenizer.plain_prefix, *tokenizer.encode(row["prompt"])]
+        assert ids[: len(prompt)] == prompt and ids[-1] == tokenizer.eos_id
+        assert tokenizer.decode(ids[len(tokenizer.plain_prefix) : -1]) == row["prompt"] + row["completion"]
+        assert weights == [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt))
+
+
+def test_the_number_of_workers_changes_nothing(run, tmp_path):
+    train = write(tmp_path / "rows.jsonl", pairs(200))
+    one = run(train, workers=1)
+    three = run(train, workers=3, cache_dir=str(tmp_path / "other"))
+    assert one.fingerprints == three.fingerprints
+    for a, b in zip(one.train.read(0, one.train.total_rows), three.train.read(0, one.train.total_rows), strict=True):
+        assert (a == b).all()
+
+
+# ---- reuse
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    """Fails the test where rows are prepared again."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("rows are prepared again")
+
+    def forbid():
+        monkeypatch.setattr(prepare_module, "WorkerPool", refuse)
+
+    return forbid
+
+
+def test_what_comes_after_the_store_prepares_nothing_again(run, tmp_path, no_workers):
+    rows = write(tmp_path / "rows.jsonl", pairs(30))
+    base = run(rows)
+    no_workers()
+    plans = set()
+    for options in (
+        {}, {"max_length": 127}, {"max_segments": 2}, {"packing": False}, {"overlength": "drop", "max_length": 30},
+        {"overlength": "truncate_left", "max_length": 30},
+    ):  # fmt: skip
+        data = run(rows, **options)
+        assert data.fingerprints["tokens"] == base.fingerprints["tokens"]
+        plans.add(data.fingerprints["plan"])
+    for options in ({"seed": 1}, {"normalize": "examples"}):
+        plans.add(run(rows, options=options).fingerprints["plan"])
+    assert len(plans) == 8
+    for options in ({"row_timeout": 3.0}, {"row_memory_mb": 99}, {"workers": 2}, {"bad_rows": "skip"}):
+        assert run(rows, **options).fingerprints == base.fingerprints
+    for options in ({"epochs": 2.5}, {"rows": 77}):
+        assert run(rows, options=options).fingerprints == base.fingerprints
+    assert any("were prepared before" in line for line in run.lines)
+
+
+def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    content = chats(4)
+    base = run(write(path, content), chat_template="chatml")
+
+    class PreparedAgain(Exception):
+        pass
+
+    folders = set()
+
+    def pool(*args):
+        raise PreparedAgain
+
+    def opened(folder):
+        folders.add(folder)
+        return real_open(folder)
+
+    real_open = prepare_module.open_store
+    monkeypatch.setattr(prepare_module, "WorkerPool", pool)
+    monkeypatch.setattr(prepare_module, "open_store", opened)
+
+    def new(train=None, **options):
+        before = len(folders)
+        with pytest.raises(PreparedAgain):
+            run(train or str(path), **{"chat_template": "chatml", **options})
+        assert len(folders) == before + 1  # a store of its own, not that of another change
+
+    template = tmp_path / "template.jinja"
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template.write_text(text)
+    new(chat_template=str(template))
+    template.write_text(text.replace(": ", " - "))  # the same file, another template
+    new(chat_template=str(template))
+    new(chat_template="none")
+    new(chat_template_kwargs={"enable_thinking": True})
+    new(supervise="all")
+    new(supervise="last")
+    new(allow_special_tokens_in_content=True)
+    new(format="messages")
+    new([{"path": str(path), "columns": {"messages": "messages"}}])
+    other = tmp_path / "other_model"  # whose tokenizer differs in one piece
+    other.mkdir()
+    proto = sentencepiece_model_pb2.ModelProto.FromString((model / "tokenizer.model").read_bytes())
+    proto.pieces[-1].piece += "x"
+    (other / "tokenizer.model").write_bytes(proto.SerializeToString())
+    new(model_path=other)
+    content[2]["messages"][0]["content"] += "!"
+    new(write(path, content))
+    new(write(path, content[::-1]))  # the order of rows is part of the data
+    assert run(write(path, chats(4)), chat_template="chatml").fingerprints == base.fingerprints  # back again
+
+
+def test_a_file_that_moved_is_the_same_data_under_its_new_name(run, tmp_path, no_workers):
+    first = tmp_path / "rows.jsonl"
+    base = run(write(first, pairs(5)))
+    no_workers()
+    first.rename(tmp_path / "moved.jsonl")
+    data = run(str(tmp_path / "moved.jsonl"))
+    assert data.fingerprints == base.fingerprints
+    assert data.train.identity(0)[1] == str(tmp_path / "moved.jsonl")
+
+
+def test_the_code_version_is_part_of_the_fingerprint(run, tmp_path, monkeypatch):
+    from sft_jax.data import fingerprint
+
+    rows = write(tmp_path / "rows.jsonl", pairs(3))
+    base = run(rows)
+    monkeypatch.setattr(fingerprint, "source_hash", lambda: "another version")
+    assert run(rows).fingerprints["tokens"] != base.fingerprints["tokens"]
+
+
+def test_a_damaged_store_is_named_and_made_again(run, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", pairs(30))
+    base = run(rows)
+    (store,) = (run.cache / "tokens").iterdir()
+    ids = store / "00000.ids"
+    content = bytearray(ids.read_bytes())
+    content[11] ^= 1
+    ids.write_bytes(content)
+    data = run(rows)
+    assert any("damaged" in line and "00000.ids" in line for line in run.lines)
+    assert (data.train.read(0, 3).tokens == base.train.read(0, 3).tokens).all()
+    ids.write_bytes(content[:-2])
+    run(rows)
+    assert sum("damaged" in line for line in run.lines) == 2
+
+
+def test_a_damaged_stored_tokenizer_is_loaded_again(model, tmp_path, tokenizer):
+    _, folder = open_tokenizer(str(model), tmp_path)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        for broken in (content[: len(content) // 2], b""):
+            path.write_bytes(broken)
+            again, same = open_tokenizer(str(model), tmp_path)
+            assert same == folder and again.fingerprint == tokenizer.fingerprint
+            assert path.read_bytes() == content
+    assert [entry.name for entry in (tmp_path / "tokenizers").iterdir()] == [folder.name]
+
+
+def test_a_warm_start_needs_no_transformers(run, assets, tmp_path):
+    model = assets / "models" / "stories260k"  # has a tokenizer.json, which transformers loads
+    rows = write(tmp_path / "rows.jsonl", pairs(10))
+    cold = run(rows, model_path=model, max_length=200)
+    code = f"""
+import sys
+from sft_jax.config import parse_config
+from sft_jax.data.prepare import prepare
+data = {{"train": {rows!r}, "cache_dir": {str(run.cache)!r}, "max_length": 200, "chat_template": "none"}}
+found = prepare(parse_config({{"model": {{"path": "m"}}, "data": data}}).data, model_path={str(model)!r}, log=lambda line: None)
+print(found.fingerprints["plan"], [name for name in ("transformers", "jax") if name in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    warm = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert warm.stdout.split() == [cold.fingerprints["plan"], "[]"]
+
+
+# ---- streams
+
+
+def test_the_length_of_the_stream(run, tmp_path, no_workers):
+    rows = write(tmp_path / "rows.jsonl", pairs(40))
+    epoch = run(rows).train.total_rows
+    no_workers()
+    assert run(rows, options={"epochs": 2.0}).train.total_rows == sum(run(rows, options={"epochs": 2.0}).train.epoch_rows)
+    assert run(rows, options={"epochs": 0.5}).train.total_rows == -(-epoch // 2)
+    assert run(rows, options={"rows": 123, "epochs": 0.5}).train.total_rows == 123
+
+
+def test_mixture_and_eval_sets(run, tmp_path):
+    few, many = write(tmp_path / "few.jsonl", pairs(10)), write(tmp_path / "many.jsonl", pairs(30, seed=1))
+    train = {"few": {"path": few, "weight": 3}, "many": {"path": many, "weight": 1}}
+    data = run(train, eval={"first": many, "second": few}, packing=False)
+    assert data.train.set_documents == {"few": 30, "many": 10}
+    assert list(data.eval) == ["first", "second"]
+    lines = [data.eval["first"].identity(int(e))[2] for e in data.eval["first"].read(0, 30).examples[:, 0]]
+    assert lines == list(range(1, 31))  # held-out rows come once, in the order of the file
+    assert data.report["train"]["stream"]["documents_of_each_set"] == {"few": 30, "many": 10}
+
+
+def test_every_example_counts_the_same_in_training_only(run, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", pairs(10))
+    data = run(rows, eval=rows, options={"normalize": "examples"})
+    sums = [sum(weights) for _, weights in documents_by_line(data.train).values()]
+    assert np.allclose(sums, 1, atol=1e-6)
+    assert {w for _, weights in documents_by_line(data.eval["eval"]).values() for w in weights} == {0.0, 1.0}
+
+
+# ---- the report
+
+
+def test_the_report_counts_everything(run, tmp_path, tokenizer):
+    rows = pairs(20) + [{"prompt": "long", "completion": " fox" * 200}, {"prompt": "p", "completion": 5}, "{broken\n", {"prompt": "p"}]
+    data = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip", overlength="truncate_right")
+    report = data.report["train"]["sets"]["train"]
+    assert json.loads(json.dumps(data.report)) == data.report
+    assert (report["rows_read"], report["rows_used"], report["examples"], report["documents"]) == (24, 21, 21, 21)
+    left_out = report["rows_left_out"]
+    assert left_out["total"] == 3 and sum(group["rows"] for group in left_out["reasons"]) == 3
+    assert sorted(place for group in left_out["reasons"] for place in group["first"]) == [
+        f"{tmp_path}/rows.jsonl:{line}" for line in (22, 23, 24)
+    ]
+    assert report["over_length"]["cut"] == 1 and report["over_length"]["supervised_tokens_lost"] > 0
+    lengths = [
+        len(tokenizer.plain_prefix) + len(tokenizer.encode(row["prompt"] + row["completion"])) + 1 for row in rows[:21]
+    ]
+    assert report["tokens"] == sum(lengths) - 21
+    assert report["used_tokens"] == sum(min(n, 129) for n in lengths) - 21
+    assert report["length_percentiles"]["0"] == min(lengths) and report["length_percentiles"]["100"] == max(lengths)
+    assert report["supervised_tokens"] - report["used_supervised_tokens"] == report["over_length"]["supervised_tokens_lost"]
+    stream = data.report["train"]["stream"]
+    batch = data.train.read(0, data.train.total_rows)
+    assert stream["packing_efficiency"] == (batch.segments > 0).sum() / batch.segments.size
+    assert stream["supervised_tokens"] == (batch.weights > 0).sum() == report["used_supervised_tokens"]
+
+
+def test_bad_rows_of_one_reason_are_one_entry(run, tmp_path):
+    rows = pairs(5) + [{"prompt": f"p{i}", "completion": i} for i in range(7)] + ["{\n"]
+    report = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip").report["train"]["sets"]["train"]["rows_left_out"]
+    assert [group["rows"] for group in report["reasons"]] == [7, 1]
+    assert report["reasons"][0]["first"] == [f"{tmp_path}/rows.jsonl:{line}" for line in (6, 7, 8)]
+
+
+# ---- bad input
+
+
+def fails(run, *args, **kwargs) -> str:
+    with pytest.raises(UserError) as caught:
+        run(*args, **kwargs)
+    stores = run.cache / "tokens"
+    assert not stores.exists() or list(stores.iterdir()) == []  # nothing is left that could be taken for prepared data
+    return str(caught.value)
+
+
+def test_bad_rows_stop_the_run_and_are_named_and_counted(run, tmp_path):
+    rows = pairs(100)
+    for line in (7, 71, 72, 90, 91, 95):
+        rows[line - 1] = {"prompt": "p", "completion": line}
+    message = fails(run, write(tmp_path / "rows.jsonl", rows), format="prompt_completion")
+    assert "data.train.train: 6 of 100 rows cannot be used" in message
+    for line in (7, 71, 72, 90, 91):
+        assert f"\n  {tmp_path}/rows.jsonl:{line}: " in message
+    assert "rows.jsonl:95" not in message and "and 1 more" in message
+    assert "data.bad_rows=skip" in message
+
+
+def test_reading_stops_some_way_behind_the_first_bad_row(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "LOOK_AHEAD", 150)
+    rows = pairs(1000)
+    rows[9] = "{\n"
+    message = fails(run, write(tmp_path / "rows.jsonl", rows), format="prompt_completion")
+    assert f"{tmp_path}/rows.jsonl:10: " in message and "1 of the first " in message and "1,000" not in message
+
+
+def test_skipped_bad_rows_stop_a_later_run_that_does_not_skip(run, tmp_path, no_workers):
+    rows = write(tmp_path / "rows.jsonl", [*pairs(5), {"prompt": "p", "completion": 1}])
+    assert run(rows, bad_rows="skip", format="prompt_completion").train.examples == 5
+    no_workers()
+    with pytest.raises(UserError, match=r"1 of 6 rows cannot be used:\n.*rows\.jsonl:6: "):
+        run(rows, format="prompt_completion")
+
+
+def test_nothing_supervised_names_rows(run, tmp_path):
+    unsupervised = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}] * 3
+    message = fails(run, write(tmp_path / "rows.jsonl", unsupervised), chat_template="chatml", bad_rows="skip")
+    assert "data.train.train: none of its 3 rows can be used" in message
+    assert f"{tmp_path}/rows.jsonl:1: " in message and "supervised" in message
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+EAT = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+
+
+def chat_template(path: Path, body: str) -> str:
+    path.write_text(
+        "{% for m in messages %}<{{ m.role }}>{% if 'BOOM' in m.content %}" + body + "{% endif %}{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return str(path)
+
+
+@pytest.fixture
+def wild(tmp_path):
+    """Options and data of which the fifth row makes the template do `body`."""
+
+    def make(body):
+        rows = chats(12)
+        rows[4]["messages"][0]["content"] = "BOOM"
+        template = chat_template(tmp_path / "template.jinja", body)
+        return write(tmp_path / "rows.jsonl", rows), {"chat_template": template, "row_timeout": 1.0, "row_memory_mb": 64}
+
+    return make
+
+
+def test_a_row_on_which_the_template_loops_for_ever_is_named(run, tmp_path, wild):
+    rows, options = wild(LOOP)
+    message = fails(run, rows, **options)
+    assert f"{tmp_path}/rows.jsonl:5: " in message and "took longer than 1 seconds; see data.row_timeout" in message
+
+
+def test_a_row_on_which_the_template_eats_memory_is_named_and_can_be_skipped(run, tmp_path, wild):
+    rows, options = wild(EAT)
+    data = run(rows, bad_rows="skip", **options)
+    assert data.train.examples == 11
+    (group,) = data.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
+    assert group["first"] == [f"{tmp_path}/rows.jsonl:5"]
+    assert "needed more than 64 MB of memory; see data.row_memory_mb" in group["reason"]
+
+
+def test_a_template_that_always_runs_wild_is_not_tried_on_every_row(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "WATCHDOG_ROWS", 2)
+    rows = [{"messages": [{"role": "user", "content": "BOOM"}, {"role": "assistant", "content": str(i)}]} for i in range(50)]
+    template = chat_template(tmp_path / "template.jinja", LOOP)
+    message = fails(run, write(tmp_path / "rows.jsonl", rows), chat_template=template, bad_rows="skip", row_timeout=0.3)
+    assert "2 of the first 2 rows ran into the limits of data.row_timeout" in message and "rows.jsonl:1" in message
+
+
+def test_a_template_that_runs_wild_when_compiled_is_named(run, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ 9**(9**9) }}")  # jinja2 evaluates constant expressions when it compiles
+    message = fails(run, write(tmp_path / "rows.jsonl", chats(3)), chat_template=str(template), row_timeout=1.0)
+    assert f"{template}: preparing for it took longer than 1 seconds" in message
+
+
+def test_a_template_that_is_not_valid_is_named(run, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for %}")
+    message = fails(run, write(tmp_path / "rows.jsonl", chats(3)), chat_template=str(template))
+    assert str(template) in message and "not a valid chat template" in message
+
+
+def test_an_unknown_supervise_is_one_message(run, tmp_path):
+    message = fails(run, write(tmp_path / "rows.jsonl", chats(3)), chat_template="chatml", supervise="asistant")
+    assert "supervise" in message and "asistant" in message and "rows.jsonl" not in message
+
+
+def test_over_length_rows_are_named_and_every_policy_says_when_nothing_is_left(run, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": " fox" * 200}] * 2)
+    with pytest.raises(UserError, match=r"2 example\(s\) do not fit data\.max_length 128: .*rows\.jsonl:1 \(\d+ tokens\)"):
+        run(rows)
+    with pytest.raises(UserError, match=r"data\.train\.train: nothing is left of it, .*data\.overlength is 'drop'"):
+        run(rows, overlength="drop")
+
+
+def test_a_cache_that_cannot_be_written_is_one_message(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache_dir"):
+        run(write(tmp_path / "rows.jsonl", pairs(3)), cache_dir=str(tmp_path / "file" / "cache"))
+
+
+def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "sft_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "sft_jax"

@@ -1,0 +1,360 @@
+"""Rows from files: the same as a plain reading of them, and one message for everything that can be wrong with one."""
+
+import builtins
+import gc
+import gzip
+import json
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_jax.data import json_files
+from sft_jax.data.examples import RowError
+from sft_jax.data.sources import Where, open_rows, parse_row
+from sft_jax.errors import UserError
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+rows_of_objects = st.lists(st.dictionaries(st.text(max_size=6), values, max_size=4), min_size=1, max_size=12)
+
+
+def write(folder, name, content):
+    path = folder / name
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return str(path)
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read(*paths):
+    rows = open_rows([str(path) for path in paths], "data.train")
+    return [rows[index] for index in range(len(rows))], [rows.where(index).line for index in range(len(rows))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows_of_objects,
+    st.lists(st.sampled_from(["", " ", "\t", "\r", "  \t "]), max_size=3),
+    st.sampled_from(["\n", "\r\n", "\n\n", " \n", "\n \r\n"]),
+    st.sampled_from(["", "\n"]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 40),
+)
+def test_json_lines_are_the_lines_that_are_not_blank(content, first, between, end, ascii_only, bom, block):
+    text = "".join(f"{blank}\n" for blank in first)
+    text += between.join(json.dumps(row, ensure_ascii=ascii_only) for row in content) + end
+    data = (b"\xef\xbb\xbf" if bom else b"") + text.encode("utf-8", "surrogatepass")
+    expected = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "BLOCK", block)  # rows that lie across blocks
+        for name in ("rows.jsonl", "rows.jsonl.gz"):
+            path = write(Path(folder), name, data)
+            rows = open_rows([path], "data.train")
+            assert len(rows) == len(expected) == len(content)
+            assert [rows.where(index) for index in range(len(rows))] == [Where(path, number) for number, _ in expected]
+            for index, row in enumerate(content):
+                try:
+                    json.dumps(row, ensure_ascii=ascii_only).encode()
+                except UnicodeEncodeError:  # half of a surrogate pair, written as it is, is no UTF-8
+                    with pytest.raises(RowError, match="UTF-8"):
+                        rows[index]
+                else:
+                    assert rows[index] == row
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows_of_objects,
+    st.sampled_from([None, 0, 2]),
+    st.sampled_from([",", ", ", ",\n", "\n ,\r\n\t"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_json_array_is_its_elements(content, indent, comma, ascii_only, packed):
+    text, expected = "\n [ ", []
+    for index, row in enumerate(content):
+        text += comma if index else ""
+        expected.append(text.count("\n") + 1)
+        text += json.dumps(row, indent=indent, ensure_ascii=ascii_only)
+    text += "\n]\n"
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        assert read(write(Path(folder), "rows.json.gz" if packed else "rows.json", data)) == (content, expected)
+
+
+def test_json_lines_in_a_json_file(tmp_path):
+    path = write(tmp_path, "rows.json", lines({"a": 1}, {"a": 2}))
+    assert read(path) == ([{"a": 1}, {"a": 2}], [1, 2])
+
+
+def test_files_and_globs_in_order(tmp_path):
+    write(tmp_path, "b.jsonl", lines({"n": 3}, {"n": 4}))
+    write(tmp_path, "a.jsonl", lines({"n": 1}, {"n": 2}))
+    last = write(tmp_path, "z.json", '[{"n": 5}]')
+    write(tmp_path, "other.txt", "not read")
+    (tmp_path / "c.jsonl").mkdir()
+    rows = open_rows([str(tmp_path / "*.jsonl"), last], "data.train")
+    assert [rows[index]["n"] for index in range(len(rows))] == [1, 2, 3, 4, 5]
+    assert [str(rows.where(index)) for index in (0, 3, 4)] == [
+        f"{tmp_path}/a.jsonl:1",
+        f"{tmp_path}/b.jsonl:2",
+        f"{last}:1",
+    ]
+    assert [row["n"] for row in rows] == [1, 2, 3, 4, 5]
+    for index in (-1, 5):
+        with pytest.raises(IndexError):
+            rows[index]
+
+
+def test_a_file_whose_name_looks_like_a_glob(tmp_path):
+    assert read(write(tmp_path, "a[1].jsonl", lines({"a": 1})))[0] == [{"a": 1}]
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "x.jsonl", lines({"a": 1}))
+    rows = open_rows(["~/x.jsonl"], "data.train")
+    assert rows[0] == {"a": 1} and str(rows.where(0)) == "~/x.jsonl:1"
+
+
+def _read_in_process(rows, index, queue):
+    queue.put((rows[index], str(rows.where(index))))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json"])
+def test_rows_are_read_in_another_process(tmp_path, name):
+    content = [{"n": index, "é": "🤗"} for index in range(5)]
+    path = write(tmp_path, name, json.dumps(content) if name.endswith(".json") else lines(*content))
+    rows = open_rows([path], "data.train")
+    assert rows[1]["n"] == 1  # opened here already
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_read_in_process, args=(rows, 3, queue))
+    process.start()
+    assert queue.get(timeout=60) == (content[3], str(rows.where(3)))
+    process.join()
+
+
+def test_rows_are_read_by_several_threads(tmp_path):
+    path = write(tmp_path, "rows.jsonl", lines(*({"n": index, "text": "x" * index} for index in range(500))))
+    rows = pickle.loads(pickle.dumps(open_rows([path], "data.train")))
+    wrong = []
+
+    def work(offset):
+        for step in range(500):
+            index = (step * 7 + offset) % 500
+            if rows[index] != {"n": index, "text": "x" * index}:
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_the_unpacked_copy_goes_with_the_rows(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    rows = open_rows([write(tmp_path, "a.jsonl.gz", lines({"a": 1}))], "data.train")
+    assert len(list(scratch.iterdir())) == 1 and rows[0] == {"a": 1}
+    del rows
+    gc.collect()
+    assert not list(scratch.iterdir())
+    bad = write(tmp_path, "b.jsonl.gz", b"")
+    with pytest.raises(UserError):
+        open_rows([str(tmp_path / "a.jsonl.gz"), bad], "data.train")
+    assert not list(scratch.iterdir())
+
+
+def test_the_fingerprint_follows_the_bytes_and_the_order(tmp_path):
+    one, two = write(tmp_path, "1.jsonl", lines({"a": 1})), write(tmp_path, "2.jsonl", lines({"a": 2}))
+    same, packed = write(tmp_path, "3.jsonl", lines({"a": 1})), write(tmp_path, "4.jsonl.gz", lines({"a": 1}))
+    array = write(tmp_path, "5.json", '[{"a": 1}]')
+
+    def fingerprint(*paths):
+        return open_rows(paths, "data.train").fingerprint
+
+    assert fingerprint(one) == fingerprint(same) == fingerprint(packed)
+    assert len({fingerprint(*paths) for paths in ((one,), (two,), (one, two), (two, one), (array,))}) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"a": 1', "not valid JSON.*column 8.*correct or remove"),
+        (b"{'a': 1}", "not valid JSON.*column 2"),
+        (b"[1, 2]", "is a list, not an object"),
+        (b'"text"', "is text, not an object"),
+        (b"null", "is null, not an object"),
+        (b"7", "is a number, not an object"),
+        (b'{"a": "\xff"}', "is not UTF-8 .byte 8 of the row is 0xff"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+    ],
+)
+def test_a_malformed_row_is_an_error_of_that_row_only(tmp_path, line, message):
+    path = write(tmp_path, "rows.jsonl", b'{"n": 1}\n\n' + line + b'\n{"n": 2}\n')
+    rows = open_rows([path], "data.train")
+    assert rows[0] == {"n": 1} and rows[2] == {"n": 2}
+    assert str(rows.where(1)) == f"{path}:3"
+    with pytest.raises(RowError, match=message):
+        rows[1]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_row_or_an_error_of_the_row(data):
+    try:
+        assert isinstance(parse_row(data), dict)
+    except RowError:
+        pass
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([b"[", b"]", b"{", b"}", b'"a"', b":", b",", b"1", b"\n", b" ", b"\xff", b"\xef\xbb\xbf"]),
+        max_size=12,
+    ),
+    st.sampled_from([".json", ".jsonl", ".json.gz", ".jsonl.gz"]),
+)
+def test_any_file_is_rows_or_a_user_error(parts, suffix):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), f"x{suffix}", b"".join(parts))
+        try:
+            rows = open_rows([path], "data.train")
+        except UserError as error:
+            assert path in str(error)
+            return
+        assert len(rows) > 0
+        for index in range(len(rows)):
+            try:
+                assert isinstance(rows[index], dict)
+            except RowError:
+                pass
+
+
+def refused(paths, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_rows([str(path) for path in paths], "data.train")
+    assert str(caught.value).startswith("data.train: ")
+
+
+def test_paths_that_name_no_file(tmp_path):
+    refused([tmp_path / "no.jsonl"], "no.jsonl: there is no such file")
+    refused([tmp_path / "*.jsonl"], "matches no file")
+    refused([tmp_path], "is a directory; name a file or a glob")
+    refused([], "names no file")
+    refused([write(tmp_path, "rows.csv", "a,b")], "no kind of file.*jsonl")
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    refused([path, tmp_path / "*.jsonl"], "is the same file as")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl.gz", b"", "is empty"),
+        ("a.jsonl", b"\n \n", "holds no rows"),
+        ("a.json", b" [ ] ", "holds no rows"),
+        ("a.json", b'[{"a": 1},\n {"b" 2}]', r"a.json:2: is not valid JSON \(Expecting ':' delimiter\)"),
+        ("a.json", b'[{"a": 1},\n', "the file ends|Expecting value"),
+        ("a.json", b'[{"a": 1}\n', r"a.json:2.*ends inside the array"),
+        ("a.json", b'[{"a": 1}] x', "Extra data"),
+        ("a.json", b"[" * 100_000, "is not valid JSON"),
+        (
+            "a.json",
+            b'{\n "data": [\n  {"a": 1}\n ]\n}',
+            "one JSON dict, not an array of rows .its field 'data' is a list",
+        ),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+    ],
+)
+def test_files_that_hold_no_rows(tmp_path, name, content, message):
+    refused([write(tmp_path, name, content)], message)
+
+
+def test_a_damaged_gz(tmp_path):
+    path = write(tmp_path, "a.jsonl.gz", lines(*({"a": os.urandom(50).hex()} for _ in range(100))))
+    data = Path(path).read_bytes()
+    for damaged in (data[:-20], b"plain text", data[:200] + b"\x00" * 50 + data[250:]):
+        Path(path).write_bytes(damaged)
+        refused([path], "is not a whole gzip file")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    real = builtins.open
+
+    def refuse(file, *args, **kwargs):
+        if str(file) == path:
+            raise PermissionError(13, "Permission denied", path)
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    refused([path], "cannot be read .Permission denied.")
+
+
+def test_a_disk_too_full_to_unpack(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.jsonl.gz", lines({"a": 1}))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    real = json_files._write
+    monkeypatch.setattr(json_files, "_write", lambda file, block: real(_Full(), block))
+    with pytest.raises(UserError, match="cannot hold an unpacked data file .No space left on device.*TMPDIR"):
+        open_rows([path], "data.train")
+    assert not list(scratch.iterdir())
+
+
+class _Full:
+    def write(self, block):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_file_that_changes_while_it_is_used(tmp_path):
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    rows = open_rows([path], "data.train")
+    write(tmp_path, "a.jsonl", lines({"a": 1}, {"a": 2}))
+    with pytest.raises(UserError, match="has changed since"):
+        rows[0]
+    os.unlink(path)
+    with pytest.raises(UserError, match="can no longer be read"):
+        rows[0]
+
+
+def test_real_data_sets(assets):
+    folder = assets / "datasets"
+    for name in ("gsm8k/train.jsonl", "llamafactory_demo/v1_sft_demo.jsonl"):
+        found, numbers = read(folder / name)
+        assert found == [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        assert numbers == list(range(1, len(found) + 1))
+    for name in ("fastchat/dummy_conversation.json", "llamafactory_demo/alpaca_en_demo.json"):
+        found, numbers = read(folder / name)
+        assert found == json.loads((folder / name).read_text(encoding="utf-8"))
+        text = (folder / name).read_text(encoding="utf-8").split("\n")
+        assert all(text[number - 1] == "  {" for number in numbers) and numbers == sorted(set(numbers))
+    found, _ = read(folder / "sgd/sgd_messages.jsonl.gz")
+    with gzip.open(folder / "sgd/sgd_messages.jsonl.gz", "rt", encoding="utf-8") as file:
+        assert found == [json.loads(line) for line in file]

@@ -1,0 +1,84 @@
+"""A step that must not count changes nothing: the whole state is bit-equal, and the metrics say why."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from random_batches import random_batch
+from tiny_models import random_decoder
+
+from sft_jax.config import OptimConfig
+from sft_jax.model.options import Options
+from sft_jax.model.sharding import constrain_fn, make_mesh
+from sft_jax.training.optim import OPTIMIZERS, make_optimizer
+from sft_jax.training.state import create_state
+from sft_jax.training.step import make_train_step, place_batch
+
+ROWS = 8
+
+
+def batch_of(weights="uneven", bad_weight=None, parts=1):
+    batch = random_batch(ROWS, 16, weights=weights)
+    if bad_weight is not None:
+        batch.weights[-1, 3] = bad_weight  # in the last micro-batch only
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
+def start(name, mesh=None):
+    options = Options() if mesh is None else Options(constrain=constrain_fn(mesh))
+    decoder = jax.tree.map(jnp.copy, random_decoder("llama", options))
+    optimizer = make_optimizer(OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.1), nnx.state(decoder), 9)
+    graphdef, state = create_state(decoder, optimizer, mesh)
+    return state, make_train_step(graphdef, optimizer, mesh)
+
+
+def bits(state):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("name, mesh, parts", [("adamw", None, 1), ("adafactor", None, 2), ("adamw", (2, 2, 2), 2)])
+def test_a_step_that_must_not_count_changes_nothing(name, mesh, parts):
+    mesh = mesh and make_mesh(*mesh)
+    state, step = start(name, mesh)
+    put = lambda batch: place_batch(batch, mesh, batch_dim=1)  # noqa: E731
+    good = put(batch_of(parts=parts))
+    state, metrics = step(state, good)
+    assert (metrics["nonfinite"], metrics["empty"], state.step) == (0, 0, 1)
+    assert any(x.any() for x in jax.tree.leaves(state.opt_state))
+    before = bits(state)
+    cases = {
+        "infinite loss": (put(batch_of(bad_weight=np.inf, parts=parts)), (1, 0)),
+        "loss is no number": (put(batch_of(bad_weight=np.nan, parts=parts)), (1, 0)),
+        "gradient overflows, loss does not": (put(batch_of(bad_weight=1e37, parts=parts)), (1, 0)),
+        "nothing supervised": (put(batch_of(weights="none", parts=parts)), (0, 1)),
+    }
+    for case, (batch, flags) in cases.items():
+        state, metrics = step(state, batch)
+        assert (metrics["nonfinite"], metrics["empty"]) == flags, case
+        assert bits(state) == before, case
+        if flags == (0, 1):
+            assert all(np.isfinite(value).all() for value in metrics.values()), "a 0 / 0 in the metrics"
+    state, metrics = step(state, good)
+    assert (metrics["nonfinite"], state.step) == (0, 2)  # it goes on as if nothing had been
+    assert bits(state) != before
+
+
+def test_parameters_that_are_not_finite_are_reported():
+    state, step = start("adamw")
+    broken = state._replace(params=jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), state.params))
+    before = bits(broken)
+    state, metrics = step(broken, batch_of())
+    assert metrics["nonfinite"] == 1 and bits(state) == before
+
+
+def test_an_unsupervised_row_leaves_the_gradient_of_the_others_alone():
+    """The same update with an all-masked row and without it."""
+    updated = []
+    for rows in (slice(1, ROWS), slice(0, ROWS)):
+        state, step = start("adamw")
+        batch = jax.tree.map(lambda x, rows=rows: x[:, rows], batch_of())
+        assert rows.start or not batch.weights[0, 0].any()
+        state, metrics = step(state, batch)
+        updated.append((float(metrics["grad_norm"]), float(metrics["loss_sum"])))
+    np.testing.assert_allclose(*updated, rtol=1e-6)

@@ -1,0 +1,172 @@
+"""A run that was stopped, killed or moved ends like one that never was."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from tiny_run import environment, final_checksums, metrics, run_command, tiny_config, train_command
+
+from sft_jax import fit
+from sft_jax.errors import StoppedBySignal, UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A run that was never stopped."""
+    workdir = folder / "whole"
+    summary = fit(tiny_config(folder), workdir)
+    assert summary["finished"] and summary["steps"] > 6
+    return workdir
+
+
+def test_stopped_runs_continue_bitwise(folder, whole):
+    workdir = folder / "stopped"
+    with pytest.raises(StoppedBySignal, match="after step 3 of"):
+        fit(tiny_config(folder, train__stop_after_steps=3), workdir)
+    assert not (workdir / "summary.json").exists()
+    fit(tiny_config(folder), workdir)
+    assert final_checksums(workdir) == final_checksums(whole)
+    assert metrics(workdir) == metrics(whole)
+
+
+def test_a_finished_run_stays_as_it_is(folder, whole, capsys):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    summary = fit(tiny_config(folder), whole)
+    assert summary == json.loads((whole / "summary.json").read_text())
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+    assert "has finished" in capsys.readouterr().out
+
+
+def test_a_longer_run_begins_with_the_shorter_one(folder, whole):
+    """Extending from 1 to 2 epochs gives the rows of a run of 2 epochs; only the schedule may differ."""
+    workdir = folder / "extended"
+    constant = {"optim__schedule": "constant", "optim__warmup": 1.0}
+    fit(tiny_config(folder, train__epochs=1.0, **constant), workdir)
+    steps = final_checksums(workdir)["step"]
+    fit(tiny_config(folder, train__epochs=2.0, **constant), workdir)
+    reference = folder / "two_epochs"
+    fit(tiny_config(folder, train__epochs=2.0, **constant), reference)
+    first, second = metrics(workdir), metrics(reference)
+    # The last step of one epoch was padded; the steps before it saw the same rows with the same learning rate.
+    assert first[: steps - 1] == second[: steps - 1]
+    assert final_checksums(workdir)["position"] == final_checksums(reference)["position"]
+
+
+def test_the_schedule_of_an_extended_run_is_that_of_the_longer_one(folder, capsys):
+    workdir = folder / "extended_cosine"
+    fit(tiny_config(folder, train__steps=4), workdir)
+    fit(tiny_config(folder, train__steps=8), workdir)
+    assert "from step 5 on the learning rate follows the cosine schedule over 8 steps" in capsys.readouterr().out
+    rates = [record["learning_rate"] for record in metrics(workdir)]
+    cosine = lambda step, total: 1e-2 * 0.5 * (1 + np.cos(np.pi * step / (total - 1)))  # noqa: E731 (no warm-up: 3% of 8 steps)
+    np.testing.assert_allclose(rates, [cosine(s, 4) for s in range(4)] + [cosine(s, 8) for s in range(4, 8)], rtol=1e-5, atol=1e-9)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(folder, whole, capsys):
+    workdir = folder / "damaged"
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__stop_after_steps=5), workdir)
+    victim = next(path for path in sorted((workdir / "checkpoints/5/arrays").rglob("*")) if path.is_file() and path.stat().st_size > 500)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    fit(tiny_config(folder), workdir)
+    output = capsys.readouterr().out
+    assert "Checkpoint 5 is damaged" in output and victim.name in output and "Continuing from checkpoint 4." in output
+    assert (workdir / "checkpoints/5.damaged").is_dir()
+    assert final_checksums(workdir) == final_checksums(whole)
+    assert metrics(workdir) == metrics(whole)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_stops(folder):
+    workdir = folder / "hopeless"
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__stop_after_steps=3), workdir)
+    for path in (workdir / "checkpoints").glob("*/manifest.json"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
+        fit(tiny_config(folder), workdir)
+
+
+@pytest.mark.parametrize("change, words", [({"optim__learning_rate": 1e-3}, "allow_changes=optim.learning_rate"), ({"data__max_length": 80}, "data.max_length.*cannot change")])
+def test_changes_that_a_run_does_not_allow(folder, whole, change, words):
+    with pytest.raises(UserError, match=words):
+        fit(tiny_config(folder, train__epochs=3.0, **change), whole)
+
+
+def test_changed_data_is_refused(folder):
+    workdir = folder / "data_changed"
+    rows = folder / "changing.jsonl"
+    rows.write_text((folder / "train.jsonl").read_text())
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, data__train=str(rows), train__stop_after_steps=1), workdir)
+    rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+    with pytest.raises(UserError, match="data.train: .*changed since this run began"):
+        fit(tiny_config(folder, data__train=str(rows)), workdir)
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+def test_another_batch_size_goes_on_with_the_next_row(folder, batch):
+    workdir = folder / f"batch{batch}"
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__stop_after_steps=3, mesh__fsdp=1, mesh__data=4, mesh__tensor=2), workdir)
+    assert final_checksums(workdir)["position"] == 24
+    allow = {"train__batch_size": batch, "checkpoint__allow_changes": "train.batch_size", "mesh__data": 4, "mesh__fsdp": 1, "mesh__tensor": 2}
+    total = fit(tiny_config(folder, **allow), workdir)
+    assert total["rows"] == final_checksums(folder / "whole")["position"]
+    assert total["steps"] == 3 + -(-(total["rows"] - 24) // batch)
+
+
+def test_sigterm_saves_and_says_to_start_again(folder, whole):
+    workdir = folder / "terminated"
+    config = tiny_config(folder, mesh__fsdp=8)
+    process = subprocess.Popen(train_command(config, workdir), env=environment(8, folder / "xdg"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "Stopped by SIGTERM after step" in errors and "Traceback" not in errors
+    result = run_command(config, workdir, folder / "xdg", devices=8)
+    assert result.returncode == 0, result.stderr
+    assert final_checksums(workdir) == final_checksums(whole)
+    assert metrics(workdir) == metrics(whole)
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(folder, whole):
+    """Killed at any moment, also while a checkpoint is being written, and started again until it ends."""
+    workdir = folder / "killed"
+    config = tiny_config(folder, checkpoint__every=1, mesh__fsdp=8)
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(12):
+        process = subprocess.Popen(train_command(config, workdir), env=environment(8, folder / "xdg"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wanted = rng.randint(1, 4)
+        for line in process.stdout:
+            wanted -= line.startswith("step ")
+            if wanted <= 0:
+                time.sleep(rng.random() * 0.2)
+                process.kill()
+                break
+        output, _ = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9, output
+        kills += 1
+    else:
+        result = run_command(config, workdir, folder / "xdg", devices=8)
+        assert result.returncode == 0, result.stderr
+    assert kills >= 2
+    assert final_checksums(workdir) == final_checksums(whole)
+    assert metrics(workdir) == metrics(whole)

@@ -1,12 +1,13 @@
 """Talks to a model in the terminal: python -m sft_jax.chat --model DIR_OR_WORKDIR [--prompt TEXT]
 
 A model with a chat template holds a conversation; one without goes on from what is typed. Ctrl-C ends an answer, Ctrl-C
-or Ctrl-D at the prompt ends the chat, /new begins a new conversation. With --prompt the answer is printed and that is
-all. Exit codes: 0 done, 2 wrong input.
+or Ctrl-D at the prompt ends the chat, /new begins a new one. With --prompt the answer is printed and that is all. Exit
+codes: 0 done, 2 wrong input.
 """
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from absl import flags
 
@@ -22,6 +23,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0 = all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities reach p; 1 = all.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices over which the model is split.")
 
 _NEW = "/new"
 
@@ -30,30 +32,53 @@ def main() -> None:
     if not _MODEL.value:
         raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
 
-    from sft_jax.evaluation.conversation import ChatSession
     from sft_jax.evaluation.sampling import sampling
-    from sft_jax.hf.load import load
+    from sft_jax.evaluation.session import ChatSession
 
     options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)  # refused before anything is loaded
-    model, tokenizer = load(_MODEL.value)
-    if tokenizer is None:
-        raise UserError(f"{_MODEL.value}: has no tokenizer; put its tokenizer.json or tokenizer.model there.")
+    model, tokenizer = _load()
     session = ChatSession(
         model, tokenizer, system=_SYSTEM.value, chat_template=_TEMPLATE.value,
         max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_SEED.value,
     )  # fmt: skip
+    sys.stdin.reconfigure(errors="replace")
     if _PROMPT.value is not None:
-        _print(session.answer(_PROMPT.value))
+        _print(session, _PROMPT.value)
     else:
         _talk(session)
+
+
+def _load():
+    """Returns model and tokenizer, with the arithmetic in 16 bits where that is what the model is stored in.
+
+    On a CPU it stays in 32 bits, which is faster there.
+    """
+    import jax
+
+    from sft_jax.hf.load import load
+    from sft_jax.hf.source import find_model, read_source
+    from sft_jax.model.options import Options
+    from sft_jax.model.sharding import constrain_fn, make_mesh
+
+    dtype = read_source(find_model(_MODEL.value), _MODEL.value).dtype
+    devices = jax.local_devices()
+    if not 1 <= _TENSOR.value <= len(devices):
+        raise UserError(f"--tensor: must be within 1 and the {len(devices)} devices here, not {_TENSOR.value}.")
+    mesh = make_mesh(1, 1, _TENSOR.value, devices[: _TENSOR.value])
+    half = dtype in ("bfloat16", "float16") and devices[0].platform != "cpu"
+    options = Options(compute_dtype="bfloat16" if half else "float32", constrain=constrain_fn(mesh))
+    model, tokenizer = load(_MODEL.value, options=options, mesh=mesh)
+    if tokenizer is None:
+        raise UserError(f"{_MODEL.value}: has no tokenizer; put its tokenizer.json or tokenizer.model there.")
+    return model, tokenizer
 
 
 def _talk(session) -> None:
     """Reads what the user types and prints answers until the input ends."""
     terminal = sys.stdin.isatty()
     if terminal:
-        import readline  # noqa: F401  line editing and history for input()
-
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() line editing and history
         what = "Type a message" if session.is_chat else "The model has no chat template: it goes on from what you type"
         print(f"{what}. {_NEW} begins anew, Ctrl-D ends.")
     while True:
@@ -67,19 +92,23 @@ def _talk(session) -> None:
             session.clear()
         elif text.strip():
             try:
-                _print(session.answer(text))
+                _print(session, text)
             except KeyboardInterrupt:
                 print(" [stopped]")
-            except UserError as error:  # such as a message that the template refuses; the conversation goes on
+            except UserError as error:  # such as a message that the template refuses: the chat goes on
                 if not terminal:
                     raise
                 print(f"error: {error}", file=sys.stderr)
 
 
-def _print(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        print(piece, end="", flush=True)
+def _print(session, text: str) -> None:
+    answer: Generator[str] = session.answer(text)
+    with contextlib.closing(answer):  # an interrupt ends the answer here and now
+        for piece in answer:
+            print(piece, end="", flush=True)
     print(flush=True)
+    if not session.finished:
+        print("[cut: the answer reached --max_new_tokens or the end of the model's context]", file=sys.stderr)
 
 
 if __name__ == "__main__":

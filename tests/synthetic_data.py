@@ -1,4 +1,4 @@
-"""Synthetic examples and corpora for tests of the data side: real stores on disk, contents drawn by hypothesis or numpy."""
+"""Synthetic examples and corpora for tests of the data side: real stores on disk, contents drawn by hypothesis."""
 
 import tempfile
 from pathlib import Path
@@ -51,7 +51,9 @@ def make_store(plain: list[Plain], folder: Path, shard_tokens: int = 50, lines: 
     """Writes examples to a store and opens it. Example i is line i + 1 of "rows.jsonl"."""
     with StoreWriter(folder, VOCABULARY, shard_tokens=shard_tokens) as writer:
         for index, example in enumerate(plain):
-            part = encode([(index, example.ids, example.weights, example.turn, example.turn_starts, example.turn_roles)])
+            part = encode(
+                [(index, example.ids, example.weights, example.turn, example.turn_starts, example.turn_roles)]
+            )
             line = lines[index] if lines else index + 1
             writer.append(part, np.zeros(1, np.int64), np.array([line]))
         writer.finish(["rows.jsonl"], {"rows": len(plain)}, [])

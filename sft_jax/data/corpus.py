@@ -78,7 +78,10 @@ class Corpus:
         return totals[run] - (self._run_ends[run] - places) * rates[run]
 
     def read_ids(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Returns the token ids of the ranges [starts, stops) of places, concatenated, int32. A range lies in one example."""
+        """Returns the token ids of the ranges [starts, stops) of places, concatenated, int32.
+
+        A range lies in one example.
+        """
         result = np.empty(int((stops - starts).sum()), np.int32)
         shards = np.searchsorted(self._id_starts, starts, side="right") - 1
         at = 0

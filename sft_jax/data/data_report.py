@@ -21,6 +21,7 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
     zeros = np.zeros(end - first, np.int64)
     whole = Documents(np.arange(first, end), zeros, zeros, corpus.lengths[first:end])
     tokens, supervised = int(whole.lengths.sum()), int(supervised_targets(corpus, whole).sum())
+    percentiles = np.percentile(store.lengths, PERCENTILES, method="inverted_cdf")
     meta = store.meta
     return {
         "files": list(store.file_names),
@@ -39,7 +40,7 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
         "tokens": tokens,
         "supervised_tokens": supervised,
         "supervised_share": supervised / tokens,
-        "length_percentiles": {str(p): int(v) for p, v in zip(PERCENTILES, np.percentile(store.lengths, PERCENTILES, method="inverted_cdf"), strict=True)},
+        "length_percentiles": {str(p): int(v) for p, v in zip(PERCENTILES, percentiles, strict=True)},
         "mean_length": float(store.lengths.mean()),
         "used_tokens": int(documents.lengths.sum()),
         "used_supervised_tokens": int(supervised_targets(corpus, documents).sum()),

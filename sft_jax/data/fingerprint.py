@@ -47,7 +47,7 @@ def tokens_fingerprint(
 
 
 def tokenizer_files_fingerprint(folder: Path) -> str:
-    """Returns the fingerprint of the files in a model directory that a tokenizer may be made of, and of who reads them."""
+    """Returns the fingerprint of what a tokenizer may be made of in a directory, and of the code that reads it."""
     patterns = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "additional_chat_templates/*")
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     digests = {

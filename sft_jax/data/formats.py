@@ -236,7 +236,8 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
         ]
         raise UserError(
             f"{rows.where(index)}: fits no format; the row has: {', '.join(row) or 'no field'}. "
-            f"{''.join(f'{reason}. ' for reason in near)}Name its fields, such as data.columns.prompt=question data.columns.completion=answer; {_known_columns()}."
+            f"{''.join(f'{reason}. ' for reason in near)}Name its fields, such as "
+            f"data.columns.prompt=question data.columns.completion=answer; {_known_columns()}."
         )
     best = [name for name in candidates if misfits[name] == fewest]
     if len(best) > 1:
@@ -248,7 +249,8 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
         index, reason = first_misfit[best[0]]
         raise UserError(
             f"{rows.where(index)}: is not in the format '{best[0]}', which {count - fewest} of {count} rows have: "
-            f"{reason}. Correct the row, put rows of different formats into different data sets, or set data.bad_rows=skip."
+            f"{reason}. Correct the row, put rows of different formats into different data sets, or set "
+            "data.bad_rows=skip."
         )
     _check_optional(FORMATS[best[0]], columns, known)
     return best[0]

@@ -43,9 +43,7 @@ class Mixture:
         return np.concatenate(walks)[begin : begin + count]
 
 
-def make_mixture(
-    sizes: Sequence[int], weights: Sequence[float | None], seed: int = 0, shuffle: bool = True
-) -> Mixture:
+def make_mixture(sizes: Sequence[int], weights: Sequence[float | None], seed: int = 0, shuffle: bool = True) -> Mixture:
     """Returns the mixture of sets with `sizes` documents and `weights` (all None, or all above 0; normalised here).
 
     A set with a weight is never left out: an epoch takes at least one document of it.

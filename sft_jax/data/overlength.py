@@ -43,7 +43,8 @@ class Documents:
 
     @staticmethod
     def concatenate(parts: "list[Documents]") -> "Documents":
-        return Documents(*(np.concatenate(p) for p in zip(*((d.example, d.head, d.start, d.stop) for d in parts), strict=True)))
+        columns = zip(*((part.example, part.head, part.start, part.stop) for part in parts), strict=True)
+        return Documents(*(np.concatenate(column) for column in columns))
 
 
 @dataclass
@@ -143,7 +144,8 @@ def apply_overlength(
     counts = OverlengthCounts(policy, over_length=len(too_long))
     rule = OVERLENGTH[policy]
     if rule is None and len(too_long):
-        raise UserError(_error(corpus, set_index, too_long, max_length, what or f"data set '{corpus.names[set_index]}'"))
+        what = what or f"data set '{corpus.names[set_index]}'"
+        raise UserError(_error(corpus, set_index, too_long, max_length, what))
     fits = np.flatnonzero(lengths <= limit)
     zeros = np.zeros(len(fits), np.int64)
     whole = Documents(first + fits, zeros, zeros, lengths[fits])

@@ -73,7 +73,8 @@ def plan_rows(
         else:
             order, offsets = np.arange(len(documents)), np.arange(len(documents) + 1)
         if shuffle:
-            order, offsets = _reorder_rows(order, offsets, permutation(derive_key(seed, "rows", epoch), len(offsets) - 1))
+            rows_order = permutation(derive_key(seed, "rows", epoch), len(offsets) - 1)
+            order, offsets = _reorder_rows(order, offsets, rows_order)
         if epoch == 0:
             first_epoch_hash = hashlib.blake2b(documents[order].astype("<i8").tobytes(), digest_size=16)
             first_epoch_hash.update(offsets.astype("<i8").tobytes())
@@ -89,7 +90,9 @@ def plan_rows(
     )
 
 
-def pack(lengths: np.ndarray, max_length: int, max_segments: int, window: int = WINDOW) -> tuple[np.ndarray, np.ndarray]:
+def pack(
+    lengths: np.ndarray, max_length: int, max_segments: int, window: int = WINDOW
+) -> tuple[np.ndarray, np.ndarray]:
     """Packs documents by best-fit decreasing in windows of about `window` documents.
 
     Returns:

@@ -82,8 +82,10 @@ class RowStream:
         self.set_documents = {name: int(n) for name, n in zip(corpus.names, per_set, strict=True)}
 
         digest = hashlib.blake2b(digest_size=16)
-        options = (PLAN_FORMAT, max_length, max_segments, packing, seed, shuffle, normalize, mixture.counts, tuple(fingerprints))
-        options += (self._plan.first_epoch_hash,)
+        options = (
+            PLAN_FORMAT, max_length, max_segments, packing, seed, shuffle, normalize, mixture.counts,
+            tuple(fingerprints), self._plan.first_epoch_hash,
+        )  # fmt: skip
         digest.update(repr(options).encode())
         d = self._documents
         for array in (d.example, d.head, d.start, d.stop):

@@ -81,11 +81,12 @@ def prepare(
     """
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
     tokenizer, tokenizer_folder = open_tokenizer(model_path, cache)
+    tokenizer_hash = tokenizer.fingerprint  # of megabytes, so once
     template = template_source(config.chat_template, tokenizer)
     sets: dict[str, list[_Set]] = {"train": [], "eval": []}
     for split, found in sets.items():
         for item in getattr(config, split):
-            found.append(_open_set(config, item, f"data.{split}", cache, tokenizer, template))
+            found.append(_open_set(config, item, f"data.{split}", cache, tokenizer_hash, template))
     everything = sets["train"] + sets["eval"]
     _find_stores(everything, config, log)
     missing = {item.fingerprint: item for item in everything if item.store is None}
@@ -99,8 +100,8 @@ def prepare(
     documents, report = _apply_overlength(corpus, sets["train"], config.max_length)
     train = RowStream(
         corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
-        weights=[item.config.weight for item in sets["train"]], seed=seed, epochs=epochs, rows=rows, normalize=normalize,
-        fingerprints=[item.fingerprint for item in sets["train"]],
+        weights=[item.config.weight for item in sets["train"]], seed=seed, epochs=epochs, rows=rows,
+        normalize=normalize, fingerprints=[item.fingerprint for item in sets["train"]],
     )  # fmt: skip
     reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}, "eval": {}}
     held_out = {}
@@ -116,7 +117,7 @@ def prepare(
     fingerprints = {
         "tokens": combine({item.config.name: item.fingerprint for item in sets["train"]}),
         "eval": combine({item.config.name: item.fingerprint for item in sets["eval"]}),
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": tokenizer_hash,
         "plan": train.plan_hash,
     }
     return PreparedData(train, held_out, tokenizer, {**reports, "fingerprints": fingerprints}, fingerprints)
@@ -160,13 +161,13 @@ def open_tokenizer(model_path: str, cache: Path) -> tuple[Tokenizer, Path]:
     return tokenizer, folder
 
 
-def _open_set(config: DataConfig, item: DataSetConfig, key: str, cache: Path, tokenizer: Tokenizer, template) -> _Set:
+def _open_set(config: DataConfig, item: DataSetConfig, key: str, cache: Path, tokenizer: str, template) -> _Set:
     key = f"{key}.{item.name}"
     rows = open_rows(item.path, key)
     fingerprint = tokens_fingerprint(
         data=rows.fingerprint, format=item.format, columns=item.columns, supervise=item.supervise,
         template=template[0] if template else None, template_kwargs=config.chat_template_kwargs,
-        allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer.fingerprint,
+        allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer,
     )  # fmt: skip
     return _Set(key, item, rows, fingerprint, cache / "tokens" / fingerprint)
 
@@ -190,7 +191,7 @@ def _open_built(item: _Set) -> Store:
     try:
         store = open_store(item.folder)
     except StoreDamaged as error:
-        raise UserError(f"{error} although it has just been written; check the disk, or name another data.cache_dir.") from error
+        raise UserError(f"{error} although it has just been written; check the disk, or set data.cache_dir.") from error
     if store is None:
         raise UserError(f"{item.folder}: vanished after it was written; does something clean data.cache_dir?")
     store.file_names = list(item.rows.names)
@@ -224,7 +225,7 @@ def _cores() -> int:
 
 
 def _check_options(pool: WorkerPool, sets: list[_Set], template: tuple[str, str] | None) -> None:
-    """Compiles and probes the template in a worker. Raises UserError where that fails, and for options that are wrong."""
+    """Compiles and probes the template in a worker. Raises UserError where that fails, and for wrong options."""
     for index, item in enumerate(sets):
         for _, outcome in pool.run([[row_builder.Item(index, 0, None)]]):
             if isinstance(outcome, Failure):
@@ -242,8 +243,8 @@ def _apply_overlength(corpus: Corpus, sets: list[_Set], max_length: int):
         if not len(found):
             raise UserError(
                 f"{item.key}: nothing is left of it, since all of its {len(item.store):,} examples are longer than "
-                f"data.max_length {max_length} and data.overlength is '{item.config.overlength}'; raise data.max_length "
-                "or choose another policy."
+                f"data.max_length {max_length} and data.overlength is '{item.config.overlength}'; raise "
+                "data.max_length or choose another policy."
             )
         documents.append(found)
         reports[item.config.name] = describe_set(corpus, index, found, counts)

@@ -30,7 +30,7 @@ def to_tokenizer_json(
     # marks.
     if spec.remove_extra_whitespaces:
         normalizer.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
-        normalizer.append({"type": "Replace", "pattern": {"Regex": " \\z"}, "content": ""})
+        normalizer.append({"type": "Replace", "pattern": {"Regex": "[ ▁]+\\z"}, "content": ""})
     else:
         normalizer.append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
     metaspace = [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}]

@@ -26,7 +26,7 @@ START_SECONDS = 300.0  # that a worker may take to import and set up
 class Failure(NamedTuple):
     """An item that could not be done although it had a worker to itself."""
 
-    kind: Literal["timeout", "memory", "died", "refused", "error"]  # refused: by a UserError, whose message is the reason
+    kind: Literal["timeout", "memory", "died", "refused", "error"]  # refused: by a UserError, whose message is here
     reason: str
 
 
@@ -117,8 +117,10 @@ class WorkerPool:
                         break
                     del order[first]
                     first += 1
-                if exhausted and not order:
-                    return
+                if not order:
+                    if exhausted:
+                        return
+                    continue
                 self._feed(queue)
                 for worker, outcome in self._wait():
                     self._settle(worker.task, outcome, queue, order)

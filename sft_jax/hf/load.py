@@ -76,10 +76,10 @@ def load_decoder(
         return _random_decoder(source, options, mesh, param_dtype or "float32", seed)
     if init != "checkpoint":
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
-    decoder = abstract_decoder(source, options, mesh)
     run = Path(path).expanduser()
     if is_run(run) and checkpoint_of(run) is not None:
-        return _restored_decoder(decoder, run, param_dtype)
+        return _restored_decoder(source, options, mesh, run, param_dtype)
+    decoder = abstract_decoder(source, options, mesh)
     tensors = open_tensors(folder)
     pieces, ignored = match(decoder, tensors)
     if ignored:
@@ -99,12 +99,13 @@ def load_model_tokenizer(path: str | Path) -> Tokenizer | None:
     folder = find_model(path)
     if not has_tokenizer(folder):
         return None
-    tokenizer = load_tokenizer(folder)
     run = Path(path).expanduser()
-    if is_run(run) and checkpoint_of(run) is not None:
-        template = resolve_template(run_config(run)["data"]["chat_template"], tokenizer)
-        tokenizer = tokenizer if template is None else tokenizer.with_chat_template(template.source)
-    return tokenizer
+    if not is_run(run) or checkpoint_of(run) is None:
+        return load_tokenizer(folder)
+    config = run_config(run)
+    tokenizer = load_model_tokenizer(config["model"]["path"])
+    template = resolve_template(config["data"]["chat_template"], tokenizer)
+    return tokenizer if template is None else tokenizer.with_chat_template(template.source)
 
 
 def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str = "float32") -> Decoder:
@@ -184,11 +185,10 @@ def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: s
     return jax.jit(draw, out_shardings=layout)(jax.random.key(seed))
 
 
-def _restored_decoder(decoder: Decoder, run: Path, param_dtype: str | None) -> Decoder:
-    """Fills an abstract decoder with the trained parameters of a run's newest sound checkpoint."""
+def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, param_dtype: str | None) -> Decoder:
+    """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is."""
     checkpoint, manifest = _newest_sound(run)
-    if manifest["model_config"] != decoder.source.config:
-        raise UserError(f"{decoder.source.name}: the config.json of its base model is no longer what {run} was trained with.")
+    decoder = abstract_decoder(dataclasses.replace(source, config=manifest["model_config"]), options, mesh)
     written = manifest["arrays"]
     graphdef, state = nnx.split(decoder)
     abstract = flatten_state({"params": state})

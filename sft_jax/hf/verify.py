@@ -61,7 +61,9 @@ def verify_export(
     parameters = _compare_parameters(exported, expected)
     tokens = _sample_tokens(decoder.spec.vocab_size, tokenizer)
     difference, largest = _logit_difference(exported, expected, tokens)
-    if difference > LOGIT_TOLERANCE * max(1.0, largest) or difference == math.inf:
+    if difference == math.inf:
+        raise ExportMismatch(f"{folder}: the logits are not finite; the model is damaged, take an earlier checkpoint.")
+    if difference > LOGIT_TOLERANCE * max(1.0, largest):
         raise ExportMismatch(f"{folder}: logits differ from the live model's by {difference:.3g}, of at most {largest:.3g}.")
     rounding = 0.0 if expected is decoder else _logit_difference(expected, decoder, tokens)[0]
     prompts, refused = (0, 0) if tokenizer is None else _compare_prompts(folder, tokenizer)

@@ -118,7 +118,7 @@ class Optimizer:
         return self.transform.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
 
     def update(self, gradients, opt_state, params, step: jax.Array):
-        """Returns new parameters, new optimizer state and the learning rate; `gradients` are fp32, of the mean loss.
+        """Returns new parameters and optimizer state; `gradients` are fp32, `step` counts the updates before this one.
 
         Parameters in bfloat16 are rounded stochastically, with bits that depend on `step` and the path only.
         """
@@ -135,7 +135,7 @@ class Optimizer:
                 return new
             return round_stochastic(new, p.dtype, jax.random.fold_in(key, order[choice.path]))
 
-        return jax.tree_util.tree_map_with_path(move, params, exact, directions), opt_state, learning_rate
+        return jax.tree_util.tree_map_with_path(move, params, exact, directions), opt_state
 
     @functools.cached_property
     def _choices(self) -> dict[str, Choice]:

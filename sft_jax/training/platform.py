@@ -1,5 +1,7 @@
-"""What must be set before the first array is made: compilation cache, deterministic kernels."""
+"""What must be set before the first array is made: processes, compilation cache, deterministic kernels."""
 
+import glob
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,6 +16,35 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def cache_folder() -> Path:
     """Returns the user's cache folder of this package ($XDG_CACHE_HOME/sft_jax or ~/.cache/sft_jax)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sft_jax"
+
+
+def join_processes() -> None:
+    """Makes this process one of a run with several, where the environment says so; else does nothing.
+
+    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID name the run. On a
+    Cloud TPU the hosts of a slice find each other, and no variable is needed.
+    """
+    if jax.distributed.is_initialized():
+        return
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        numbers = {}
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            value = os.environ.get(name, "")
+            if not value.isdigit():
+                raise UserError(f"{name}: must be a number where JAX_COORDINATOR_ADDRESS is set, not '{value}'.")
+            numbers[name] = int(value)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the only one on CPU that crosses processes
+        jax.distributed.initialize(address, numbers["JAX_NUM_PROCESSES"], numbers["JAX_PROCESS_ID"])
+    elif _on_cloud_tpu():
+        jax.distributed.initialize()
+
+
+def _on_cloud_tpu() -> bool:
+    """Whether this is a TPU machine that JAX will use: it has the library and the devices, and no other platform is asked for."""
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    devices = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None and bool(devices)
 
 
 def set_up_platform(deterministic: bool) -> None:

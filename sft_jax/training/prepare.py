@@ -7,6 +7,7 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData, prepare
+from sft_jax.hf.source import find_model
 
 
 def prepare_on_all_processes(config: Config, rows: int, log: Callable[[str], None]) -> PreparedData:
@@ -18,7 +19,7 @@ def prepare_on_all_processes(config: Config, rows: int, log: Callable[[str], Non
     if jax.process_index() != 0:
         multihost_utils.sync_global_devices("the first process has prepared the data")
     data = prepare(
-        config.data, model_path=config.model.path, seed=config.seed, epochs=config.train.epochs, rows=rows,
+        config.data, model_path=str(find_model(config.model.path)), seed=config.seed, epochs=config.train.epochs, rows=rows,
         normalize=config.train.normalize, log=log,
     )  # fmt: skip
     if jax.process_index() == 0 and jax.process_count() > 1:

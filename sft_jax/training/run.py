@@ -30,7 +30,7 @@ from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, Phases, Progress
 from sft_jax.training.optim import make_optimizer
 from sft_jax.training.placement import check_rows, place_local, row_share
-from sft_jax.training.platform import set_up_platform
+from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
@@ -54,6 +54,7 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
     check_versions()
     config = config if isinstance(config, Config) else parse_config(config)
     set_up_platform(config.train.deterministic)
+    join_processes()
     with contextlib.closing(Workdir(workdir, lock=jax.process_index() == 0)) as work, StopSignal() as stop:
         return _fit(config, work, stop)
 

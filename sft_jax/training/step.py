@@ -46,18 +46,24 @@ def make_train_step(
         loss = next_token_loss(nnx.merge(graphdef, params, frozen), batch, mesh)
         return loss.total, loss
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient, losses = _accumulate(jax.grad(loss_sum, has_aux=True), state, batch, mesh)
         total, weight = jnp.sum(losses.total), jnp.sum(losses.weight)
         divisor = jnp.where(weight > 0, weight, 1.0)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))) / divisor
         clip = jnp.minimum(1.0, optimizer.clip_norm / grad_norm) if optimizer.clip_norm else 1.0
-        gradient = jax.tree.map(lambda g: g * (clip / divisor), gradient)
-        params, opt_state, learning_rate = optimizer.update(gradient, state.opt_state, state.params, state.step)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
-        updated = TrainState(state.step + 1, params, state.frozen, opt_state)
-        # A select, not a branch: it fuses into the update, so that a skipped step needs no second copy of the state.
-        state = jax.tree.map(lambda new, old: jnp.where(finite & (weight > 0), new, old), updated, state)
+
+        def update(params, opt_state):
+            mean = jax.tree.map(lambda g: g * (clip / divisor), gradient)
+            params, opt_state = optimizer.update(mean, opt_state, params, state.step)
+            return state.step + 1, params, opt_state
+
+        def keep(params, opt_state):
+            return state.step, params, opt_state
+
+        # A branch, not a select of new and old values, for which XLA copies the moments on the CPU.
+        step, params, opt_state = jax.lax.cond(finite & (weight > 0), update, keep, state.params, state.opt_state)
         metrics = {
             "loss_sum": total,
             "weight": weight,
@@ -65,24 +71,25 @@ def make_train_step(
             "supervised_tokens": jnp.sum(losses.count),
             "real_tokens": jnp.sum(batch.segments > 0, dtype=jnp.int32),
             "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
+            "learning_rate": optimizer.schedule(state.step),
             "nonfinite": (~finite).astype(jnp.int32),
             "empty": (weight == 0).astype(jnp.int32),
             "per_example_loss": losses.per_example,
             "per_example_weight": losses.per_example_weight,
         }
+        state = TrainState(step, params, state.frozen, opt_state)
         return _keep_layout(state, mesh), _replicate(metrics, mesh)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def make_eval_step(graphdef: nnx.GraphDef, mesh: AnyMesh | None = None) -> Callable[[TrainState, Batch], LossSum]:
     """Returns the jitted (state, Batch [B, ...]) -> LossSum; sums, so that batches of any size add up to one result."""
 
-    def step(state: TrainState, batch: Batch) -> LossSum:
+    def eval_step(state: TrainState, batch: Batch) -> LossSum:
         return _replicate(next_token_loss(nnx.merge(graphdef, state.params, state.frozen), batch, mesh), mesh)
 
-    return jax.jit(step)
+    return jax.jit(eval_step)
 
 
 def place_batch(batch: Batch, mesh: AnyMesh | None, batch_dim: int = 0) -> Batch:

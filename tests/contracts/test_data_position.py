@@ -86,9 +86,7 @@ def test_interrupted_anywhere_and_continued_anyhow_it_is_the_same_stream(data):
 @given(st.floats(0.05, 3), st.floats(0.05, 3), st.booleans(), st.sampled_from([None, (1.0, 3.0)]))
 @settings(deadline=None, max_examples=25)
 def test_extending_a_run_keeps_every_row_and_loses_none(one, other, packing, weights):
-    short, long = (
-        stream_of_sets(epochs=epochs, packing=packing, weights=weights) for epochs in sorted([one, other])
-    )
+    short, long = (stream_of_sets(epochs=epochs, packing=packing, weights=weights) for epochs in sorted([one, other]))
     assert short.plan_hash == long.plan_hash
     for a, b in zip(short.read(0, short.total_rows), long.read(0, short.total_rows), strict=True):
         assert (a == b).all()
@@ -116,7 +114,9 @@ def test_documents_in_are_documents_out(sets, overlength, packing, layout):
     """The multiset of (tokens, weights) that training sees is the one that went in, or what the policy left of it."""
     processes, batch_size, micro = layout
     try:
-        stream = make_stream(*sets, max_length=15 if overlength == "keep_last_turns" else 7, overlength=overlength, packing=packing)
+        stream = make_stream(
+            *sets, max_length=15 if overlength == "keep_last_turns" else 7, overlength=overlength, packing=packing
+        )
     except ValueError as error:  # a set of which the policy leaves nothing
         assert "no documents" in str(error)
         return

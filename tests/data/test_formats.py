@@ -1,36 +1,17 @@
-"""Formats: what each reads, what each refuses, and that nothing else can happen."""
+"""What each format reads, what it refuses, and that nothing else can happen."""
 
 import json
 
 import pytest
+from format_rows import ANSWER, ROWS, STANDARD, TURNS, USER, any_row, chat, fields, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data import formats
-from sft_jax.data.conversation import ROLES, Conversation, Message
+from sft_jax.data.conversation import ROLES, Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.formats import FORMATS, detect_format, resolve_format
 from sft_jax.data.sources import open_rows
-from sft_jax.errors import UserError
-
-USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
-TURNS = (Message("user", "Hi"), Message("assistant", "Hello"))
-STANDARD = ColumnsConfig()
-# One row of each format, and what it says.
-ROWS = {
-    "messages": ({"messages": [USER, ANSWER]}, Conversation(messages=TURNS)),
-    "prompt_completion": ({"prompt": "Hi ", "completion": "Hello"}, Conversation(prompt="Hi ", completion="Hello")),
-    "alpaca": (
-        {"instruction": "Hi", "input": "", "output": "Hello"},
-        Conversation(prompt="Hi", completion="Hello", separator="\n\n"),
-    ),
-    "sharegpt": (
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-        Conversation(messages=TURNS),
-    ),
-    "text": ({"text": "Once upon a time"}, Conversation(text="Once upon a time")),
-}
 
 
 @pytest.fixture
@@ -41,14 +22,6 @@ def rows_of(tmp_path):
         return open_rows([str(path)], "data.train")
 
     return make
-
-
-def read(name, row, columns=STANDARD):
-    return FORMATS[name].read(row, columns)
-
-
-def chat(*turns, **fields):
-    return {"messages": list(turns), **fields}
 
 
 def test_every_format_has_its_example_here():
@@ -74,18 +47,6 @@ def test_fields_under_other_names(name, rows_of):
     })  # fmt: skip
     assert read(name, renamed, columns) == wanted
     assert detect_format(rows_of(renamed), columns) == name == resolve_format(name, rows_of(renamed), columns)
-
-
-def test_gsm8k(assets):
-    rows = open_rows([str(assets / "datasets/gsm8k/test.jsonl")], "data.train")
-    columns = ColumnsConfig(prompt="question", completion="answer")
-    assert detect_format(rows, columns) == "prompt_completion"
-    conversation = read("prompt_completion", rows[0], columns)
-    assert (conversation.prompt, conversation.completion) == (rows[0]["question"], rows[0]["answer"])
-    with pytest.raises(
-        UserError, match="test.jsonl:1: fits no format; the row has: question, answer.*data.columns.prompt"
-    ):
-        detect_format(rows, STANDARD)
 
 
 @pytest.mark.parametrize(
@@ -299,108 +260,6 @@ def test_empty_marks_of_tools_are_no_tools():
         assert read("messages", row).messages == TURNS
 
 
-def test_the_first_row_that_does_not_fit_is_named(rows_of):
-    good, odd = ROWS["messages"][0], {"prompt": "x", "completion": "y"}
-    rows = rows_of(*[good] * 499, odd, *[good] * 20, odd)
-    with pytest.raises(
-        UserError,
-        match=r"rows.jsonl:500: is not in the format 'messages', which 519 of 521 rows have.*'messages' is missing",
-    ):
-        detect_format(rows, STANDARD)
-    assert detect_format(rows, STANDARD, skip_bad_rows=True) == "messages"
-
-
-def test_the_first_row_does_not_decide(rows_of):
-    both = {**ROWS["messages"][0], "text": "rendered"}
-    assert detect_format(rows_of(both, ROWS["messages"][0]), STANDARD) == "messages"
-    with pytest.raises(
-        UserError, match="rows.jsonl:1: the rows fit the formats messages and text; name one.*data.format=messages"
-    ):
-        detect_format(rows_of(both, both), STANDARD)
-    assert resolve_format("text", rows_of(both), STANDARD) == "text"
-    assert detect_format(rows_of(both), ColumnsConfig(text="text")) == "text"
-
-
-def test_fields_that_are_null_do_not_count(rows_of):
-    row = {"messages": None, "text": None, **ROWS["prompt_completion"][0]}
-    assert detect_format(rows_of(row), STANDARD) == "prompt_completion"
-
-
-def test_turns_tell_messages_and_sharegpt_apart(rows_of):
-    turns = ROWS["sharegpt"][0]["conversations"]
-    columns = ColumnsConfig(messages="dialogue")
-    assert detect_format(rows_of({"dialogue": turns}), columns) == "sharegpt"
-    assert detect_format(rows_of({"dialogue": [USER, ANSWER]}), columns) == "messages"
-    # Messages in ShareGPT's field
-    with pytest.raises(
-        UserError, match="fits no format.*turns in 'conversations' have no 'from' and 'value'.*data.columns.messages"
-    ):
-        detect_format(rows_of({"conversations": [USER, ANSWER]}), STANDARD)
-    assert (
-        detect_format(rows_of({"conversations": [USER, ANSWER]}), ColumnsConfig(messages="conversations")) == "messages"
-    )
-
-
-def test_malformed_rows_while_detecting(rows_of):
-    good = ROWS["text"][0]
-    rows = rows_of(good, "{", good)
-    with pytest.raises(UserError, match=r"rows.jsonl:2: is not valid JSON"):
-        detect_format(rows, STANDARD)
-    assert detect_format(rows, STANDARD, skip_bad_rows=True) == "text"
-    with pytest.raises(UserError, match="rows.jsonl:1: neither this row nor any other can be read"):
-        detect_format(rows_of("{", "["), STANDARD, skip_bad_rows=True)
-
-
-def test_large_data_sets_are_sampled_evenly(rows_of, monkeypatch):
-    monkeypatch.setattr(formats, "SCANNED", 10)
-    rows = rows_of(*[{"n": index, **ROWS["text"][0]} for index in range(95)])
-    seen = [row["n"] for _, row in formats._scan(rows, strict=True)]
-    assert (
-        len(seen) == 10
-        and seen[0] == 0
-        and seen[-1] == 94
-        and max(b - a for a, b in zip(seen[:-1], seen[1:], strict=True)) <= 11
-    )
-    assert detect_format(rows, STANDARD) == "text"
-
-
-def test_columns_that_no_format_or_row_has(rows_of):
-    rows = rows_of(ROWS["alpaca"][0])
-    with pytest.raises(UserError, match="no format has all of prompt, output"):
-        detect_format(rows, ColumnsConfig(prompt="a", output="b"))
-    with pytest.raises(UserError, match="data.columns.prompt: the format 'alpaca' has no such field.*Known: input"):
-        resolve_format("alpaca", rows, ColumnsConfig(prompt="a"))
-    for run in (lambda columns: detect_format(rows, columns), lambda columns: resolve_format("alpaca", rows, columns)):
-        with pytest.raises(UserError, match="data.columns.input: no row has a field 'inptu'; did you mean 'input'"):
-            run(ColumnsConfig(input="inptu"))
-    with pytest.raises(UserError, match="data.format: 'alpacca' is not a format; did you mean 'alpaca'"):
-        resolve_format("alpacca", rows, STANDARD)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from(["user", "gpt", "text"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["role", "content", "from", "value", "type", "text", "weight", "train", "tool_calls", "thinking"]
-            ),
-            inner,
-        )
-    ),
-    max_leaves=10,
-)
-fields = st.sampled_from(
-    "a b messages conversations prompt completion instruction input output text system history tools".split()
-)
-any_row = st.dictionaries(fields, json_values, max_size=6)
-
-
 @settings(max_examples=400, deadline=None)
 @given(any_row, st.sampled_from(list(FORMATS)), st.builds(ColumnsConfig, system=fields, messages=fields))
 def test_any_row_is_a_conversation_or_a_row_error(row, name, columns):
@@ -417,17 +276,3 @@ def test_any_row_is_a_conversation_or_a_row_error(row, name, columns):
             for message in conversation.messages:
                 assert message.role in ROLES and isinstance(message.content, str)
                 assert message.weight is None or message.weight >= 0
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(any_row, min_size=1, max_size=5), st.booleans(), st.builds(ColumnsConfig, system=st.just("") | fields))
-def test_detection_gives_a_format_or_a_user_error(tmp_path_factory, rows, skip, columns):
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    opened = open_rows([str(path)], "data.train")
-    try:
-        name = detect_format(opened, columns, skip)
-    except UserError:
-        return
-    fits = [not FORMATS[name].misfit(row, columns) for row in rows]
-    assert all(fits) or (skip and any(fits))

@@ -87,7 +87,9 @@ def chat(*messages: tuple[int, int], prefix: int = 1) -> Plain:
     return Plain(list(range(len(weights))), weights, -1, tuple(starts), tuple(role for role, _ in messages))
 
 
-CONVERSATION = chat((SYSTEM, 2), (USER, 3), (ASSISTANT, 3), (USER, 2), (TOOL, 1), (ASSISTANT, 2), (USER, 2), (ASSISTANT, 2))
+CONVERSATION = chat(
+    (SYSTEM, 2), (USER, 3), (ASSISTANT, 3), (USER, 2), (TOOL, 1), (ASSISTANT, 2), (USER, 2), (ASSISTANT, 2)
+)
 # prefix 0; system 1-2; user 3-5; assistant 6-8; user 9-10; tool 11; assistant 12-13; user 14-15; assistant 16-17
 
 

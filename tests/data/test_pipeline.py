@@ -70,7 +70,9 @@ def test_the_end_of_the_stream(stream):
 def test_sizes_that_do_not_divide_are_refused(stream):
     with pytest.raises(UserError, match=r"train\.micro_batch_size: 3 does not divide train\.batch_size 8"):
         next(batches(stream, 0, 8, 3))
-    with pytest.raises(UserError, match=r"train\.micro_batch_size: 4 rows cannot be shared by 3 processes.*multiple of 3"):
+    with pytest.raises(
+        UserError, match=r"train\.micro_batch_size: 4 rows cannot be shared by 3 processes.*multiple of 3"
+    ):
         next(batches(stream, 0, 8, 4, 0, 3))
 
 
@@ -137,7 +139,6 @@ def test_plan_hash_tells_every_change_that_moves_rows():
         "seed": hash_of(seed=1),
         "shuffle": hash_of(shuffle=False),
         "normalize": hash_of(normalize="examples"),
-        "weights": hash_of(weights=[1.0], epochs=1.0, max_segments=4, seed=2),
         "tokens": hash_of(fingerprints=["other"]),
         "cut": hash_of(max_length=20, overlength="truncate_left"),
         "cut otherwise": hash_of(max_length=20, overlength="truncate_right"),
@@ -145,6 +146,22 @@ def test_plan_hash_tells_every_change_that_moves_rows():
         "order of the data": hash_of(PLAIN[::-1]),
     }
     assert len({base, *changes.values()}) == len(changes) + 1
+
+
+def test_plan_hash_tells_the_weights_of_a_mixture():
+    sets = PLAIN[:30], PLAIN[30:]
+    hashes = {make_stream(*sets, max_length=64, weights=weights).plan_hash for weights in (None, (1, 2), (1, 3))}
+    assert len(hashes) == 3
+    assert make_stream(*sets, max_length=64, weights=(2, 4)).plan_hash in hashes
+
+
+def test_documents_come_unpacked_in_the_order_of_the_files():
+    plain = random_examples(10, max_tokens=30)
+    stream = make_stream(plain, max_length=20, overlength="truncate_right")
+    assert stream.document_count == 10
+    for index, example in enumerate(plain):
+        number, ids, weights = stream.document(index)
+        assert (number, ids.tolist(), weights.tolist()) == (index, example.ids[:21], example.weights[:21])
 
 
 def test_plan_hash_is_that_of_any_length_of_run():

@@ -27,7 +27,10 @@ from sft_jax.errors import UserError
 def model(tmp_path_factory) -> Path:
     """A model directory whose tokenizer is a small SentencePiece model: read without transformers."""
     folder = tmp_path_factory.mktemp("model")
-    corpus = [f"The {a} {b} says {i * 7919 % 1000} to the {b} of {a}." for i, (a, b) in enumerate([("red", "fox"), ("old", "owl")] * 50)]
+    corpus = [
+        f"The {a} {b} says {i * 7919 % 1000} to the {b} of {a}."
+        for i, (a, b) in enumerate([("red", "fox"), ("old", "owl")] * 50)
+    ]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe",
         byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
@@ -53,11 +56,13 @@ def pairs(count, seed=0):
 
 def chats(count):
     return [
-        {"messages": [
-            {"role": "user", "content": f"What says the fox {i}?"}, {"role": "assistant", "content": f"To the owl: {i * i}."},
-        ]}
+        {"messages": [turn("user", f"What says fox {i}?"), turn("assistant", f"To the owl: {i * i}.")]}
         for i in range(count)
-    ]  # fmt: skip
+    ]
+
+
+def turn(role, content, **more):
+    return {"role": role, "content": content, **more}
 
 
 def write(path: Path, rows) -> str:
@@ -71,12 +76,8 @@ def run(tmp_path, model):
     lines: list[str] = []
 
     def go(train, *, model_path=None, options=None, **data):
-        config = parse_config(
-            {"model": {"path": "m"}, "data": {
-                "train": train, "cache_dir": str(tmp_path / "cache"), "max_length": 128, "workers": 1, "chat_template": "none",
-                **data,
-            }}
-        ).data  # fmt: skip
+        fixed = {"cache_dir": str(tmp_path / "cache"), "max_length": 128, "workers": 1, "chat_template": "none"}
+        config = parse_config({"model": {"path": "m"}, "data": {"train": train, **fixed, **data}}).data
         return prepare(config, model_path=str(model_path or model), log=lines.append, **(options or {}))
 
     go.lines = lines
@@ -103,7 +104,9 @@ def test_documents_are_what_build_rows_makes_of_each_row(run, tmp_path, tokenize
     expected = {}
     conversations = {
         "plain": [Conversation(prompt=row["prompt"], completion=row["completion"]) for row in plain],
-        "chat": [Conversation(messages=tuple(Message(m["role"], m["content"]) for m in row["messages"])) for row in chat],
+        "chat": [
+            Conversation(messages=tuple(Message(m["role"], m["content"]) for m in row["messages"])) for row in chat
+        ],
     }
     for name, items in conversations.items():
         for line, conversation in enumerate(items, start=1):
@@ -282,7 +285,8 @@ import sys
 from sft_jax.config import parse_config
 from sft_jax.data.prepare import prepare
 data = {{"train": {rows!r}, "cache_dir": {str(run.cache)!r}, "max_length": 200, "chat_template": "none"}}
-found = prepare(parse_config({{"model": {{"path": "m"}}, "data": data}}).data, model_path={str(model)!r}, log=lambda line: None)
+config = parse_config({{"model": {{"path": "m"}}, "data": data}}).data
+found = prepare(config, model_path={str(model)!r}, log=lambda line: None)
 print(found.fingerprints["plan"], [name for name in ("transformers", "jax") if name in sys.modules])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -297,7 +301,9 @@ def test_the_length_of_the_stream(run, tmp_path, no_workers):
     rows = write(tmp_path / "rows.jsonl", pairs(40))
     epoch = run(rows).train.total_rows
     no_workers()
-    assert run(rows, options={"epochs": 2.0}).train.total_rows == sum(run(rows, options={"epochs": 2.0}).train.epoch_rows)
+    assert run(rows, options={"epochs": 2.0}).train.total_rows == sum(
+        run(rows, options={"epochs": 2.0}).train.epoch_rows
+    )
     assert run(rows, options={"epochs": 0.5}).train.total_rows == -(-epoch // 2)
     assert run(rows, options={"rows": 123, "epochs": 0.5}).train.total_rows == 123
 
@@ -325,7 +331,12 @@ def test_every_example_counts_the_same_in_training_only(run, tmp_path):
 
 
 def test_the_report_counts_everything(run, tmp_path, tokenizer):
-    rows = pairs(20) + [{"prompt": "long", "completion": " fox" * 200}, {"prompt": "p", "completion": 5}, "{broken\n", {"prompt": "p"}]
+    rows = pairs(20) + [
+        {"prompt": "long", "completion": " fox" * 200},
+        {"prompt": "p", "completion": 5},
+        "{broken\n",
+        {"prompt": "p"},
+    ]
     data = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip", overlength="truncate_right")
     report = data.report["train"]["sets"]["train"]
     assert json.loads(json.dumps(data.report)) == data.report
@@ -342,7 +353,10 @@ def test_the_report_counts_everything(run, tmp_path, tokenizer):
     assert report["tokens"] == sum(lengths) - 21
     assert report["used_tokens"] == sum(min(n, 129) for n in lengths) - 21
     assert report["length_percentiles"]["0"] == min(lengths) and report["length_percentiles"]["100"] == max(lengths)
-    assert report["supervised_tokens"] - report["used_supervised_tokens"] == report["over_length"]["supervised_tokens_lost"]
+    assert (
+        report["supervised_tokens"] - report["used_supervised_tokens"]
+        == report["over_length"]["supervised_tokens_lost"]
+    )
     stream = data.report["train"]["stream"]
     batch = data.train.read(0, data.train.total_rows)
     assert stream["packing_efficiency"] == (batch.segments > 0).sum() / batch.segments.size
@@ -351,7 +365,9 @@ def test_the_report_counts_everything(run, tmp_path, tokenizer):
 
 def test_bad_rows_of_one_reason_are_one_entry(run, tmp_path):
     rows = pairs(5) + [{"prompt": f"p{i}", "completion": i} for i in range(7)] + ["{\n"]
-    report = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip").report["train"]["sets"]["train"]["rows_left_out"]
+    report = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip").report["train"]["sets"]["train"][
+        "rows_left_out"
+    ]
     assert [group["rows"] for group in report["reasons"]] == [7, 1]
     assert report["reasons"][0]["first"] == [f"{tmp_path}/rows.jsonl:{line}" for line in (6, 7, 8)]
 
@@ -396,7 +412,9 @@ def test_skipped_bad_rows_stop_a_later_run_that_does_not_skip(run, tmp_path, no_
 
 
 def test_nothing_supervised_names_rows(run, tmp_path):
-    unsupervised = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}] * 3
+    unsupervised = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
+    ] * 3
     message = fails(run, write(tmp_path / "rows.jsonl", unsupervised), chat_template="chatml", bad_rows="skip")
     assert "data.train.train: none of its 3 rows can be used" in message
     assert f"{tmp_path}/rows.jsonl:1: " in message and "supervised" in message
@@ -408,7 +426,9 @@ EAT = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x
 
 def chat_template(path: Path, body: str) -> str:
     path.write_text(
-        "{% for m in messages %}<{{ m.role }}>{% if 'BOOM' in m.content %}" + body + "{% endif %}{{ m.content }}</s>{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{% if 'BOOM' in m.content %}"
+        + body
+        + "{% endif %}{{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     return str(path)
@@ -422,7 +442,11 @@ def wild(tmp_path):
         rows = chats(12)
         rows[4]["messages"][0]["content"] = "BOOM"
         template = chat_template(tmp_path / "template.jinja", body)
-        return write(tmp_path / "rows.jsonl", rows), {"chat_template": template, "row_timeout": 1.0, "row_memory_mb": 64}
+        return write(tmp_path / "rows.jsonl", rows), {
+            "chat_template": template,
+            "row_timeout": 1.0,
+            "row_memory_mb": 64,
+        }
 
     return make
 
@@ -444,7 +468,9 @@ def test_a_row_on_which_the_template_eats_memory_is_named_and_can_be_skipped(run
 
 def test_a_template_that_always_runs_wild_is_not_tried_on_every_row(run, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "WATCHDOG_ROWS", 2)
-    rows = [{"messages": [{"role": "user", "content": "BOOM"}, {"role": "assistant", "content": str(i)}]} for i in range(50)]
+    rows = [
+        {"messages": [{"role": "user", "content": "BOOM"}, {"role": "assistant", "content": str(i)}]} for i in range(50)
+    ]
     template = chat_template(tmp_path / "template.jinja", LOOP)
     message = fails(run, write(tmp_path / "rows.jsonl", rows), chat_template=template, bad_rows="skip", row_timeout=0.3)
     assert "2 of the first 2 rows ran into the limits of data.row_timeout" in message and "rows.jsonl:1" in message
@@ -471,7 +497,9 @@ def test_an_unknown_supervise_is_one_message(run, tmp_path):
 
 def test_over_length_rows_are_named_and_every_policy_says_when_nothing_is_left(run, tmp_path):
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": " fox" * 200}] * 2)
-    with pytest.raises(UserError, match=r"2 example\(s\) do not fit data\.max_length 128: .*rows\.jsonl:1 \(\d+ tokens\)"):
+    with pytest.raises(
+        UserError, match=r"2 example\(s\) do not fit data\.max_length 128: .*rows\.jsonl:1 \(\d+ tokens\)"
+    ):
         run(rows)
     with pytest.raises(UserError, match=r"data\.train\.train: nothing is left of it, .*data\.overlength is 'drop'"):
         run(rows, overlength="drop")

@@ -5,7 +5,13 @@ from sft_jax.data.randomness import derive_key, permutation, random_bits
 
 def test_splitmix64_gives_the_published_outputs():
     # First outputs for the seed 1234567, as published with the reference C implementation (prng.di.unimi.it).
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert random_bits(1234567, 5).tolist() == expected
 
 
@@ -33,5 +39,8 @@ def test_permutation_places_every_element_evenly():
 
 
 def test_keys_differ_by_every_part():
-    keys = {derive_key(*parts) for parts in [(0, "a", 1), (0, "a", 11), (0, "a1", 1), (1, "a", 1), (0, "a", "1"), ("0", "a", 1)]}
+    keys = {
+        derive_key(*parts)
+        for parts in [(0, "a", 1), (0, "a", 11), (0, "a1", 1), (1, "a", 1), (0, "a", "1"), ("0", "a", 1)]
+    }
     assert len(keys) == 6

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import check_ranges, unicode_texts, vectors
 from transformers import AutoTokenizer
@@ -129,6 +129,8 @@ def test_transformers_gives_the_same_ids_for_what_is_exported(models, tmp_path_f
 
     @settings(max_examples=100, deadline=None)
     @given(unicode_texts)
+    @example("▁")
+    @example(" ▁ a▁ </s> ▁▁ ")
     def check(text):
         ids = ours.encode(text)
         assert theirs(text)["input_ids"] == [*ours.plain_prefix, *ids]

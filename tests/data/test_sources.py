@@ -1,11 +1,9 @@
-"""Rows from files: the same as a plain reading of them, and one message for everything that can be wrong with one."""
+"""Rows from files are the same as a plain reading of the files, in every process."""
 
-import builtins
 import gc
 import gzip
 import json
 import multiprocessing
-import os
 import pickle
 import tempfile
 import threading
@@ -14,10 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_files import lines, read, write
 
 from sft_jax.data import json_files
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import Where, open_rows, parse_row
+from sft_jax.data.sources import Where, open_rows
 from sft_jax.errors import UserError
 
 values = st.recursive(
@@ -26,22 +25,6 @@ values = st.recursive(
     max_leaves=8,
 )
 rows_of_objects = st.lists(st.dictionaries(st.text(max_size=6), values, max_size=4), min_size=1, max_size=12)
-
-
-def write(folder, name, content):
-    path = folder / name
-    data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return str(path)
-
-
-def lines(*rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def read(*paths):
-    rows = open_rows([str(path) for path in paths], "data.train")
-    return [rows[index] for index in range(len(rows))], [rows.where(index).line for index in range(len(rows))]
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,152 +179,6 @@ def test_the_fingerprint_follows_the_bytes_and_the_order(tmp_path):
 
     assert fingerprint(one) == fingerprint(same) == fingerprint(packed)
     assert len({fingerprint(*paths) for paths in ((one,), (two,), (one, two), (two, one), (array,))}) == 5
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"a": 1', "not valid JSON.*column 8.*correct or remove"),
-        (b"{'a': 1}", "not valid JSON.*column 2"),
-        (b"[1, 2]", "is a list, not an object"),
-        (b'"text"', "is text, not an object"),
-        (b"null", "is null, not an object"),
-        (b"7", "is a number, not an object"),
-        (b'{"a": "\xff"}', "is not UTF-8 .byte 8 of the row is 0xff"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
-        (b"[" * 100_000, "cannot be read"),
-    ],
-)
-def test_a_malformed_row_is_an_error_of_that_row_only(tmp_path, line, message):
-    path = write(tmp_path, "rows.jsonl", b'{"n": 1}\n\n' + line + b'\n{"n": 2}\n')
-    rows = open_rows([path], "data.train")
-    assert rows[0] == {"n": 1} and rows[2] == {"n": 2}
-    assert str(rows.where(1)) == f"{path}:3"
-    with pytest.raises(RowError, match=message):
-        rows[1]
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=40))
-def test_any_bytes_are_a_row_or_an_error_of_the_row(data):
-    try:
-        assert isinstance(parse_row(data), dict)
-    except RowError:
-        pass
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from([b"[", b"]", b"{", b"}", b'"a"', b":", b",", b"1", b"\n", b" ", b"\xff", b"\xef\xbb\xbf"]),
-        max_size=12,
-    ),
-    st.sampled_from([".json", ".jsonl", ".json.gz", ".jsonl.gz"]),
-)
-def test_any_file_is_rows_or_a_user_error(parts, suffix):
-    with tempfile.TemporaryDirectory() as folder:
-        path = write(Path(folder), f"x{suffix}", b"".join(parts))
-        try:
-            rows = open_rows([path], "data.train")
-        except UserError as error:
-            assert path in str(error)
-            return
-        assert len(rows) > 0
-        for index in range(len(rows)):
-            try:
-                assert isinstance(rows[index], dict)
-            except RowError:
-                pass
-
-
-def refused(paths, message):
-    with pytest.raises(UserError, match=message) as caught:
-        open_rows([str(path) for path in paths], "data.train")
-    assert str(caught.value).startswith("data.train: ")
-
-
-def test_paths_that_name_no_file(tmp_path):
-    refused([tmp_path / "no.jsonl"], "no.jsonl: there is no such file")
-    refused([tmp_path / "*.jsonl"], "matches no file")
-    refused([tmp_path], "is a directory; name a file or a glob")
-    refused([], "names no file")
-    refused([write(tmp_path, "rows.csv", "a,b")], "no kind of file.*jsonl")
-    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
-    refused([path, tmp_path / "*.jsonl"], "is the same file as")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b"", "is empty"),
-        ("a.jsonl.gz", b"", "is empty"),
-        ("a.jsonl", b"\n \n", "holds no rows"),
-        ("a.json", b" [ ] ", "holds no rows"),
-        ("a.json", b'[{"a": 1},\n {"b" 2}]', r"a.json:2: is not valid JSON \(Expecting ':' delimiter\)"),
-        ("a.json", b'[{"a": 1},\n', "the file ends|Expecting value"),
-        ("a.json", b'[{"a": 1}\n', r"a.json:2.*ends inside the array"),
-        ("a.json", b'[{"a": 1}] x', "Extra data"),
-        ("a.json", b"[" * 100_000, "is not valid JSON"),
-        (
-            "a.json",
-            b'{\n "data": [\n  {"a": 1}\n ]\n}',
-            "one JSON dict, not an array of rows .its field 'data' is a list",
-        ),
-        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
-    ],
-)
-def test_files_that_hold_no_rows(tmp_path, name, content, message):
-    refused([write(tmp_path, name, content)], message)
-
-
-def test_a_damaged_gz(tmp_path):
-    path = write(tmp_path, "a.jsonl.gz", lines(*({"a": os.urandom(50).hex()} for _ in range(100))))
-    data = Path(path).read_bytes()
-    for damaged in (data[:-20], b"plain text", data[:200] + b"\x00" * 50 + data[250:]):
-        Path(path).write_bytes(damaged)
-        refused([path], "is not a whole gzip file")
-
-
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
-    real = builtins.open
-
-    def refuse(file, *args, **kwargs):
-        if str(file) == path:
-            raise PermissionError(13, "Permission denied", path)
-        return real(file, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "open", refuse)
-    refused([path], "cannot be read .Permission denied.")
-
-
-def test_a_disk_too_full_to_unpack(tmp_path, monkeypatch):
-    path = write(tmp_path, "a.jsonl.gz", lines({"a": 1}))
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-
-    real = json_files._write
-    monkeypatch.setattr(json_files, "_write", lambda file, block: real(_Full(), block))
-    with pytest.raises(UserError, match="cannot hold an unpacked data file .No space left on device.*TMPDIR"):
-        open_rows([path], "data.train")
-    assert not list(scratch.iterdir())
-
-
-class _Full:
-    def write(self, block):
-        raise OSError(28, "No space left on device")
-
-
-def test_a_file_that_changes_while_it_is_used(tmp_path):
-    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
-    rows = open_rows([path], "data.train")
-    write(tmp_path, "a.jsonl", lines({"a": 1}, {"a": 2}))
-    with pytest.raises(UserError, match="has changed since"):
-        rows[0]
-    os.unlink(path)
-    with pytest.raises(UserError, match="can no longer be read"):
-        rows[0]
 
 
 def test_real_data_sets(assets):

@@ -72,7 +72,11 @@ def test_ranges_and_running_totals(plain, data):
 
 
 def test_turns_come_back(tmp_path):
-    plain = [Plain([1, 2, 3], [0, 0, 1], 2, (0, 2), (2, 3)), Plain([4, 5], [0, 1]), Plain([6, 7], [0, 1], 0, (1,), (1,))]
+    plain = [
+        Plain([1, 2, 3], [0, 0, 1], 2, (0, 2), (2, 3)),
+        Plain([4, 5], [0, 1]),
+        Plain([6, 7], [0, 1], 0, (1,), (1,)),
+    ]
     corpus = make_corpus(plain, plain[:1])
     assert [tuple(part.tolist() for part in corpus.turns(e)) for e in range(4)] == [
         ([0, 2], [2, 3]), ([], []), ([1], [1]), ([0, 2], [2, 3]),

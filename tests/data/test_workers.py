@@ -44,6 +44,11 @@ def test_results_come_in_order(pool):
     assert list(pool.run([])) == []
 
 
+@pytest.mark.parametrize("count", range(1, 20))
+def test_any_number_of_chunks(pool, count):
+    assert outcomes(pool.run([[item] for item in range(count)])) == [2 * item for item in range(count)]
+
+
 @pytest.mark.parametrize(
     ("misdeed", "kind", "reason"),
     [
@@ -119,7 +124,10 @@ def test_workers_import_nothing_heavy():
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("worker_targets:fail", "ValueError: cannot set up 2"), ("worker_targets:die", "exit status 127: a linker error, say")],
+    [
+        ("worker_targets:fail", "ValueError: cannot set up 2"),
+        ("worker_targets:die", "exit status 127: a linker error, say"),
+    ],
 )
 def test_a_worker_that_cannot_start_ends_the_run(target, message):
     with pytest.raises(RuntimeError, match="did not start") as caught, pool_of(target=target) as pool:

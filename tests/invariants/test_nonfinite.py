@@ -1,5 +1,7 @@
 """A step that must not count changes nothing: the whole state is bit-equal, and the metrics say why."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +27,14 @@ def batch_of(weights="uneven", bad_weight=None, parts=1):
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
 
 
-def start(name, mesh=None):
+@functools.cache
+def compiled(name, mesh=None):
+    """The step, compiled once for all tests, and a function that makes new states for it."""
     options = Options() if mesh is None else Options(constrain=constrain_fn(mesh))
-    decoder = jax.tree.map(jnp.copy, random_decoder("llama", options))
+    decoder = random_decoder("llama", options)
     optimizer = make_optimizer(OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.1), nnx.state(decoder), 9)
     graphdef, state = create_state(decoder, optimizer, mesh)
-    return state, make_train_step(graphdef, optimizer, mesh)
+    return lambda: jax.tree.map(jnp.copy, state), make_train_step(graphdef, optimizer, mesh)
 
 
 def bits(state):
@@ -40,7 +44,8 @@ def bits(state):
 @pytest.mark.parametrize("name, mesh, parts", [("adamw", None, 1), ("adafactor", None, 2), ("adamw", (2, 2, 2), 2)])
 def test_a_step_that_must_not_count_changes_nothing(name, mesh, parts):
     mesh = mesh and make_mesh(*mesh)
-    state, step = start(name, mesh)
+    new_state, step = compiled(name, mesh)
+    state = new_state()
     put = lambda batch: place_batch(batch, mesh, batch_dim=1)  # noqa: E731
     good = put(batch_of(parts=parts))
     state, metrics = step(state, good)
@@ -65,20 +70,19 @@ def test_a_step_that_must_not_count_changes_nothing(name, mesh, parts):
 
 
 def test_parameters_that_are_not_finite_are_reported():
-    state, step = start("adamw")
+    new_state, step = compiled("adamw")
+    state = new_state()
     broken = state._replace(params=jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), state.params))
     before = bits(broken)
     state, metrics = step(broken, batch_of())
     assert metrics["nonfinite"] == 1 and bits(state) == before
 
 
-def test_an_unsupervised_row_leaves_the_gradient_of_the_others_alone():
-    """The same update with an all-masked row and without it."""
-    updated = []
-    for rows in (slice(1, ROWS), slice(0, ROWS)):
-        state, step = start("adamw")
-        batch = jax.tree.map(lambda x, rows=rows: x[:, rows], batch_of())
-        assert rows.start or not batch.weights[0, 0].any()
-        state, metrics = step(state, batch)
-        updated.append((float(metrics["grad_norm"]), float(metrics["loss_sum"])))
-    np.testing.assert_allclose(*updated, rtol=1e-6)
+def test_an_unsupervised_row_has_no_influence():
+    """The same update whatever the first row, which has no label, holds."""
+    new_state, step = compiled("adamw")
+    batch, other = batch_of(), batch_of()
+    assert not batch.weights[0, 0].any()
+    other.tokens[0, 0], other.targets[0, 0] = 7, 8
+    (one, metrics), (two, _) = step(new_state(), batch), step(new_state(), other)
+    assert bits(one) == bits(two) and metrics["loss_sum"] > 0

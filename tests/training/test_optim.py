@@ -100,8 +100,7 @@ def test_adamw_is_adamw():
     update = jax.jit(optimizer.update)
     for step in range(7):
         gradient = jax.tree.map(lambda p: RNG.normal(size=p.shape).astype(np.float32), PARAMS)
-        params, state, rate = update(gradient, state, params, jnp.int32(step))
-        assert abs(float(rate) - closed_form("cosine", step, 7, 0.01, 2, 0.0)) < 1e-9
+        params, state = update(gradient, state, params, jnp.int32(step))
         for name in flat:
             g = gradient[name.split(".")[0]][name.split(".")[1]].astype(np.float64)
             m, v = moments[name]
@@ -127,7 +126,7 @@ def test_adafactor_is_optax_adafactor_layer_by_layer():
     update, reference_update = jax.jit(optimizer.update), jax.jit(reference.update)
     for step in range(4):
         gradient = RNG.normal(size=layers.shape).astype(np.float32)
-        params, state, _ = update(
+        params, state = update(
             nnx.State({"kernel": params["kernel"].replace(jnp.asarray(gradient))}), state, params, jnp.int32(step)
         )
         for index, g in enumerate(gradient):
@@ -144,7 +143,7 @@ def test_every_optimizer_lowers_a_quadratic(name):
     optimizer = make_optimizer(config, params, total_steps=20)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(20):
-        params, state, _ = update(params, state, params, jnp.int32(step))  # gradient of |p|^2 / 2
+        params, state = update(params, state, params, jnp.int32(step))  # gradient of |p|^2 / 2
     assert float(jnp.abs(params["kernel"]).max()) < 0.75
 
 
@@ -224,7 +223,7 @@ def test_bfloat16_parameters_learn_from_updates_below_their_resolution():
     assert {x.dtype for x in jax.tree.leaves(state.nu)} == {jnp.dtype("float32")}
     update = jax.jit(optimizer.update)
     for step in range(200):
-        params, state, _ = update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(step))
+        params, state = update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(step))
     assert params["kernel"].dtype == jnp.bfloat16
     moved = np.asarray(params["kernel"], np.float64) - start
     assert abs(moved.mean() / -200e-5 - 1) < 0.04  # the first moment, in bfloat16, comes within 0.02 of its limit of 1

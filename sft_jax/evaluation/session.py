@@ -1,0 +1,98 @@
+"""A chat with a model, whose answers come as text piece by piece."""
+
+from collections.abc import Iterator
+
+from sft_jax.data.tokens import Tokenizer
+from sft_jax.errors import UserError
+from sft_jax.evaluation.generate import DecodingBatch
+from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
+from sft_jax.evaluation.sampling import Sampling, sampling
+from sft_jax.evaluation.text import TextStream
+from sft_jax.model.decoder import Decoder
+
+_GREEDY = sampling()
+
+
+class ChatSession:
+    """Remembers the turns. Without a chat template every text is continued for itself.
+
+    Attributes:
+        turns: the messages so far.
+        finished: whether the model ended its last answer itself.
+        context: tokens of prompt and answer, at most: `max_position_embeddings` of the model; None = unlimited.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        chat_template: str = "auto",
+        max_new_tokens: int = 512,
+        options: Sampling = _GREEDY,
+        seed: int = 0,
+    ):
+        """Raises UserError for a system message without a chat template, and where an answer may have no tokens."""
+        self._model, self._tokenizer = model, tokenizer
+        self._reader = PromptReader(tokenizer, chat_template)
+        if system is not None and not self.is_chat:
+            raise UserError("system: the model has no chat template for it; name one in chat_template, such as chatml.")
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: must be at least 1, not {max_new_tokens}.")
+        source = getattr(model, "source", None)  # only a model that was read from a directory has one
+        self._stop_ids = stop_ids_of(source, tokenizer, self._reader)
+        self.context: int | None = None if source is None else source.config_dict().get("max_position_embeddings")
+        self._system, self._max_new_tokens, self._options, self._seed = system, max_new_tokens, options, seed
+        self._answers = 0
+        self.finished = True
+        self.clear()
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether turns go through a chat template."""
+        return self._reader.template is not None
+
+    def clear(self) -> None:
+        """Forgets the turns but the system message."""
+        self.turns = [{"role": "system", "content": self._system}] if self._system is not None else []
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Yields the answer to `text` in pieces of whole characters.
+
+        Text and answer are remembered once the answer has begun; of one that the caller ends early, by closing the
+        iterator or by an interrupt, what was yielded. Raises UserError, and leaves the chat as it was, for a message
+        that the template refuses and where the context is full.
+        """
+        asked = [*self.turns, {"role": "user", "content": text}]
+        prompt = self._reader.ids(asked if self.is_chat else text, "the message")
+        limit = self._max_new_tokens if self.context is None else min(self._max_new_tokens, self.context - len(prompt))
+        if limit < 1:
+            raise UserError(
+                f"the message: prompt and history have {len(prompt)} tokens, and the model's context is {self.context}; "
+                "begin anew or write less."
+            )
+        batch = DecodingBatch(
+            self._model, [prompt], self._stop_ids, limit, self._options, self._seed, numbers=[self._answers]
+        )
+        self._answers += 1
+        self.finished = False
+        stream = TextStream(self._tokenizer, prompt)
+        given, seen = "", 0
+        try:
+            while True:
+                (answer,) = batch.answers()
+                self.finished = answer.finished
+                piece = stream.push(answer.ids[seen:])
+                seen = len(answer.ids)
+                if not batch.running:
+                    piece += stream.finish()
+                if piece:
+                    given += piece
+                    yield piece
+                if not batch.running:
+                    return
+                batch.advance(1)
+        finally:
+            if self.is_chat:
+                self.turns = [*asked, {"role": "assistant", "content": given}]

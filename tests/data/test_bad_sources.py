@@ -1,0 +1,162 @@
+"""One message for everything that can be wrong with a file or a row."""
+
+import builtins
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from row_files import lines, write
+
+from sft_jax.data import json_files
+from sft_jax.data.examples import RowError
+from sft_jax.data.sources import open_rows, parse_row
+from sft_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"a": 1', "not valid JSON.*column 8.*correct or remove"),
+        (b"{'a': 1}", "not valid JSON.*column 2"),
+        (b"[1, 2]", "is a list, not an object"),
+        (b'"text"', "is text, not an object"),
+        (b"null", "is null, not an object"),
+        (b"7", "is a number, not an object"),
+        (b'{"a": "\xff"}', "is not UTF-8 .byte 8 of the row is 0xff"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+    ],
+)
+def test_a_malformed_row_is_an_error_of_that_row_only(tmp_path, line, message):
+    path = write(tmp_path, "rows.jsonl", b'{"n": 1}\n\n' + line + b'\n{"n": 2}\n')
+    rows = open_rows([path], "data.train")
+    assert rows[0] == {"n": 1} and rows[2] == {"n": 2}
+    assert str(rows.where(1)) == f"{path}:3"
+    with pytest.raises(RowError, match=message):
+        rows[1]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_row_or_an_error_of_the_row(data):
+    try:
+        assert isinstance(parse_row(data), dict)
+    except RowError:
+        pass
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([b"[", b"]", b"{", b"}", b'"a"', b":", b",", b"1", b"\n", b" ", b"\xff", b"\xef\xbb\xbf"]),
+        max_size=12,
+    ),
+    st.sampled_from([".json", ".jsonl", ".json.gz", ".jsonl.gz"]),
+)
+def test_any_file_is_rows_or_a_user_error(parts, suffix):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), f"x{suffix}", b"".join(parts))
+        try:
+            rows = open_rows([path], "data.train")
+        except UserError as error:
+            assert path in str(error)
+            return
+        assert len(rows) > 0
+        for index in range(len(rows)):
+            try:
+                assert isinstance(rows[index], dict)
+            except RowError:
+                pass
+
+
+def refused(paths, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_rows([str(path) for path in paths], "data.train")
+    assert str(caught.value).startswith("data.train: ")
+
+
+def test_paths_that_name_no_file(tmp_path):
+    refused([tmp_path / "no.jsonl"], "no.jsonl: there is no such file")
+    refused([tmp_path / "*.jsonl"], "matches no file")
+    refused([tmp_path], "is a directory; name a file or a glob")
+    refused([], "names no file")
+    refused([write(tmp_path, "rows.csv", "a,b")], "no kind of file.*jsonl")
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    refused([path, tmp_path / "*.jsonl"], "is the same file as")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl.gz", b"", "is empty"),
+        ("a.jsonl", b"\n \n", "holds no rows"),
+        ("a.json", b" [ ] ", "holds no rows"),
+        ("a.json", b'[{"a": 1},\n {"b" 2}]', r"a.json:2: is not valid JSON \(Expecting ':' delimiter\)"),
+        ("a.json", b'[{"a": 1},\n', "the file ends|Expecting value"),
+        ("a.json", b'[{"a": 1}\n', r"a.json:2.*ends inside the array"),
+        ("a.json", b'[{"a": 1}] x', "Extra data"),
+        ("a.json", b"[" * 100_000, "is not valid JSON"),
+        (
+            "a.json",
+            b'{\n "data": [\n  {"a": 1}\n ]\n}',
+            "one JSON dict, not an array of rows .its field 'data' is a list",
+        ),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+    ],
+)
+def test_files_that_hold_no_rows(tmp_path, name, content, message):
+    refused([write(tmp_path, name, content)], message)
+
+
+def test_a_damaged_gz(tmp_path):
+    path = write(tmp_path, "a.jsonl.gz", lines(*({"a": os.urandom(50).hex()} for _ in range(100))))
+    data = Path(path).read_bytes()
+    for damaged in (data[:-20], b"plain text", data[:200] + b"\x00" * 50 + data[250:]):
+        Path(path).write_bytes(damaged)
+        refused([path], "is not a whole gzip file")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    real = builtins.open
+
+    def refuse(file, *args, **kwargs):
+        if str(file) == path:
+            raise PermissionError(13, "Permission denied", path)
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    refused([path], "cannot be read .Permission denied.")
+
+
+def test_a_disk_too_full_to_unpack(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.jsonl.gz", lines({"a": 1}))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    real = json_files._write
+    monkeypatch.setattr(json_files, "_write", lambda file, block: real(_Full(), block))
+    with pytest.raises(UserError, match="cannot hold an unpacked data file .No space left on device.*TMPDIR"):
+        open_rows([path], "data.train")
+    assert not list(scratch.iterdir())
+
+
+class _Full:
+    def write(self, block):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_file_that_changes_while_it_is_used(tmp_path):
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    rows = open_rows([path], "data.train")
+    write(tmp_path, "a.jsonl", lines({"a": 1}, {"a": 2}))
+    with pytest.raises(UserError, match="has changed since"):
+        rows[0]
+    os.unlink(path)
+    with pytest.raises(UserError, match="can no longer be read"):
+        rows[0]

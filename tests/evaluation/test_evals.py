@@ -1,0 +1,106 @@
+import math
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from evaluation_sets import decoder_on, held_out
+from flax import nnx
+from synthetic_data import make_stream
+
+from sft_jax.config import parse_config
+from sft_jax.evaluation import decoding
+from sft_jax.evaluation.evals import Evaluator, evaluate_loss
+from sft_jax.hf.source import Source
+from sft_jax.model.loss import LossSum
+from sft_jax.training.state import TrainState
+from sft_jax.training.step import make_eval_step
+
+CONFIG = {"model": {"path": "m"}, "data": {"train": "t", "eval": "e"}, "eval": {"generate": 3, "max_new_tokens": 8}}
+
+
+def stream_of(examples):
+    return make_stream(examples, max_length=48, max_segments=6, shuffle=False)
+
+
+class Tokenizer:
+    """A tokenizer whose text is the ids."""
+
+    vocab_size, bos_id, eos_id, pad_id, chat_template = 96, None, 2, None, None
+    special_tokens, added_tokens, plain_prefix = {}, {}, ()
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(f" {i}" for i in ids)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """The pieces that a run gives an evaluator, and the state that it calls it with."""
+    graphdef, params = nnx.split(decoder_on(None))
+    state = TrainState(0, params, nnx.State({}), None)
+    data = SimpleNamespace(eval={"first": stream_of(held_out(20)), "second": stream_of(held_out(30)[20:])}, tokenizer=Tokenizer())
+    return graphdef, state, data, make_eval_step(graphdef)
+
+
+def evaluator_of(run, config=CONFIG):
+    graphdef, _, data, eval_step = run
+    return Evaluator(parse_config(config), data, graphdef, eval_step, None, 4, Source("m", '{"eos_token_id": 5}', None))
+
+
+def test_every_set_has_its_values_and_its_samples(run):
+    evaluator = evaluator_of(run)
+    results, records = evaluator(run[1], 7)
+    assert list(results) == ["first", "second"] == list(dict.fromkeys(record["set"] for record in records))
+    for name, values in results.items():
+        loss = evaluate_loss(run[3], run[1], run[2].eval[name], 4)
+        assert values == {**loss, "exact_match": values["exact_match"]}
+        own = [record for record in records if record["set"] == name]
+        assert len(own) == 3 and {record["step"] for record in own} == {7}
+        assert values["exact_match"] == np.mean([record["exact_match"] for record in own])
+    assert results["first"]["loss"] != results["second"]["loss"] and results["first"]["examples"] == 20
+    assert evaluator.history == {7: results}
+
+
+def test_every_evaluation_asks_the_same_and_compiles_nothing_anew(run):
+    evaluator = evaluator_of(run)
+    first = evaluator(run[1], 0)
+    programs = decoding.start._cache_size(), decoding.advance._cache_size(), run[3]._cache_size()
+    changed = run[1]._replace(params=jax.tree.map(lambda x: x * 1.5, run[1].params))
+    second = evaluator(changed, 5)
+    assert (decoding.start._cache_size(), decoding.advance._cache_size(), run[3]._cache_size()) == programs
+    asked = [[(r["set"], r["example"], r["prompt"], r["reference"]) for r in records] for _, records in (first, second)]
+    assert asked[0] == asked[1]
+    assert [r["generation"] for r in first[1]] != [r["generation"] for r in second[1]]
+    assert first[0]["first"]["loss"] != second[0]["first"]["loss"] and sorted(evaluator.history) == [0, 5]
+
+
+def test_answers_stop_where_the_model_and_the_tokenizer_say(run):
+    assert evaluator_of(run)._stop_ids == (2, 5)
+
+
+def test_without_generation_there_are_no_samples(run):
+    results, records = evaluator_of(run, {**CONFIG, "eval": {"generate": 0}})(run[1], 0)
+    assert records == [] and "exact_match" not in results["first"]
+
+
+def sums(total, weight, correct=0.0):
+    return LossSum(np.float32(total), np.float32(weight), np.float32(correct), np.int32(weight), np.float32([[total]]), np.float32([[weight]]))
+
+
+def test_a_set_without_supervised_tokens_is_no_loss_of_zero(run):
+    with pytest.raises(ValueError, match="no supervised token"):
+        evaluate_loss(lambda state, batch: sums(0.0, 0.0), None, run[2].eval["first"], 4)
+
+
+def test_sums_over_many_batches_lose_nothing(run):
+    """2 ** 24 + 1 is no float32: sums in float32 would stop growing."""
+    values = iter([sums(2.0**24, 2**24), *[sums(1.0, 1)] * 100])
+    stream = SimpleNamespace(total_rows=101, read=lambda first, count: None)
+    result = evaluate_loss(lambda state, batch: next(values), None, stream, 1)
+    assert result["tokens"] == 2**24 + 100 and result["examples"] == 101 and result["loss"] == 1.0
+    assert result["perplexity"] == math.e
+
+
+def test_a_hopeless_loss_has_infinite_perplexity(run):
+    stream = SimpleNamespace(total_rows=1, read=lambda first, count: None)
+    assert evaluate_loss(lambda state, batch: sums(1e4, 1), None, stream, 1)["perplexity"] == math.inf

@@ -1,0 +1,88 @@
+"""What evaluation says does not depend on batch size, packing, devices or processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from evaluation_sets import PROMPTS, decoder_on, evaluate_on, everything_on, held_out, held_out_stream
+
+from sft_jax.evaluation.generate import generate_ids
+from sft_jax.model.sharding import make_mesh
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The values of the set, document by document, from logits in float64."""
+    read = jax.jit(lambda decoder, tokens: decoder(tokens))
+    total = weight = correct = tokens = 0.0
+    for example in held_out():
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(example.ids)] = example.ids
+        logits = np.asarray(read(decoder_on(None), padded))[0].astype(np.float64)
+        for place in range(1, len(example.ids)):
+            row, target = logits[place - 1], example.ids[place]
+            nll = np.log(np.exp(row - row.max()).sum()) + row.max() - row[target]
+            total += example.weights[place] * nll
+            weight += example.weights[place]
+            correct += example.weights[place] * (row.argmax() == target)
+            tokens += example.weights[place] > 0
+    values = {"loss": total / weight, "perplexity": np.exp(total / weight), "accuracy": correct / weight}
+    return {**values, "tokens": tokens, "examples": len(held_out())}
+
+
+def test_loss_is_that_of_every_document_alone(expected):
+    assert evaluate_on(None) == pytest.approx(expected, rel=1e-5)
+    assert 0 < expected["accuracy"] < 1
+
+
+def test_batch_size_packing_and_devices_do_not_matter():
+    assert held_out_stream().total_rows % 3 and held_out_stream().total_rows % 8  # the last batch is padded
+    assert held_out_stream(packing=False).total_rows > 1.5 * held_out_stream().total_rows
+    reference = evaluate_on(None)
+    for mesh, batch_size, packing in (
+        (None, 1, True), (None, 3, True), (None, 4, False), (make_mesh(2, 2, 2), 4, True), (make_mesh(1, 8, 1), 3, True),
+    ):  # fmt: skip
+        assert evaluate_on(mesh, batch_size, packing) == pytest.approx(reference, rel=1e-6), (mesh, batch_size, packing)
+
+
+def test_answers_do_not_depend_on_the_devices():
+    alone = generate_ids(decoder_on(None, "mistral"), PROMPTS, (3,), 20)
+    decoder = decoder_on(make_mesh(2, 2, 2), "mistral")
+    assert not decoder.embed.embedding[...].sharding.is_fully_replicated
+    assert generate_ids(decoder, PROMPTS, (3,), 20) == alone
+
+
+def test_two_processes_say_what_one_says():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, TESTS / "evaluation_sets.py"], env={**environment, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    alone = everything_on(None)
+    for out, _ in outputs:
+        result = json.loads(out.splitlines()[-1])  # gloo prints before it
+        assert result["ids"] == alone["ids"]
+        assert result["values"] == pytest.approx(alone["values"], rel=1e-6)

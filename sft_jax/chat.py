@@ -34,8 +34,10 @@ def main() -> None:
 
     from sft_jax.evaluation.sampling import sampling
     from sft_jax.evaluation.session import ChatSession
+    from sft_jax.training.platform import set_up_platform
 
     options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)  # refused before anything is loaded
+    set_up_platform(deterministic=False)
     model, tokenizer = _load()
     session = ChatSession(
         model, tokenizer, system=_SYSTEM.value, chat_template=_TEMPLATE.value,

@@ -53,6 +53,7 @@ END_OF_TURN = {
     "built-in/alpaca": "{eos}",
     "built-in/vicuna": "{eos}",
 }
+END_ADDED = {"GLM-4.6"}  # templates that leave it to the next message
 
 
 def _chat(*texts: str, system: str | None = None) -> tuple[Message, ...]:

@@ -47,15 +47,13 @@ def random_examples(count: int, seed: int = 0, min_tokens: int = 2, max_tokens: 
     return result
 
 
-def make_store(plain: list[Plain], folder: Path, shard_tokens: int = 50, lines: list[int] | None = None) -> Store:
+def make_store(plain: list[Plain], folder: Path, shard_tokens: int = 50) -> Store:
     """Writes examples to a store and opens it. Example i is line i + 1 of "rows.jsonl"."""
     with StoreWriter(folder, VOCABULARY, shard_tokens=shard_tokens) as writer:
-        for index, example in enumerate(plain):
-            part = encode(
-                [(index, example.ids, example.weights, example.turn, example.turn_starts, example.turn_roles)]
-            )
-            line = lines[index] if lines else index + 1
-            writer.append(part, np.zeros(1, np.int64), np.array([line]))
+        for first in range(0, len(plain), 3):
+            part = list(enumerate(plain))[first : first + 3]
+            encoded = encode([(index, e.ids, e.weights, e.turn, e.turn_starts, e.turn_roles) for index, e in part])
+            writer.append(encoded, np.zeros(len(part), np.int64), np.array([index + 1 for index, _ in part]))
         writer.finish(["rows.jsonl"], {"rows": len(plain)}, [])
     store = open_store(folder)
     assert store is not None
@@ -65,7 +63,7 @@ def make_store(plain: list[Plain], folder: Path, shard_tokens: int = 50, lines: 
 def make_corpus(*sets: list[Plain]) -> Corpus:
     """A corpus of sets named set_0, set_1, ... Their stores vanish with the process; memmaps stay readable."""
     with tempfile.TemporaryDirectory() as folder, mock.patch("os.fsync"):  # they need not survive a power cut
-        stores = [make_store(plain, Path(folder) / str(index)) for index, plain in enumerate(sets)]
+        stores = [make_store(plain, Path(folder) / str(index), 10 * len(plain)) for index, plain in enumerate(sets)]
         return Corpus([f"set_{index}" for index in range(len(sets))], stores)
 
 

@@ -9,7 +9,19 @@ import time
 
 import pytest
 
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TERM": "dumb"}
+# Gives a program the terminal on its standard input, as a shell does, so that Ctrl-C reaches it.
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TERM": "dumb", "XDG_CACHE_HOME": str(cache)}
 
 
 def command(*arguments):
@@ -31,12 +43,11 @@ def read_until(terminal: int, text: str, seconds: float = 240.0) -> str:
     return shown
 
 
-def test_a_conversation_in_a_terminal(model):
-    """An answer is streamed, Ctrl-C stops the next one and the one after that ends the chat."""
+def test_a_conversation_in_a_terminal(model, environment):
+    """An answer is streamed; Ctrl-C ends an answer that is being given, and the chat while nothing is."""
     ours, theirs = pty.openpty()
-    arguments = command("--model", model, "--max_new_tokens", 500)
-    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True,
-                               preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0))  # fmt: skip
+    arguments = [sys.executable, "-c", TAKE_TERMINAL, *command("--model", model, "--max_new_tokens", 500)]
+    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment)
     os.close(theirs)
     try:
         assert "no chat template" in read_until(ours, "> ")
@@ -52,9 +63,9 @@ def test_a_conversation_in_a_terminal(model):
         os.close(ours)
 
 
-def test_one_prompt_from_a_script(model):
-    arguments = command("--model", model, "--prompt", "Once upon a time", "--max_new_tokens", 40)
-    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+def test_one_prompt_from_a_script(model, environment):
+    arguments = command("--model", model, "--prompt", "Once upon a time", "--max_new_tokens", 500)
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
     assert result.returncode == 0 and result.stdout.startswith(", there was a little girl named Lily.")
     assert "cut" in result.stderr and "Traceback" not in result.stderr
 
@@ -64,7 +75,7 @@ def test_one_prompt_from_a_script(model):
     [(["--model", "no/such/model"], "no/such/model"), (["--prompt", "a"], "--model"), (["--model", "m", "--top_p", "2"], "top_p")],
     ids=["path", "missing", "range"],
 )
-def test_wrong_input_is_one_message_and_exit_code_2(arguments, message):
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+def test_wrong_input_is_one_message_and_exit_code_2(arguments, message, environment):
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=240)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr

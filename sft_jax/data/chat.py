@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.data.alignment import Encoding
 from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.examples import BadRow, BuiltRow, Example, RowError
-from sft_jax.data.guard import Guard
+from sft_jax.data.guard import guard_of
 from sft_jax.data.rendering import Rendering
 from sft_jax.data.seams import SeamEncoder
 from sft_jax.data.spans import RowPlan, Span, TextPlan, as_messages, parse_supervise, plan_chat, plan_plain
@@ -97,7 +97,7 @@ class RowBuilder:
         self._template = template
         self._supervise = parse_supervise(supervise)
         self._rendering = Rendering(template, template_kwargs or {}, tokenizer) if template else None
-        self._guard = None if allow_special_tokens else Guard(tokenizer)
+        self._guard = None if allow_special_tokens else guard_of(tokenizer)
         self._plain_encoder = SeamEncoder(tokenizer)
 
     @property
@@ -106,10 +106,6 @@ class RowBuilder:
         if self._rendering is None:
             return self._tokenizer.special_tokens.get("eos_token", "")
         return self._rendering.turn_end.end.strip()
-
-    @functools.cached_property
-    def _guarded_encoder(self) -> SeamEncoder:
-        return SeamEncoder(self._guard.tokenizer)
 
     def build(self, conversations: Sequence[Conversation]) -> list[BuiltRow | BadRow]:
         """Returns the examples of each conversation, or why it cannot be used."""
@@ -159,7 +155,7 @@ class RowBuilder:
         if not guarded:
             return [_Job(row, text, self._plain_encoder) for text in texts]
         plan.counts["guarded"] = 1
-        return [_Job(row, self._guard.rewrite(text), self._guarded_encoder) for text in texts]
+        return [_Job(row, self._guard.rewrite(text), self._guard.encoder) for text in texts]
 
     def _encode(self, jobs: list[_Job], rows: dict[int, RowPlan], bad: dict[int, str]) -> list[_Job]:
         """Encodes all jobs. Rows whose content became a control token are guarded; where that does not help, bad."""
@@ -175,7 +171,7 @@ class RowBuilder:
             except RowError as error:
                 bad[row] = str(error)
         if guarded:
-            _encode_with(self._guarded_encoder, guarded)
+            _encode_with(self._guard.encoder, guarded)
         for number in self._guard.leaks(*_columns(guarded)):
             bad[guarded[number].row] = "its content becomes a control token in every way to encode it; change its text."
         jobs = [job for job in plain if job.row not in leaking] + guarded

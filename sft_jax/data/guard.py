@@ -18,12 +18,19 @@ from sft_jax.data.alignment import Encoding
 from sft_jax.data.conversation import Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS
+from sft_jax.data.seams import SeamEncoder
 from sft_jax.data.spans import TextPlan
 from sft_jax.data.tokens import Tokenizer
 
 REASONING = frozenset(tag for pair in REASONING_TAGS for tag in pair)
 _FIRST_ALIAS = 0x100000  # aliases are the characters of the last private-use plane
 _ALIASES = re.compile(f"[{chr(_FIRST_ALIAS)}-{chr(0x10FFFF)}]")
+
+
+@functools.lru_cache(maxsize=4)
+def guard_of(tokenizer: Tokenizer) -> "Guard":
+    """Returns the guard of a tokenizer; making the clone takes seconds, so there is one."""
+    return Guard(tokenizer)
 
 
 class Guard:
@@ -44,9 +51,9 @@ class Guard:
         self._reasoning_ids = {tokenizer.added_tokens[text] for text in texts if text in REASONING}
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The clone that knows added tokens by their aliases only."""
-        return self._tokenizer.aliased(self._aliases)
+    def encoder(self) -> SeamEncoder:
+        """Encodes with the clone, which knows added tokens by their aliases only."""
+        return SeamEncoder(self._tokenizer.aliased(self._aliases))
 
     def needed(self, messages: Sequence[Message]) -> bool:
         """Returns whether content holds the text of a control token; reasoning markup of the assistant may stay."""

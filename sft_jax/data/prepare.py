@@ -80,13 +80,22 @@ def prepare(
     Raises UserError, naming file and line or key and the remedy, for every kind of input that cannot be used.
     """
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
+    opened = [  # before the tokenizer, which may take seconds to load: a wrong path is told at once
+        (split, item, open_rows(item.path, f"data.{split}.{item.name}"))
+        for split in ("train", "eval")
+        for item in getattr(config, split)
+    ]
     tokenizer, tokenizer_folder = open_tokenizer(model_path, cache)
     tokenizer_hash = tokenizer.fingerprint  # of megabytes, so once
     template = template_source(config.chat_template, tokenizer)
     sets: dict[str, list[_Set]] = {"train": [], "eval": []}
-    for split, found in sets.items():
-        for item in getattr(config, split):
-            found.append(_open_set(config, item, f"data.{split}", cache, tokenizer_hash, template))
+    for split, item, files in opened:
+        fingerprint = tokens_fingerprint(
+            data=files.fingerprint, format=item.format, columns=item.columns, supervise=item.supervise,
+            template=template[0] if template else None, template_kwargs=config.chat_template_kwargs,
+            allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer_hash,
+        )  # fmt: skip
+        sets[split].append(_Set(f"data.{split}.{item.name}", item, files, fingerprint, cache / "tokens" / fingerprint))
     everything = sets["train"] + sets["eval"]
     _find_stores(everything, config, log)
     missing = {item.fingerprint: item for item in everything if item.store is None}
@@ -137,12 +146,13 @@ def open_tokenizer(model_path: str, cache: Path) -> tuple[Tokenizer, Path]:
     """
     source = Path(model_path).expanduser()
     folder = cache / "tokenizers" / tokenizer_files_fingerprint(source) if source.is_dir() else None
-    if folder is not None and (folder / _CHECKSUM).is_file():
-        if (folder / _CHECKSUM).read_text() == folder_hash(folder, leave_out=_CHECKSUM):
-            return load_stored_tokenizer(folder), folder
+    if folder is not None and _is_whole(folder):
+        return load_stored_tokenizer(folder), folder
     tokenizer = load_tokenizer(model_path)
     if folder is None:
         folder = cache / "tokenizers" / tokenizer.fingerprint[:32]
+        if _is_whole(folder):
+            return tokenizer, folder
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp.", dir=folder.parent))
@@ -154,22 +164,17 @@ def open_tokenizer(model_path: str, cache: Path) -> tuple[Tokenizer, Path]:
             try:
                 os.rename(temporary, folder)
             except OSError:
-                if not (folder / _CHECKSUM).is_file():  # else another process was faster
+                if not _is_whole(folder):  # else another process was faster
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return tokenizer, folder
 
 
-def _open_set(config: DataConfig, item: DataSetConfig, key: str, cache: Path, tokenizer: str, template) -> _Set:
-    key = f"{key}.{item.name}"
-    rows = open_rows(item.path, key)
-    fingerprint = tokens_fingerprint(
-        data=rows.fingerprint, format=item.format, columns=item.columns, supervise=item.supervise,
-        template=template[0] if template else None, template_kwargs=config.chat_template_kwargs,
-        allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer,
-    )  # fmt: skip
-    return _Set(key, item, rows, fingerprint, cache / "tokens" / fingerprint)
+def _is_whole(folder: Path) -> bool:
+    """Returns whether a stored tokenizer is there as it was written."""
+    checksum = folder / _CHECKSUM
+    return checksum.is_file() and checksum.read_text() == folder_hash(folder, leave_out=_CHECKSUM)
 
 
 def _find_stores(sets: list[_Set], config: DataConfig, log: Log) -> None:

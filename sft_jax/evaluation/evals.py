@@ -20,6 +20,7 @@ from sft_jax.hf.source import Source
 from sft_jax.model.loss import LossSum
 from sft_jax.model.sharding import LAYOUT, batch_sharding
 
+_MAX_EXPONENT = 700.0  # keeps perplexity finite, since JSON has no infinity
 _IN_FLIGHT = 2  # batches whose sums are fetched late, so that the host reads rows while devices compute
 
 Values = dict[str, float | int]
@@ -82,7 +83,7 @@ def evaluate_loss(
     loss = total / weight
     return {
         "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "perplexity": math.exp(min(loss, _MAX_EXPONENT)),
         "accuracy": correct / weight,
         "tokens": tokens,
         "examples": examples,

@@ -184,9 +184,10 @@ def mesh_of(decoder: Decoder) -> Mesh | None:
 
 
 def _batch_rows(prompts: int, mesh: Mesh | None) -> int:
-    """Returns the rows of a batch: a power of two times the number of devices that rows are split over."""
+    """Returns the rows of a batch: one of few sizes times the number of devices that rows are split over."""
     split = math.prod(mesh.shape[name] for name in LAYOUT["batch"]) if mesh is not None else 1
-    return split * (1 << (-(-prompts // split) - 1).bit_length())
+    each = -(-prompts // split)
+    return split * (decoding.round_up(each) if each > 4 else 1 << (each - 1).bit_length())
 
 
 def _placer(decoder: Decoder, mesh: Mesh | None) -> Callable[[np.ndarray, bool], jax.Array]:

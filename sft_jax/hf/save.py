@@ -6,12 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,6 +17,7 @@ import sft_jax
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf import names
+from sft_jax.hf.processes import agree
 from sft_jax.hf.rules import Piece, pieces_by_param, tensor_shape
 from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, Source
 from sft_jax.hf.writer import (
@@ -153,7 +152,7 @@ def _write_all(folder: Path, tensors: Tensors, max_shard_size: int, first: bool)
     def fetch(name: str) -> np.ndarray:
         nonlocal gathered
         gathered += 1
-        return np.asarray(tensors.gather(name))
+        return np.asarray(tensors.gather(name).block_until_ready())
 
     try:
         if first:
@@ -213,23 +212,3 @@ def _readme(source: Source, tensors: Tensors, provenance: Provenance) -> str:
     if provenance.summary:
         body += ["", provenance.summary.strip()]
     return "\n".join([*front, *body, ""])
-
-
-T = TypeVar("T")
-
-
-def agree(action: Callable[[], T]) -> T:
-    """Runs `action` on every process; where it raises on one of them, all of them raise, so that none waits for ever."""
-    failure: Exception | None = None
-    result = None
-    try:
-        result = action()
-    except Exception as error:  # raised again below, once the others know of it
-        failure = error
-    if jax.process_count() > 1:
-        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
-        if failure is None and len(failed):
-            raise RuntimeError(f"Process {failed[0]} could not write the model; its message says why.")
-    if failure is not None:
-        raise failure
-    return result

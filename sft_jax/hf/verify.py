@@ -87,7 +87,7 @@ def _compare_parameters(exported: Decoder, expected: Decoder) -> int:
         ours, theirs = ours.get_value(), theirs.get_value()
         if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
             raise ExportMismatch(f"{path}: was written as {ours.dtype} {ours.shape}, but is {theirs.dtype} {theirs.shape}.")
-        different = int(_on_every_device(_count_different, ours)(ours, theirs))
+        different = int(_on_every_device(_count_different, ours)(ours, theirs).block_until_ready())
         if different:
             raise ExportMismatch(f"{path}: {different} of {ours.size} numbers differ from the live model's.")
         count += ours.size
@@ -103,7 +103,7 @@ def _count_different(x: jax.Array, y: jax.Array) -> jax.Array:
 def _logit_difference(ours: Decoder, theirs: Decoder, tokens: np.ndarray) -> tuple[float, float]:
     """Returns the largest difference between the logits of two models, and the largest logit of the second."""
     compare = _on_every_device(_compare_logits, named_leaves(ours)[0][1].get_value())
-    difference, largest = compare(ours, theirs, tokens)
+    difference, largest = jax.block_until_ready(compare(ours, theirs, tokens))
     return float(difference), float(largest)
 
 

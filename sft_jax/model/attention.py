@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from sft_jax.errors import UserError, did_you_mean
-from sft_jax.model.blocked_attention import BLOCK, blocked_attention
+from sft_jax.model.blocked_attention import blocked_attention
 from sft_jax.model.mask import HIDDEN, NOTHING_SEEN, MaskSpec, cap
+
+SHORT = 128  # rows up to which the dense kernel compiles and runs as fast
 
 
 def attend(
@@ -37,8 +39,8 @@ def check_kernel(kernel: str) -> None:
 
 
 def auto_kernel(queries: int, keys: int) -> str:
-    """Returns the kernel that "auto" stands for: the dense one for a decoding step and for a few blocks."""
-    return "reference" if queries == 1 or queries * keys <= BLOCK * BLOCK else "blocked"
+    """Returns the kernel that "auto" stands for: the dense one for a decoding step and for short rows."""
+    return "reference" if queries == 1 or queries * keys <= SHORT * SHORT else "blocked"
 
 
 def reference_attention(q, k, v, mask: MaskSpec, precision) -> jax.Array:

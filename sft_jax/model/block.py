@@ -16,15 +16,16 @@ class Attention(nnx.Module):
 
     def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
         keys = jax.random.split(key, 4)
-        queries, keys_values = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-        rest = (spec.initializer_range, dtype, options)
-        wide, narrow = (spec.hidden_size, queries), (spec.hidden_size, keys_values)
-        kv = ("embed", "kv_heads"), spec.query_bias
-        kv_units, units = {"kv_heads": spec.kv_heads}, {"heads": spec.heads}
-        self.query = Linear(wide, ("embed", "heads"), spec.query_bias, keys[0], *rest, units)
-        self.key = Linear(narrow, *kv, keys[1], *rest, kv_units)
-        self.value = Linear(narrow, *kv, keys[2], *rest, kv_units)
-        self.output = Linear(wide[::-1], ("heads", "embed"), spec.output_bias, keys[3], *rest, units)
+        hidden, heads, kv_heads = spec.hidden_size, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+        units = {"heads": spec.heads, "kv_heads": spec.kv_heads}  # a head is never cut in two
+
+        def linear(key, shape, axes, bias):
+            return Linear(shape, axes, bias, key, spec.initializer_range, dtype, options, units)
+
+        self.query = linear(keys[0], (hidden, heads), ("embed", "heads"), spec.query_bias)
+        self.key = linear(keys[1], (hidden, kv_heads), ("embed", "kv_heads"), spec.query_bias)
+        self.value = linear(keys[2], (hidden, kv_heads), ("embed", "kv_heads"), spec.query_bias)
+        self.output = linear(keys[3], (heads, hidden), ("heads", "embed"), spec.output_bias)
         self.query_norm = Norm(spec.head_size, spec, dtype) if spec.qk_norm else None
         self.key_norm = Norm(spec.head_size, spec, dtype) if spec.qk_norm else None
         self.head_size = spec.head_size

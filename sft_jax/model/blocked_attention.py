@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from sft_jax.model.mask import HIDDEN, NOTHING_SEEN, MaskSpec, cap, visible
 
-BLOCK = 128  # queries and keys in a block
+BLOCKS = {"cpu": 64}  # queries and keys in a block by platform: small ones stay in a core's cache,
+BLOCK = 128  # elsewhere they should fill a matrix unit
 
 
 class _Static(NamedTuple):
@@ -37,8 +38,9 @@ class _Side(NamedTuple):
     segments: jax.Array
 
 
-def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, precision, block: int = BLOCK):
+def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, precision, block: int | None = None):
     """See `sft_jax.model.attention.attend`. Lengths that `block` does not divide are padded."""
+    block = block or BLOCKS.get(jax.default_backend(), BLOCK)
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     static = _Static(mask.causal, mask.window, mask.scale, mask.soft_cap, mask.aligned, precision)

@@ -48,16 +48,18 @@ class Decoder(nnx.Module):
         """
         check_kernel(options.attention)
         if options.remat not in REMAT_POLICIES:
-            raise UserError(f"model.remat: unknown policy '{options.remat}'; {did_you_mean(options.remat, REMAT_POLICIES)}.")
+            known = did_you_mean(options.remat, REMAT_POLICIES)
+            raise UserError(f"model.remat: unknown policy '{options.remat}'; {known}.")
         self.spec = spec
         self.options = options
-        embed_key, head_key, *keys = jax.random.split(key, 2 + len(plan_runs(spec.layers)))
+        runs = plan_runs(spec.layers)
+        embed_key, head_key, *run_keys = jax.random.split(key, 2 + len(runs))
         self.embed = Embed(spec, embed_key, param_dtype, options)
         self.runs = nnx.List([])
-        for run, run_key in zip(plan_runs(spec.layers), keys, strict=True):
-            new_block = lambda block_key: Block(spec, block_key, param_dtype, options)  # noqa: E731
-            place_keys = jax.random.split(run_key, (len(run.period), run.repeats))
-            self.runs.append(nnx.List([_name_stacked_axis(jax.vmap(new_block)(keys)) for keys in place_keys]))
+        new_stack = jax.vmap(lambda block_key: Block(spec, block_key, param_dtype, options))
+        for run, run_key in zip(runs, run_keys, strict=True):
+            places = jax.random.split(run_key, (len(run.period), run.repeats))
+            self.runs.append(nnx.List([_name_stacked_axis(new_stack(keys)) for keys in places]))
         self.final_norm = Norm(spec.hidden_size, spec, param_dtype)
         if not spec.tied_head:
             shape = (spec.hidden_size, spec.vocab_size)
@@ -118,7 +120,7 @@ class Decoder(nnx.Module):
         return self.options.constrain(logits, ("batch", "length", "act_vocab"))
 
     def init_cache(self, batch: int, max_length: int, dtype=None) -> Cache:
-        """Returns an empty cache for `batch` sequences of at most `max_length` tokens; dtype None: the compute dtype."""
+        """Returns an empty cache for `batch` sequences of at most `max_length` tokens, by default in compute dtype."""
         return new_cache(self.spec, batch, max_length, dtype or self.options.dtype)
 
     def extend(
@@ -139,9 +141,7 @@ class Decoder(nnx.Module):
         kinds = dict.fromkeys(layer.rope for layer in self.spec.layers)
         return {rope: rope_table(rope, self.spec.head_size, positions) for rope in kinds}
 
-    def mask(
-        self, layer: LayerSpec, positions, segments, key_positions, key_segments, aligned: bool
-    ) -> MaskSpec:
+    def mask(self, layer: LayerSpec, positions, segments, key_positions, key_segments, aligned: bool) -> MaskSpec:
         """Returns the mask of a kind of layer for queries and keys at these positions and segments."""
         return MaskSpec(
             query_positions=positions, key_positions=key_positions,

@@ -39,8 +39,9 @@ class Linear(nnx.Module):
         options: Options,
         units: dict[str, int] | None = None,
     ):
-        """`axes` and `units` are the logical axes and the number of pieces along them, see sft_jax.model.sharding."""
-        self.kernel = nnx.Param(draw(key, shape, deviation, dtype), axes=axes, units=FrozenDict(units or {}))
+        """`axes` are logical axes and `units` the pieces into which some may be cut, see sft_jax.model.sharding."""
+        units = FrozenDict({axis: count for axis, count in (units or {}).items() if axis in axes})
+        self.kernel = nnx.Param(draw(key, shape, deviation, dtype), axes=axes, units=units)
         self.bias = nnx.Param(jnp.zeros(shape[1:], dtype), axes=("norm",)) if bias else None
         self.options = options
 

@@ -32,9 +32,8 @@ class MaskSpec:
 
     def visible(self) -> jax.Array:
         """Returns which keys each query sees, bool [B, Lq, Lk]."""
-        return visible(
-            (self.query_positions, self.query_segments), (self.key_positions, self.key_segments), self.causal, self.window
-        )  # fmt: skip
+        queries, keys = (self.query_positions, self.query_segments), (self.key_positions, self.key_segments)
+        return visible(queries, keys, self.causal, self.window)
 
 
 def visible(

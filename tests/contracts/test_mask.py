@@ -4,12 +4,14 @@ Every published template, every shape of conversation, three real tokenizers. Th
 renders, its ids. Where turns end is a table made by hand.
 """
 
+import dataclasses
 import unicodedata
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from chat_cases import CHATS, END_OF_TURN, GUARDED_CHATS, as_dicts, reference_render, template_classes_script
+from chat_cases import CHATS, END_ADDED, END_OF_TURN, GUARDED_CHATS, as_dicts, reference_render, template_classes_script
 from sft_jax.data.chat import RowBuilder
 from sft_jax.data.conversation import Conversation
 from sft_jax.data.examples import BadRow
@@ -20,24 +22,45 @@ pytest.importorskip("transformers")
 SCRIPT = template_classes_script()
 
 
-@pytest.fixture(scope="module", params=["llama3", "qwen3", "llama2"])
-def tokenizers(request, assets):
-    """A tokenizer of ours and the same from transformers."""
-    from transformers import AutoTokenizer
-
-    folder = assets / "tokenizers" / request.param
-    return load_tokenizer(folder), AutoTokenizer.from_pretrained(str(folder))
-
-
 @pytest.fixture(scope="module")
 def sources(assets):
     return SCRIPT.stock_templates(assets)
 
 
+class Tokenizers(NamedTuple):
+    """A tokenizer of ours and the same from transformers, with a builder for each template."""
+
+    ours: Any
+    reference: Any
+    builders: dict[str, RowBuilder]
+
+
+@pytest.fixture(scope="module", params=["llama3", "qwen3", "llama2"])
+def tokenizers(request, assets, sources):
+    from transformers import AutoTokenizer
+
+    folder = assets / "tokenizers" / request.param
+    ours = load_tokenizer(folder)
+    builders = {
+        name: RowBuilder(ours, ChatTemplate(source, ours.special_tokens), template_kwargs=SCRIPT.KWARGS.get(name, {}))
+        for name, source in sources.items()
+    }
+    return Tokenizers(ours, AutoTokenizer.from_pretrained(str(folder)), builders)
+
+
+def weighted(messages):
+    """Gives answers different weights in turn, so that answers that follow each other directly can be told apart."""
+    return tuple(
+        dataclasses.replace(message, weight=(1.0, 0.5)[index % 2]) if message.role == "assistant" else message
+        for index, message in enumerate(messages)
+    )
+
+
 def runs(example):
-    """Returns the (start, end) of each stretch of supervised tokens."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], example.weights > 0, [0]]).astype(int)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+    """Returns (start, end, weight) of each stretch of supervised tokens of one weight."""
+    edges = [0, *(np.flatnonzero(np.diff(example.weights)) + 1).tolist(), len(example.weights)]
+    stretches = zip(edges[:-1], edges[1:], strict=True)
+    return [(start, end, float(example.weights[start])) for start, end in stretches if example.weights[start] > 0]
 
 
 class Reference:
@@ -47,7 +70,8 @@ class Reference:
         self.source, self.messages, self.reference = source, messages, reference
         self.variables = {**reference.special_tokens_map, **SCRIPT.KWARGS.get(name, {})}
         self.end = END_OF_TURN[name].format(eos=reference.eos_token)
-        if name == "GLM-4.6" and self.end not in reference.get_added_vocab():
+        self.end_added = name in END_ADDED
+        if self.end_added and self.end not in reference.get_added_vocab():
             self.end = reference.eos_token
         self.turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
 
@@ -66,8 +90,7 @@ class Reference:
         Where the render does not begin with the prompt: the content, as it is or trimmed, and the end of the turn.
         """
         prompt, shown = self.prompt(turn), self.render(turn + 1, False)
-        if self.end not in shown[len(prompt) :]:
-            shown += self.end
+        shown += self.end if self.end_added else ""
         if shown.startswith(prompt):
             return {shown[len(prompt) : shown.rindex(self.end, len(prompt)) + len(self.end)]}
         content = self.messages[turn].content
@@ -86,8 +109,8 @@ class Reference:
 
 
 def same(got, wanted):
-    """Compares texts up to the normalisation that tokenizers do."""
-    return unicodedata.normalize("NFC", got) == unicodedata.normalize("NFC", wanted)
+    """Compares texts up to the normalisation that tokenizers do: NFC, and SentencePiece's sign for a space."""
+    return unicodedata.normalize("NFC", got.replace("▁", " ")) == unicodedata.normalize("NFC", wanted.replace("▁", " "))
 
 
 def check_row(row, expected, tokenizer, guarded):
@@ -100,13 +123,13 @@ def check_row(row, expected, tokenizer, guarded):
                 yield "the ids are not those of apply_chat_template"
             if len(example.ids) > len(whole) and tokenizer.decode(example.ids[len(whole) :]) != expected.end:
                 yield "something was put after the render"
-        for start, end in runs(example):
+        for start, end, weight in runs(example):
             before, until = tokenizer.decode(example.ids[:start]), tokenizer.decode(example.ids[:end])
             answer = until[len(before) :]
             for turn, (prompt, answers) in left.items():
                 known = example.ids[:start].tolist() == expected.ids(prompt) if not guarded else same(before, prompt)
                 # White space after an end-of-turn that is plain text may share its last token.
-                if known and any(same(answer, text) or same(answer.rstrip(), text) for text in answers):
+                if weight == expected.messages[turn].weight and known and any(same(answer, text) or same(answer.rstrip(), text) for text in answers):
                     del left[turn]
                     break
             else:
@@ -116,20 +139,19 @@ def check_row(row, expected, tokenizer, guarded):
 
 
 def failures(sources, tokenizers, chats, guarded):
-    tokenizer, reference = tokenizers
     wrong, checked = [], 0
+    chats = {shape: weighted(messages) for shape, messages in chats.items()}
     for name, source in sources.items():
-        template = ChatTemplate(source, tokenizer.special_tokens)
-        builder = RowBuilder(tokenizer, template, template_kwargs=SCRIPT.KWARGS.get(name, {}))
-        rows = builder.build([Conversation(messages=messages) for messages in chats.values()])
+        rows = tokenizers.builders[name].build([Conversation(messages=messages) for messages in chats.values()])
         for (shape, messages), row in zip(chats.items(), rows, strict=True):
-            expected = Reference(source, name, messages, reference)
+            expected = Reference(source, name, messages, tokenizers.reference)
             if isinstance(row, BadRow) or expected.refuses():
                 if isinstance(row, BadRow) != expected.refuses():
                     wrong.append(f"{name}, {shape}: {row}")
                 continue
             checked += 1
-            wrong += [f"{name}, {shape}: {problem}" for problem in check_row(row, expected, tokenizer, guarded)]
+            problems = check_row(row, expected, tokenizers.ours, guarded)
+            wrong += [f"{name}, {shape}: {problem}" for problem in problems]
     assert checked > len(sources) * len(chats) // 2
     return wrong
 
@@ -147,12 +169,11 @@ def test_every_template_has_an_entry_in_the_table(sources):
 
 
 def test_once_is_apply_chat_template(sources, tokenizers):
-    """The ids through the whole of transformers' own function, template arguments and all."""
-    tokenizer, reference = tokenizers
+    """The ids through the whole of transformers' own function, its special tokens and all."""
     for name in ("Qwen-Qwen3-0.6B", "meta-llama-Llama-3.1-8B-Instruct", "built-in/chatml", "trl/phi3"):
-        row = RowBuilder(tokenizer, ChatTemplate(sources[name], tokenizer.special_tokens)).build(
-            [Conversation(messages=CHATS["one turn"])]
-        )[0]
+        row = tokenizers.builders[name].build([Conversation(messages=CHATS["one turn"])])[0]
+        ids = tokenizers.reference.apply_chat_template(
+            as_dicts(CHATS["one turn"]), chat_template=sources[name], return_dict=False
+        )
         assert row.kind == "once"
-        ids = reference.apply_chat_template(as_dicts(CHATS["one turn"]), chat_template=sources[name], return_dict=False)
         assert row.examples[0].ids.tolist() == ids, name

@@ -32,18 +32,18 @@ def apply(plain, policy, max_length):
     return pieces, counts
 
 
-def expected_pieces(example: Plain, policy: str, max_length: int) -> list[tuple[list[int], list[float]]]:
+def all_pieces(example: Plain, policy: str, max_length: int) -> list[tuple[list[int], list[float]]]:
+    """What a policy leaves of an example, before pieces without supervised tokens are left out."""
     n, limit = len(example.ids), max_length + 1
     whole = (example.ids, example.weights)
     if n <= limit:
         return [whole]
-    cut = {
+    return {
         "drop": [],
         "truncate_left": [tuple(part[n - limit :] for part in whole)],
         "truncate_right": [tuple(part[:limit] for part in whole)],
         "split": [tuple(part[i : i + limit] for part in whole) for i in range(0, n - 1, max_length)],
     }[policy]
-    return [piece for piece in cut if any(w > 0 for w in piece[1][1:])]
 
 
 @given(st.lists(examples(max_tokens=20), min_size=1, max_size=8), st.integers(2, 10))
@@ -51,12 +51,14 @@ def expected_pieces(example: Plain, policy: str, max_length: int) -> list[tuple[
 @pytest.mark.parametrize("policy", ["drop", "truncate_left", "truncate_right", "split"])
 def test_policies_against_slices(policy, plain, max_length):
     pieces, counts = apply(plain, policy, max_length)
-    expected = {index: expected_pieces(example, policy, max_length) for index, example in enumerate(plain)}
+    every = {index: all_pieces(example, policy, max_length) for index, example in enumerate(plain)}
+    expected = {index: [piece for piece in parts if any(piece[1][1:])] for index, parts in every.items()}
     assert pieces == {index: parts for index, parts in expected.items() if parts}
 
     too_long = [index for index, example in enumerate(plain) if len(example.ids) - 1 > max_length]
     parts = {index: expected[index] for index in too_long}
     assert counts.over_length == len(too_long)
+    assert counts.unsupervised_pieces == sum(len(every[index]) - len(expected[index]) for index in too_long)
     assert counts.dropped == sum(not part for part in parts.values())
     assert counts.split == sum(len(part) > 1 for part in parts.values())
     assert counts.cut == sum(len(part) == 1 for part in parts.values())

@@ -124,7 +124,8 @@ def test_the_plan_depends_on_the_seed_the_epoch_and_nothing_else():
     assert first == rows_of(plan_of(lengths, epochs=2.0))
     assert first != rows_of(plan_of(lengths, epochs=2.0, seed=1))
     one = rows_of(plan_of(lengths))
-    assert first[: len(one)] == one and first[len(one) :] != one
+    assert first[: len(one)] == one
+    assert sorted(first[len(one) :]) != sorted(one)  # other documents share a row, not only another order of rows
 
 
 def test_the_plan_of_a_known_input_never_changes():

@@ -511,6 +511,13 @@ def test_a_cache_that_cannot_be_written_is_one_message(run, tmp_path):
         run(write(tmp_path / "rows.jsonl", pairs(3)), cache_dir=str(tmp_path / "file" / "cache"))
 
 
+def test_a_wrong_path_is_told_before_anything_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "load_tokenizer", None)
+    rows = write(tmp_path / "rows.jsonl", pairs(3))
+    with pytest.raises(UserError, match=r"data\.eval\.held: .*nothing\.jsonl"):
+        run(rows, eval={"held": str(tmp_path / "nothing.jsonl")})
+
+
 def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "sft_jax"

@@ -101,6 +101,8 @@ def test_sums_over_many_batches_lose_nothing(run):
     assert result["perplexity"] == math.e
 
 
-def test_a_hopeless_loss_has_infinite_perplexity(run):
+@pytest.mark.parametrize(("total", "perplexity"), [(1e4, math.exp(700)), (math.nan, math.nan)])
+def test_perplexity_of_a_hopeless_loss_is_a_number_and_that_of_nan_is_none(run, total, perplexity):
     stream = SimpleNamespace(total_rows=1, read=lambda first, count: None)
-    assert evaluate_loss(lambda state, batch: sums(1e4, 1), None, stream, 1)["perplexity"] == math.inf
+    values = evaluate_loss(lambda state, batch: sums(total, 1), None, stream, 1)
+    np.testing.assert_equal((values["loss"], values["perplexity"]), (total, perplexity))

@@ -30,11 +30,11 @@ def test_answers_are_those_of_generate_and_go_into_the_history(stories):
 
 
 def test_what_was_said_of_an_answer_that_is_cut_off_stays(stories):
-    session = chat(stories)
+    session = chat(stories, system="Be kind.")
     answer = session.answer("Hi")
     given = next(answer) + next(answer)
     answer.close()
-    assert session.turns == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": given}]
+    assert session.turns[1:] == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": given}]
 
 
 def test_without_a_template_a_text_goes_on(stories):
@@ -55,9 +55,9 @@ def test_a_message_that_cannot_be_answered_leaves_the_chat_as_it_was(stories):
 
 def test_an_answer_ends_where_the_context_does(stories):
     session = chat(stories, chat_template="auto", max_new_tokens=100)
-    session.context = 12
+    session.context = 26
     tokens = stories[1].encode("".join(session.answer("Once upon a time")))
-    assert 0 < len(tokens) <= 12 - len(stories[1].encode("Once upon a time")) and not session.finished
+    assert 0 < len(tokens) <= 26 - len(stories[1].encode("Once upon a time")) and not session.finished
 
 
 @pytest.mark.parametrize(

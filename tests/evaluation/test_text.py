@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from sft_jax.data.tokens import load_tokenizer
 from sft_jax.evaluation.text import TextStream, continuation_text
 
 
@@ -19,9 +20,10 @@ class Backend:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
 
-@pytest.fixture(scope="module", params=["models/stories260k", "tokenizers/llama2", "tokenizers/qwen3"])
+@pytest.fixture(scope="module", params=["models/stories260k", "tokenizers/llama2", "tokenizers/qwen3", "tokenizers/mistral_v3"])
 def tokenizer(request, assets):
-    return Backend(assets / request.param / "tokenizer.json")
+    folder = assets / request.param
+    return Backend(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else load_tokenizer(folder)
 
 
 @settings(max_examples=60, deadline=None)

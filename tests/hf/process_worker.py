@@ -35,7 +35,7 @@ def counted_read(self, *args):
 files.TensorDirectory.read = counted_read
 decoder = load_decoder(model, Options(), make_mesh(1, 4, 2))
 result = {"read": read_bytes}
-result["sums"] = {path: float(jnp.sum(jnp.abs(leaf.get_value()))) for path, leaf in named_leaves(decoder)}
+result["sums"] = {path: float(jnp.sum(jnp.abs(leaf.get_value())).block_until_ready()) for path, leaf in named_leaves(decoder)}
 result["logit_difference"] = export_checkpoint(decoder, None, out / "exported", max_shard_size=30_000).logit_difference
 
 

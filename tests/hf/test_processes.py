@@ -68,7 +68,7 @@ def test_what_they_write_is_the_model(name, model, results):
     assert written.tensors.keys() == original.tensors.keys()
     for tensor in original.tensors:
         assert written.read(tensor).tobytes() == original.read(tensor).tobytes()
-    assert all(result["logit_difference"] == 0 for result in results[1])
+    assert all(result["logit_difference"] < 1e-5 for result in results[1])
 
 
 def test_a_failure_of_the_first_process_ends_all(results):

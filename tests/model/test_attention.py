@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from tiny_models import packed_rows
 
 from sft_jax.errors import UserError
 from sft_jax.model.attention import KERNELS, attend, auto_kernel
 from sft_jax.model.blocked_attention import _blocks, _key_blocks, _Side, _Static, blocked_attention
 from sft_jax.model.mask import MaskSpec, segment_positions
+from sft_jax.model.sharding import make_mesh
 
 CASES = {
     "plain": dict(length=70, heads=4, kv_heads=2, window=None, soft_cap=None),
@@ -69,7 +72,8 @@ def test_gradients_of_blocked_equal_reference(case):
     weights = np.random.default_rng(1).normal(size=args[0].shape).astype(np.float32)
 
     def gradients(kernel, mask):
-        return jax.jit(jax.grad(lambda *a: jnp.sum(kernel(*a, mask, jax.lax.Precision.HIGHEST) * weights), (0, 1, 2)))(*args)
+        loss = lambda *a: jnp.sum(kernel(*a, mask, jax.lax.Precision.HIGHEST) * weights)  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
 
     expected = gradients(KERNELS["reference"], mask)
     assert all(np.abs(g).max() > 0.01 for g in expected)
@@ -157,6 +161,20 @@ def test_memory_of_blocked_is_linear_in_length():
     gradient = jax.jit(jax.grad(lambda q, k, v, m: attend(q, k, v, m, "blocked").sum(), (0, 1, 2)))
     temporary = gradient.lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
     assert temporary < 4 * heads * length**2 / 50, "a matrix of scores is held"
+
+
+def test_blocked_on_a_mesh():
+    """Rows over data, heads over tensor: values and gradients as on one device."""
+    mesh = make_mesh(2, 1, 2, jax.devices()[:4])
+    args, mask = inputs(length=40, heads=4, kv_heads=2, window=11, soft_cap=2.0)
+    run = lambda *a: jnp.sum(jnp.sin(small_blocks(*a, mask, jax.lax.Precision.HIGHEST)))  # noqa: E731
+    gradient = jax.jit(jax.value_and_grad(run, (0, 1, 2)))
+    expected = gradient(*args)
+    sharding = NamedSharding(mesh, P("data", None, "tensor"))
+    for one, other in zip(
+        jax.tree.leaves(gradient(*jax.device_put(args, sharding))), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_bfloat16_keeps_scores_in_float32():

@@ -40,7 +40,8 @@ def test_decoding_equals_the_whole_sequence(name):
     decoder = random_decoder(name)
     expected = np.asarray(logits(decoder, TOKENS))
     cache, at = decoder.init_cache(3, MAX_LENGTH), np.zeros(3, int)
-    calls = [(PROMPTS, False), *[((1, 1, 1), False)] * 4, ((1, 1, 0), False), ((13, 2, 0), True), *[((1, 1, 1), False)] * 3]
+    calls = [(PROMPTS, False), *[((1, 1, 1), False)] * 4, ((1, 1, 0), False), ((13, 2, 0), True)]
+    calls += [((1, 1, 1), False)] * 3
     checked = 0
     for counts, left in calls:
         batch = ragged(at, counts, left)

@@ -1,7 +1,7 @@
 """The decoder as a whole: its parameters, what its options may and may not change, and that no number is ignored."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +239,11 @@ def test_every_field_is_tried():
 def test_every_field_of_the_spec_changes_the_logits(path):
     """A constant that is read from config.json and then not passed on would leave them as they are."""
     if path == "initializer_range":
-        draw = lambda spec: jax.jit(lambda: Decoder(spec, Options(), jax.random.key(0)).embed.embedding[...])()  # noqa: E731
+
+        @partial(jax.jit, static_argnums=0)
+        def draw(spec):
+            return Decoder(spec, Options(), jax.random.key(0)).embed.embedding[...]
+
         np.testing.assert_allclose(draw(CHANGES[path]), 1.5 * draw(EVERYTHING), rtol=1e-6)
         return
     one, other = run_uncompiled(EVERYTHING), run_uncompiled(CHANGES[path])

@@ -78,7 +78,8 @@ def test_new_form_written_by_transformers_equals_old_form(name):
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.for_model(**PUBLISHED[name]).to_dict()
     assert "rope_theta" not in config and "rope_parameters" in config
-    assert spec_from_config({**config, "architectures": PUBLISHED[name]["architectures"]}) == spec_from_config(PUBLISHED[name])
+    config["architectures"] = PUBLISHED[name]["architectures"]
+    assert spec_from_config(config) == spec_from_config(PUBLISHED[name])
 
 
 def test_scaling_falls_back_on_the_field_beside_it():
@@ -104,7 +105,8 @@ def test_a_missing_field_is_named(name):
         except UserError as error:
             needed.append(field)
             assert field in str(error) or field == "rope_parameters", (field, error)
-    sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"}
+    sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    sizes |= {"rms_norm_eps"}
     own = {
         "llama": {"hidden_act"},
         "mistral": {"hidden_act", "sliding_window"},

@@ -26,7 +26,8 @@ def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
     """
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise UserError(f"config.json: 'architectures' must name the model class; supported: {', '.join(sorted(FAMILIES))}.")
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(f"config.json: 'architectures' must name the model class; supported: {known}.")
     if names[0] not in FAMILIES:
         raise UserError(f"config.json: architecture '{names[0]}' is not supported; {did_you_mean(names[0], FAMILIES)}.")
     fields = Fields(config)

@@ -49,9 +49,9 @@ class Fields:
             self.only(name, off)
 
     def only(self, name: str, allowed: tuple) -> None:
-        """Raises UserError unless the field is left out or has one of the values `allowed`."""
+        """Raises UserError unless the field has one of the values `allowed`; None stands for null and for left out."""
         value = self._values.get(name)
-        if value not in allowed and not (value is None and name not in self._values):
+        if value not in allowed:
             shown = value if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
             raise UserError(
                 f"{self.where}: '{name}' is {shown}, which this decoder does not support; supported: "

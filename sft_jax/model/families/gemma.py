@@ -28,13 +28,11 @@ def gemma3(fields: Fields) -> DecoderSpec:
         LOCAL: LayerSpec(window=fields.size("sliding_window"), rope=local_rope),
         GLOBAL: LayerSpec(window=None, rope=global_rope),
     }
-    # Soft caps are read for completeness of the format; transformers ignores the attention cap of Gemma 3.
-    fields.only("attn_logit_softcapping", (None,))
+    fields.only("attn_logit_softcapping", (None,))  # in the format, but the reference implementation has none
+    period = fields.size("sliding_window_pattern", absent=6)
     return _gemma(
         fields,
-        layers=tuple(
-            kinds[kind] for kind in read_layer_kinds(fields, absent_period=fields.size("sliding_window_pattern", absent=6))
-        ),
+        layers=tuple(kinds[kind] for kind in read_layer_kinds(fields, absent_period=period)),
         qk_norm=True,
         attention_soft_cap=None,
         logit_soft_cap=fields.optional_number("final_logit_softcapping"),

@@ -1,0 +1,209 @@
+"""The run as a whole: what it leaves behind, what it refuses, and what it does when something goes wrong."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import make_rows, metrics, tiny_config
+
+import sft_jax
+from sft_jax import fit
+from sft_jax.checkpoint import checkpoints as checkpoints_lib
+from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.training import run as run_lib
+from sft_jax.training.memory import advice, memory_explained
+from sft_jax.training.metrics import Window
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A short run with evaluation, generations, export and TensorBoard."""
+    config = tiny_config(
+        folder, train__steps=5, train__export=True, data__eval={"held": str(folder / "held_out.jsonl")}, eval__every=2,
+        eval__generate=4, eval__max_new_tokens=8, log__every=2, log__tensorboard=True, checkpoint__keep=1,
+    )  # fmt: skip
+    return fit(config, folder / "finished"), folder / "finished"
+
+
+def test_what_a_run_leaves_behind(finished):
+    summary, workdir = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "manifest.json", "metrics.jsonl", "tensorboard", "data_report.json", "samples.jsonl",
+            "checkpoints", "export", "summary.json"} <= names  # fmt: skip
+    assert json.loads((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["finished"] and summary["steps"] == 5 and summary["rows"] == 40
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["5"]
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1} and manifest["versions"]["jax"] == jax.__version__
+    assert any((workdir / "tensorboard").iterdir())
+
+
+def test_evaluation_happens_at_the_start_every_n_steps_and_at_the_end(finished):
+    _, workdir = finished
+    held = [record for record in metrics(workdir) if record["split"] == "held"]
+    assert [record["step"] for record in held] == [0, 2, 4, 5]
+    assert held[-1]["loss"] < held[0]["loss"]
+    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [0] * 4 + [2] * 4 + [4] * 4 + [5] * 4
+    assert {"prompt", "reference", "generation", "exact_match"} <= samples[0].keys()
+
+
+def test_windows_of_the_log_are_sums(finished):
+    """Steps 1-2, 3-4 and 5: every step is in one record, and real tokens add up to those of the rows."""
+    _, workdir = finished
+    trained = [record for record in metrics(workdir) if record["split"] == "train"]
+    assert [record["step"] for record in trained] == [2, 4, 5]
+    report = json.loads((workdir / "data_report.json").read_text())
+    assert sum(record["real_tokens"] for record in trained) == report["train"]["stream"]["tokens"]
+
+
+def test_the_export_is_the_trained_model(finished):
+    _, workdir = finished
+    model, tokenizer = sft_jax.load(workdir)
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    step = checkpoints_lib.committed_steps(workdir / "checkpoints")[-1]
+    arrays = checkpoints_lib.read_manifest(workdir / "checkpoints" / str(step))["arrays"]
+    assert sum(int(np.prod(shape)) for name, (shape, _, _) in arrays.items() if name.startswith("params/")) == sum(
+        leaf.size for leaf in jax.tree.leaves(model)
+    )
+    assert np.isfinite(np.asarray(model(tokens))).all() and tokenizer.chat_template
+
+
+def test_a_new_run_from_a_run(folder, finished):
+    """`model.path` = workdir: its weights, a fresh optimizer, a schedule of its own."""
+    summary, workdir = finished
+    config = tiny_config(folder, model__path=str(workdir), model__init="checkpoint", train__steps=2, data__eval={"held": str(folder / "held_out.jsonl")})
+    again = fit(config, folder / "from_run")
+    assert again["eval_first"]["held"]["loss"] == pytest.approx(summary["eval_last"]["held"]["loss"], rel=1e-5)
+    assert again["steps"] == 2
+
+
+def test_totals_are_printed_before_training(folder, finished, capsys):
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__stop_after_steps=1), folder / "totals")
+    lines = capsys.readouterr().out.splitlines()
+    totals = next(i for i, line in enumerate(lines) if line.startswith("Training data: "))
+    assert "real tokens" in lines[totals] and "supervised" in lines[totals]
+    assert totals < next(i for i, line in enumerate(lines) if line.startswith("step 1/"))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"train__batch_size": 12}, "train.micro_batch_size: 12 rows do not divide over mesh.data=1 x mesh.fsdp=8"),
+        ({"mesh__tensor": 3}, "mesh.tensor=3"),
+        ({"model__remat": "ful"}, "model.remat.*'full'"),
+        ({"model__attention": "splash"}, "model.attention"),
+        ({"optim__name": "adam"}, "optim.name.*'adamw'"),
+        ({"optim__schedule": "cosin"}, "optim.schedule.*'cosine'"),
+        ({"optim__groups": [{"pattern": "no_such_parameter", "freeze": True}]}, "no_such_parameter.*matches no parameter"),
+        ({"data__chat_template": "chatmll"}, "chatml"),
+        ({"data__format": "shargpt"}, "'sharegpt'"),
+        ({"data__supervise": "asistant"}, "supervise"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_key(folder, changes, words):
+    with pytest.raises(UserError, match=words):
+        fit(tiny_config(folder, **changes), folder / "refused")
+
+
+def test_a_step_that_is_not_finite_aborts_and_names_its_rows(folder):
+    config = tiny_config(folder, optim__learning_rate=1e30, optim__warmup=0.0, optim__clip_norm=0.0, optim__schedule="constant")
+    with pytest.raises(UserError, match=r"step \d+: the loss or a gradient is not finite.*train.jsonl:\d+.*train.nonfinite=skip"):
+        fit(config, folder / "nonfinite")
+    for step in checkpoints_lib.committed_steps(folder / "nonfinite/checkpoints"):
+        checkpoints_lib.verify(folder / "nonfinite/checkpoints" / str(step))
+
+
+def test_steps_that_are_not_finite_can_be_left_out(folder):
+    config = tiny_config(
+        folder, train__steps=4, train__nonfinite="skip", optim__learning_rate=1e30, optim__warmup=0.0, optim__clip_norm=0.0,
+        optim__schedule="constant",
+    )  # fmt: skip
+    summary = fit(config, folder / "skipped")
+    assert summary["finished"] and 0 < summary["nonfinite_steps"] < 4
+
+
+def test_frozen_parameters_stay_bit_equal(folder, capsys):
+    groups = [{"pattern": "embed", "freeze": True}, {"pattern": "mlp", "learning_rate": 0.1}]
+    fit(tiny_config(folder, train__steps=1, optim__groups=groups), folder / "frozen1")
+    fit(tiny_config(folder, train__steps=3, optim__groups=groups), folder / "frozen3")
+    assert "frozen" in capsys.readouterr().out
+    arrays = [checkpoints_lib.read_manifest(folder / f"frozen{n}/checkpoints/{n}")["arrays"] for n in (1, 3)]
+    assert arrays[0].keys() == arrays[1].keys()
+    same = {name for name in arrays[0] if arrays[0][name] == arrays[1][name]}
+    assert same == {name for name in arrays[0] if name.startswith("frozen/")} and same
+    assert not any("embed" in name for name in arrays[0] if name.startswith("opt_state/"))
+
+
+def test_a_full_disk_while_saving_ends_the_run(folder, monkeypatch):
+    def full(path, body):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints_lib, "_write_manifest", full)
+    with pytest.raises(UserError, match="checkpoints.*no space left.*start the same command again"):
+        fit(tiny_config(folder), folder / "full_disk")
+
+
+def test_out_of_memory_is_one_message(folder, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1.5G")
+
+    monkeypatch.setattr(run_lib, "train", exhausted)
+    with pytest.raises(UserError, match=r"Out of memory while training \(allocating 1.5G\).*train.micro_batch_size=4 \(now 8"):
+        fit(tiny_config(folder), folder / "memory")
+
+
+def test_advice_leaves_out_what_is_done(folder):
+    from sft_jax.config import parse_config
+
+    config = parse_config(tiny_config(folder, model__remat="full", train__micro_batch_size=1, optim__name="adafactor", optim__b2=0.999))
+    assert "micro_batch" not in advice(config) and "remat" not in advice(config) and "adafactor" not in advice(config)
+    with pytest.raises(jax.errors.JaxRuntimeError), memory_explained(config, "testing"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_a_data_error_in_the_middle_never_ends_as_success(folder, monkeypatch):
+    from sft_jax.data.pipeline import RowStream
+
+    read = RowStream.read
+
+    def failing(self, first, count):
+        if first >= 16:
+            raise OSError("the disk went away")
+        return read(self, first, count)
+
+    monkeypatch.setattr(RowStream, "read", failing)
+    with pytest.raises(Exception, match="the disk went away"):
+        fit(tiny_config(folder), folder / "data_error")
+    assert not (folder / "data_error/summary.json").exists()
+
+
+def test_a_window_keeps_means_of_sums():
+    window = Window()
+    steps = [dict.fromkeys(Window.NAMES, 0.0) | {"loss_sum": 10.0, "weight": 2.0, "grad_norm": 1.0, "learning_rate": 0.1},
+             dict.fromkeys(Window.NAMES, 0.0) | {"loss_sum": 2.0, "weight": 8.0, "grad_norm": 2.0, "learning_rate": 0.2}]  # fmt: skip
+    for metrics_of_step in steps:
+        window.add(metrics_of_step, timed=True)
+    record = window.take()
+    assert record["loss"] == pytest.approx(1.2) and record["learning_rate"] == 0.2  # a mean of means would be 2.625
+
+
+def test_profile_writes_a_trace(folder):
+    fit(tiny_config(folder, train__steps=5, train__profile=2), folder / "profiled")
+    assert list((folder / "profiled/profile").rglob("*.xplane.pb"))
+
+
+def test_rows_of_many_lengths_have_a_count(folder):
+    long = make_rows(folder / "long.jsonl", 20, seed=3)
+    config = tiny_config(folder, data__train=str(long), data__max_length=24, data__overlength="drop", train__steps=1, train__batch_size=8)
+    fit(config, folder / "dropped")
+    report = json.loads((folder / "dropped/data_report.json").read_text())["train"]["sets"]["train"]
+    assert report["rows_read"] == 20
+    assert report["documents"] < report["examples"], report["over_length"]

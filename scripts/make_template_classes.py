@@ -102,10 +102,10 @@ def classify(template: ChatTemplate, tokenizer: Tokenizer, kwargs: dict[str, Any
     return result
 
 
-def make_table(assets: Path) -> dict[str, dict[str, str]]:
-    """Returns template -> shape -> class."""
+def make_table(assets: Path, base: Tokenizer) -> dict[str, dict[str, str]]:
+    """Returns template -> shape -> class; `base` is the tokenizer that gets the markers of all templates."""
     sources = stock_templates(assets)
-    tokenizer = with_markers(load_tokenizer(assets / "tokenizers" / "llama3"), list(sources.values()))
+    tokenizer = with_markers(base, list(sources.values()))
     return {
         name: classify(ChatTemplate(source, tokenizer.special_tokens), tokenizer, KWARGS.get(name, {}))
         for name, source in sources.items()
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True, help="folder with chat_templates and tokenizers")
     parser.add_argument("--out", type=Path, default=GOLDEN)
     arguments = parser.parse_args()
-    table = make_table(arguments.assets)
+    table = make_table(arguments.assets, load_tokenizer(arguments.assets / "tokenizers" / "llama3"))
     arguments.out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sft_jax.data.conversation import Message
+from sft_jax.data.tokens import load_tokenizer
 
 # The text on which a server stops, by hand from the models' generation configs and model cards. GLM and its relatives
 # stop at the header of the next message, where the tokenizer has it.
@@ -100,6 +101,12 @@ def reference_render(source: str, messages, prompt: bool, variables: dict) -> st
 
     texts, _ = render_jinja_template([as_dicts(messages)], chat_template=source, add_generation_prompt=prompt, **variables)
     return texts[0]
+
+
+@lru_cache
+def shared_tokenizer(folder: Path):
+    """Loads a tokenizer once for all tests of a process: large vocabularies take seconds."""
+    return load_tokenizer(folder)
 
 
 @lru_cache

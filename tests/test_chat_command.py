@@ -72,7 +72,8 @@ def test_one_prompt_from_a_script(model, environment):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--model", "no/such/model"], "no/such/model"), (["--prompt", "a"], "--model"), (["--model", "m", "--top_p", "2"], "top_p")],
+    [(["--model", "no/such/model"], "no/such/model"), (["--prompt", "a"], "--model"),
+     (["--model", "m", "--top_p", "2"], "top_p")],
     ids=["path", "missing", "range"],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(arguments, message, environment):

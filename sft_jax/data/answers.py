@@ -98,15 +98,17 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
     found = prompt.rfind(literal) if literal.strip() else -1
     if found < 0:
         raise _undecided(rendering, turn, prompt, text)
-    said = text[begin:end]
+    opened = prompt[found + len(literal) :]
     if closing and "reasoning" in mine:
-        opened = prompt[found + len(literal) :]
         spoken = _reasoned(messages[turn], mine, opened, closing)
         rest = text[own[-1].end : end] if own and own[-1].kind == "content" else rendering.turn_end.end
         return _compose(rendering, messages, slots, prompt, spoken + rest, len(spoken))
+    if "reasoning" in mine and any(first in opened and last in opened for first, last in REASONING_TAGS):
+        own = [region for region in own if region.kind == "content"]  # the prompt has ended the section already
+        begin = own[0].start if own else end - tail
     moved = len(prompt) - begin
     regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
-    return _joined(rendering, messages, slots, prompt, said, regions)
+    return _joined(rendering, messages, slots, prompt, text[begin:end], regions)
 
 
 def _reasoned(message: dict, mine: dict[str, Slot], opened: str, closing: str) -> str:

@@ -50,7 +50,7 @@ def build_store(
     bad: list[BadRowEntry] = []
     kinds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    unsupervised = used = done = watchdog = 0
+    used = done = watchdog = 0
     file_numbers = {name: index for index, name in enumerate(rows.names)}
     reported = time.monotonic()
 
@@ -72,7 +72,6 @@ def build_store(
                 used += sum(encoded.kinds.values())
                 kinds.update(encoded.kinds)
                 counts.update(encoded.counts)
-                unsupervised += encoded.unsupervised
             if bad and bad_rows == "error" and (watchdog or done - bad[0]["row"] > LOOK_AHEAD):
                 break
             if watchdog >= WATCHDOG_ROWS:
@@ -87,11 +86,8 @@ def build_store(
             raise bad_rows_error(what, bad, rows, done)
         if not used:
             raise UserError(f"{what}: none of its {len(rows):,} rows can be used:{_list_of(bad, rows)}")
-        meta = {
-            **meta, "rows": len(rows), "used_rows": used, "kinds": dict(kinds), "counts": dict(counts),
-            "unsupervised_examples": unsupervised,
-        }  # fmt: skip
-        writer.finish(list(rows.names), meta, bad)
+        counted = {"rows": len(rows), "used_rows": used, "kinds": dict(kinds), "counts": dict(counts)}
+        writer.finish(list(rows.names), {**meta, **counted}, bad)
 
 
 def bad_rows_error(what: str, bad: list[BadRowEntry], rows: Rows, done: int) -> UserError:

@@ -227,7 +227,7 @@ class RowBuilder:
         if plan.ends_with_eos:
             prefix, eos = self._tokenizer.plain_prefix, self._tokenizer.eos_id
             last = plan.spans[-1].weight if plan.spans and plan.spans[-1].end == len(plan.text) else 0
-            ended = len(ids) > 0 and ids[-1] == eos
+            ended = len(ids) > 0 and ids[-1] == eos and starts[-1] >= plan.starts[-1]  # the data has written it
             ids = np.concatenate([np.array(prefix, np.int32), ids, np.array([] if ended else [eos], np.int32)])
             weights = np.concatenate([np.zeros(len(prefix), np.float32), weights, np.full(0 if ended else 1, last, np.float32)])
             turn_starts = turn_starts + len(prefix)

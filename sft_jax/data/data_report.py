@@ -30,7 +30,6 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
         "rows_used": meta["used_rows"],
         "rows_left_out": {"total": len(store.bad_rows), "reasons": group_reasons(store)},
         "examples": len(store),
-        "examples_without_supervised_tokens": meta["unsupervised_examples"],
         "seam_cuts": meta["kinds"].get("cut", 0),
         "per_turn": meta["kinds"].get("per_turn", 0),
         "kinds": meta["kinds"],

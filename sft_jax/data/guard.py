@@ -23,8 +23,8 @@ from sft_jax.data.spans import TextPlan
 from sft_jax.data.tokens import Tokenizer
 
 REASONING = frozenset(tag for pair in REASONING_TAGS for tag in pair)
-_FIRST_ALIAS = 0x100000  # aliases are the characters of the last private-use plane
-_ALIASES = re.compile(f"[{chr(_FIRST_ALIAS)}-{chr(0x10FFFF)}]")
+_FIRST_ALIAS = 0x108000  # aliases are characters of the last private-use plane
+_LAST_ALIAS = 0x10FFFD
 
 
 @functools.lru_cache(maxsize=4)
@@ -40,9 +40,10 @@ class Guard:
         self._tokenizer = tokenizer
         # Runs of white space that a vocabulary lists as added tokens control nothing.
         texts = sorted((text for text in tokenizer.added_tokens if text.strip(" \t\r\n\u2581")), key=len, reverse=True)
-        if len(texts) > 0xFFFE:
-            raise ValueError(f"{len(texts)} added tokens are more than there are private-use characters")
+        if len(texts) > _LAST_ALIAS - _FIRST_ALIAS:
+            raise ValueError(f"{len(texts)} added tokens are more than there are aliases for them")
         self._aliases = {text: chr(_FIRST_ALIAS + number) for number, text in enumerate(texts)}
+        self._alias = re.compile(f"[{chr(_FIRST_ALIAS)}-{chr(_FIRST_ALIAS + len(texts))}]")
         self._any = _pattern(texts)
         self._other = _pattern([text for text in texts if text not in REASONING])
         self._thought = _pattern([text for text in texts if text in REASONING])
@@ -73,7 +74,7 @@ class Guard:
                 "its content holds the text of a control token, and the template does not show where content is; "
                 "remove that text or set data.allow_special_tokens_in_content=True."
             )
-        if _ALIASES.search(plan.text):
+        if self._alias.search(plan.text):
             raise RowError("its content holds the text of a control token, and private-use characters; remove one of them.")
         parts, old, new, done = [], [0], [0], 0
 
@@ -140,7 +141,7 @@ class Guard:
 
     def _allowed(self, plan: TextPlan, token: int, start: int, stop: int) -> bool:
         """Returns whether a control token that touches content is reasoning markup of the assistant, or an alias."""
-        if _ALIASES.search(plan.text, start, stop):
+        if self._alias.search(plan.text, start, stop):
             return True
         if token not in self._reasoning_ids:
             return False

@@ -7,6 +7,7 @@ then a new permutation begins. Without weights an epoch is every document of eve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -58,6 +59,7 @@ def make_mixture(sizes: Sequence[int], weights: Sequence[float | None], seed: in
     if weights[0] is None:
         counts = tuple(sizes)
     else:
-        total, share = sum(sizes), sum(weights)
-        counts = tuple(max(1, round(total * weight / share)) for weight in weights)
+        # Exact: how Python adds floats depends on its version, and a half could be rounded either way.
+        exact = [Fraction(weight) for weight in weights]
+        counts = tuple(max(1, round(sum(sizes) * weight / sum(exact))) for weight in exact)
     return Mixture(tuple(int(size) for size in sizes), counts, seed, shuffle)

@@ -217,6 +217,7 @@ def _build(sets: list[_Set], config: DataConfig, tokenizer: Tokenizer, folder: P
     count = min(config.workers or _cores(), chunks)
     with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
         _check_options(pool, sets, template)
+        pool.setup = setup._replace(checked=True)
         for index, (item, option) in enumerate(zip(sets, options, strict=True)):
             log(f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} process(es).")
             build.build_store(

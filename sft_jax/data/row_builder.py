@@ -14,7 +14,6 @@ from sft_jax.data.templates import ChatTemplate
 from sft_jax.data.tokens import load_stored_tokenizer
 
 TARGET = f"{__name__}:make_builder"  # for WorkerPool
-UNSUPERVISED = "has no supervised token, so there is nothing to learn; check the roles and data.supervise."
 _ROLE_CODES = {role: code for code, role in enumerate(ROLES)} | {"developer": ROLES.index("system")}
 
 
@@ -35,6 +34,7 @@ class Setup(NamedTuple):
     template_kwargs: dict[str, Any]
     allow_special_tokens: bool
     sets: tuple[SetOptions, ...]
+    checked: bool = False  # the template compiles and renders in good time, so workers may do it before they are ready
 
 
 class Item(NamedTuple):
@@ -52,7 +52,6 @@ class Built(NamedTuple):
     bad: list[tuple[int, str]]  # (row number, reason)
     kinds: Counter[str]  # how rows became examples, see sft_jax.data.examples.BuiltRow
     counts: Counter[str]
-    unsupervised: int  # examples left out of rows that have others
 
 
 def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
@@ -84,24 +83,21 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
         )  # fmt: skip
         return _collect(list(zip(numbers, results, strict=True)), bad)
 
+    if setup.checked:
+        for index in range(len(setup.sets)):
+            build([Item(index, 0, None)])
     return build
 
 
 def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]]) -> Built:
-    examples, kinds, counts, unsupervised = [], Counter(), Counter(), 0
+    examples, kinds, counts = [], Counter(), Counter()
     for number, result in results:
         if isinstance(result, BadRow):
             bad.append((number, result.reason))
             continue
-        # The first token of a document is never a target, whatever its weight.
-        usable = [example for example in result.examples if (example.weights[1:] > 0).any()]
-        if not usable:
-            bad.append((number, UNSUPERVISED))
-            continue
-        unsupervised += len(result.examples) - len(usable)
         kinds[result.kind] += 1
         counts.update(result.counts)
-        for example in usable:
+        for example in result.examples:  # each has a supervised token behind its first
             roles = [_ROLE_CODES.get(role, 0) for role in example.turn_roles]
             examples.append((number, example.ids, example.weights, example.turn, example.turn_starts, roles))
-    return Built(encode(examples), sorted(bad), kinds, counts, unsupervised)
+    return Built(encode(examples), sorted(bad), kinds, counts)

@@ -7,6 +7,7 @@ renders in a loop does so in a process that is watched for time and memory.
 import datetime
 import functools
 import json
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,12 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         self.name = name
         self.now = now or datetime.datetime.now()
-        environment = _environment()
-        environment.globals["strftime_now"] = lambda form: self.now.strftime(form)
         try:
-            self._compiled = environment.from_string(source)
+            code = _compile(source)
         except jinja2.TemplateError as error:
             raise UserError(f"{name}: is not a valid chat template ({error}); check data.chat_template.") from error
-        self._compiled.globals = dict(self._compiled.globals)  # a chain of maps, copied slowly in every render
+        names = {**_ENVIRONMENT.globals, "strftime_now": lambda form: self.now.strftime(form)}
+        self._compiled = jinja2.Template.from_code(_ENVIRONMENT, code, names)
 
     def __reduce__(self):
         return functools.partial(ChatTemplate, name=self.name, now=self.now), (self.source, self.special_tokens)
@@ -209,6 +209,11 @@ def _environment() -> _Environment:
     return environment
 
 
+@functools.lru_cache(maxsize=64)
+def _compile(source: str) -> types.CodeType:
+    return _ENVIRONMENT.compile(source)
+
+
 def _raise_exception(message: str):
     raise jinja2.TemplateError(message)
 
@@ -216,3 +221,6 @@ def _raise_exception(message: str):
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
     """JSON as transformers writes it: jinja2's own filter escapes HTML, sorts keys and escapes what is not ASCII."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+_ENVIRONMENT = _environment()

@@ -5,6 +5,7 @@ parent (sft_jax.data.workers) kills a worker that takes too long. Imports stay l
 a second and never loads jax or transformers.
 """
 
+import ctypes
 import importlib
 import os
 import resource
@@ -17,6 +18,7 @@ from multiprocessing.connection import Connection
 
 from sft_jax.errors import UserError
 
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h: the signal that the kernel sends when the parent dies
 MEMORY_EXIT = 77  # exit status of a worker that found itself above its memory limit
 
 
@@ -60,6 +62,8 @@ def main(handle: int, parent: int) -> None:
 def _limit(memory_mb: int, parent: int) -> None:
     """Limits memory to `memory_mb` beyond what is in use now, and ends the process when the parent is gone."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # also where one long call into C keeps the watch below from running
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     extra = memory_mb << 20
     size = _address_space()
     if size:

@@ -60,14 +60,14 @@ class WorkerPool:
     """Worker processes that all run `target` ("module:callable", see sft_jax.data.worker). Use as a context manager.
 
     Args:
-        setup: picklable argument of the callable.
+        setup: picklable argument of the callable; an attribute, which workers that start later take as it is then.
         count: processes.
         timeout: seconds that one item may take alone; and a chunk, before it is done item by item.
         memory_mb: memory that a worker may take beyond what it starts with.
     """
 
     def __init__(self, target: str, setup: Any, count: int, timeout: float, memory_mb: int):
-        self._target, self._setup, self.count = target, setup, count
+        self._target, self.setup, self.count = target, setup, count
         self._timeout, self._memory_mb = timeout, memory_mb
         self._workers: list[_Worker] = []
 
@@ -216,7 +216,7 @@ class WorkerPool:
         worker = _Worker(process, ours, log, time.monotonic() + START_SECONDS)
         self._workers.append(worker)
         try:
-            ours.send((self._target, self._setup, self._memory_mb))
+            ours.send((self._target, self.setup, self._memory_mb))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise RuntimeError(f"a worker process did not start: {self._end_of(worker)}") from error
 

@@ -23,7 +23,7 @@ MAX_CHUNK = 256  # tokens of a prompt read at once: bounds the memory of attenti
 
 
 class DecodeState(NamedTuple):
-    """A batch of sequences that grow. Row b holds the tokens [0, lengths[b]); what stands behind them has no meaning."""
+    """A batch of sequences that grow. Row b holds the tokens [0, lengths[b]); what stands behind means nothing."""
 
     cache: Cache  # holds every token but the last one chosen
     tokens: Array  # int32 [B, T]

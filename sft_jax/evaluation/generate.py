@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
@@ -145,26 +145,29 @@ class DecodingBatch:
         for row, ids in enumerate(prompt_ids):
             tokens[row, : len(ids)] = ids
         lengths = np.pad(self._lengths, (0, rows - len(prompt_ids)))
-        numbers = np.pad(np.asarray(range(len(prompt_ids)) if numbers is None else numbers, np.int32), (0, rows - len(prompt_ids)))
+        numbers = np.arange(len(prompt_ids)) if numbers is None else np.asarray(numbers)
+        numbers = np.pad(numbers.astype(np.int32), (0, rows - len(prompt_ids)))
         stops = np.full(-(-max(len(stop_ids), 1) // 8) * 8, -1, np.int32)
         stops[: len(stop_ids)] = list(stop_ids)
-        self._place = _placer(decoder, mesh)
-        self._stops = self._place(stops, False)
-        self._limit = self._place(np.int32(max_new_tokens), False)
+        by_row, self._whole = _placers(decoder, mesh)
+        self._stops = self._whole(stops)
+        self._limit = self._whole(np.int32(max_new_tokens))
         self._state = decoding.start(
-            decoder, self._place(tokens, True), self._place(lengths, True), self._place(numbers, True),
-            self._place(np.uint32(seed % 2**32), False), self._stops, options, chunk=chunk,
+            decoder, by_row(tokens), by_row(lengths), by_row(numbers), self._whole(np.uint32(seed % 2**32)),
+            self._stops, options, chunk=chunk,
         )  # fmt: skip
 
     def advance(self, steps: int) -> None:
         """Adds up to `steps` tokens to every answer."""
-        steps = self._place(np.int32(steps), False)
-        self._state = decoding.advance(self._decoder, self._state, self._stops, self._options, self._limit, steps)
+        self._state = decoding.advance(
+            self._decoder, self._state, self._stops, self._options, self._limit, self._whole(np.int32(steps))
+        )
 
     @property
     def running(self) -> bool:
         """Whether `advance` would add anything."""
-        done, count, limit = jax.device_get(decoding.replicated(self._decoder, (self._state.done, self._state.count, self._limit)))
+        wanted = (self._state.done, self._state.count, self._limit)
+        done, count, limit = jax.device_get(decoding.replicated(self._decoder, wanted))
         return bool(count < limit and not done.all())
 
     def answers(self) -> list[Generation]:
@@ -190,18 +193,19 @@ def _batch_rows(prompts: int, mesh: Mesh | None) -> int:
     return split * (decoding.round_up(each) if each > 4 else 1 << (each - 1).bit_length())
 
 
-def _placer(decoder: Decoder, mesh: Mesh | None) -> Callable[[np.ndarray, bool], jax.Array]:
-    """Returns a function that puts a host array where the parameters are, its rows split or whole on every device.
+Place = Callable[[np.ndarray | np.generic], jax.Array]
+
+
+def _placers(decoder: Decoder, mesh: Mesh | None) -> tuple[Place, Place]:
+    """Returns two functions that put a host array where the parameters are: rows split, and whole on every device.
 
     Every process gives the same array and keeps the part for its own devices.
     """
     if mesh is None:
         device = decoder.embed.embedding[...].sharding
-        assert isinstance(device, SingleDeviceSharding), device
-        return lambda x, by_row: jax.device_put(x, device)
-    rows, whole = batch_sharding(mesh), NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return (lambda x: jax.device_put(x, device),) * 2
 
-    def place(x: np.ndarray, by_row: bool) -> jax.Array:
-        return jax.make_array_from_callback(np.shape(x), rows if by_row else whole, lambda index: np.asarray(x)[index])
+    def placer(sharding: NamedSharding) -> Place:
+        return lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
 
-    return place
+    return placer(batch_sharding(mesh)), placer(NamedSharding(mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""From a prompt, text or chat, to the token ids that the model was trained to continue, and the ids that end an answer."""
+"""From a prompt, text or chat, to the ids that the model was trained to continue, and the ids that end an answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.guard import Guard
+from sft_jax.data.guard import guard_of
 from sft_jax.data.locate import slots_of
 from sft_jax.data.messages import read_message
 from sft_jax.data.rendering import Rendering
@@ -41,7 +41,7 @@ class PromptReader:
         self.template = resolve_template(chat_template, tokenizer)  # None: chats are refused
         kwargs = dict(chat_template_kwargs or {})
         self._rendering = Rendering(self.template, kwargs, tokenizer) if self.template else None
-        self._guard = None if allow_special_tokens else Guard(tokenizer)
+        self._guard = None if allow_special_tokens else guard_of(tokenizer)
 
     def ids(self, prompt: Prompt, where: str = "prompt") -> list[int]:
         """Returns the ids of a text, of chat messages or of ids; `where` names the prompt in a UserError."""
@@ -61,19 +61,21 @@ class PromptReader:
         """Returns the ids of a conversation up to where the assistant's answer begins."""
         if self._rendering is None:
             raise UserError(
-                f"{where}: is a chat, but the model has no chat template; give a text, or name a template such as chatml."
+                f"{where}: is a chat, but the model has no chat template; give a text, or name one such as chatml."
             )
         try:
             messages = [read_message(message, f"message {number}") for number, message in enumerate(chat)]
             dicts = [message_dict(message) for message in messages]
             text = self._rendering.render(dicts, True)
-            if self._guard is None or not self._guard.needed(messages):
-                return self.tokenizer.encode(text)
-            located = self._rendering.locate(dicts, slots_of(dicts), True, text)
-            plan = TextPlan(text, [], roles=tuple(message.role for message in messages), complete=False)
-            if located is not None:
-                plan.regions, plan.complete = located.regions, located.complete
-            return self._guard.tokenizer.encode(self._guard.rewrite(plan).text)
+            (encoding,) = self.tokenizer.encode_with_offsets([text])
+            if self._guard is not None:
+                located = self._rendering.locate(dicts, slots_of(dicts), True, text)
+                plan = TextPlan(text, [], roles=tuple(message.role for message in messages), complete=False)
+                if located is not None:
+                    plan.regions, plan.complete = located.regions, located.complete
+                if self._guard.needed(messages) or self._guard.leaks([plan], [encoding]):
+                    (encoding,) = self._guard.encoder.encode([self._guard.rewrite(plan).text])
+            return encoding.ids.tolist()
         except RowError as error:
             raise UserError(f"{where}: {error}") from error
 

@@ -45,7 +45,7 @@ def last_answer(ids: np.ndarray, weights: np.ndarray) -> tuple[list[int], list[i
 
 
 def sample_held_out(stream: RowStream, count: int, seed: int) -> list[HeldOut]:
-    """Returns `count` documents of a stream, all where there are fewer, drawn by `seed` and in the order of the files."""
+    """Returns `count` documents of a stream, or all where there are fewer, drawn by `seed`, in file order."""
     drawn = permutation(derive_key(seed, "held-out answers"), stream.document_count)[:count]
     result = []
     for index in np.sort(drawn).tolist():
@@ -73,7 +73,8 @@ def evaluate_generations(
         ({name of a scorer: mean}, one record per prompt: "example", "prompt", "reference", "generation", a value per
         scorer, and "finished": whether the model ended the answer itself).
     """
-    answers = generate_ids(decoder, [item.prompt_ids for item in held_out], list(stop_ids), max_new_tokens, batch_size=batch_size)
+    prompts = [item.prompt_ids for item in held_out]
+    answers = generate_ids(decoder, prompts, list(stop_ids), max_new_tokens, batch_size=batch_size)
     totals = dict.fromkeys(SCORERS, Score())
     records = []
     for item, answer in zip(held_out, answers, strict=True):

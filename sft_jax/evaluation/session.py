@@ -69,7 +69,7 @@ class ChatSession:
         limit = self._max_new_tokens if self.context is None else min(self._max_new_tokens, self.context - len(prompt))
         if limit < 1:
             raise UserError(
-                f"the message: prompt and history have {len(prompt)} tokens, and the model's context is {self.context}; "
+                f"the message: the chat has {len(prompt)} tokens with it, and the model's context is {self.context}; "
                 "begin anew or write less."
             )
         batch = DecodingBatch(

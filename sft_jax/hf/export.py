@@ -27,8 +27,12 @@ def export_checkpoint(
     where the directory is not the model.
     """
     reports: list[ExportReport] = []
+
+    def check(folder: Path) -> None:
+        reports.append(verify_export(folder, model, tokenizer, stop_ids, dtype))
+
     save(
         model, tokenizer, path, stop_ids=stop_ids, dtype=dtype, provenance=provenance, max_shard_size=max_shard_size,
-        overwrite=overwrite, check=lambda folder: reports.append(verify_export(folder, model, tokenizer, stop_ids, dtype)),
+        overwrite=overwrite, check=check,
     )  # fmt: skip
     return reports[0]

@@ -174,8 +174,8 @@ def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, si
     for info in sorted(tensors, key=lambda info: (info.start, info.nbytes)):
         if info.start + info.nbytes > size:
             raise UserError(
-                f"{path}: is cut: tensor '{info.name}' ends at byte {info.start + info.nbytes} and the file has {size}; "
-                "download it again."
+                f"{path}: is cut: tensor '{info.name}' ends at byte {info.start + info.nbytes} "
+                f"and the file has {size}; download it again."
             )
         if info.start != end:
             fault = "overlaps" if info.start < end else "leaves a gap after"
@@ -240,7 +240,7 @@ def _no_weights(folder: Path) -> str:
     if unsafe:
         return (
             f"{folder}: holds its weights as pickle ({', '.join(unsafe[:3])}), which can run code and is never read. "
-            "Convert it where you trust it: `python -c \"from transformers import AutoModelForCausalLM as M; "
+            'Convert it where you trust it: `python -c "from transformers import AutoModelForCausalLM as M; '
             "M.from_pretrained('DIR', dtype='auto').save_pretrained('OUT')\"` writes safetensors; then name OUT."
         )
     other = [name for name in names if name.endswith(_OTHER)]

@@ -10,12 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sft_jax.checkpoint.checkpoints import DamagedCheckpoint, committed_steps, flatten_state, restore, unflatten_state, verify
+from sft_jax.checkpoint.checkpoints import (
+    DamagedCheckpoint,
+    committed_steps,
+    flatten_state,
+    restore,
+    unflatten_state,
+    verify,
+)
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf import names
 from sft_jax.hf.files import TensorDirectory, open_tensors
+from sft_jax.hf.processes import agree
 from sft_jax.hf.rules import Piece, check_bijection, pieces_by_param
 from sft_jax.hf.source import (
     CHECKPOINTS,
@@ -69,22 +77,22 @@ def load_decoder(
     drawn from `seed`, the same on every mesh. The decoder's attribute `source` says where it came from; an export
     carries it along. Raises UserError for whatever is wrong with the directory.
     """
-    folder = find_model(path)
-    source = read_source(folder, str(path))
+    if init not in ("checkpoint", "random"):
+        raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
+    if param_dtype not in (None, *PARAM_DTYPES):
+        raise UserError(f"model.dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{param_dtype}'.")
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    folder = agree(lambda: find_model(path))
+    source = agree(lambda: read_source(folder, str(path)))
     if init == "random":
         return _random_decoder(source, options, mesh, param_dtype or "float32", seed)
-    if init != "checkpoint":
-        raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
     run = Path(path).expanduser()
     if is_run(run) and checkpoint_of(run) is not None:
         return _restored_decoder(source, options, mesh, run, param_dtype)
     decoder = abstract_decoder(source, options, mesh)
-    tensors = open_tensors(folder)
-    pieces, ignored = match(decoder, tensors)
-    if ignored:
-        decoder.source = dataclasses.replace(source, ignored=tuple(ignored))
-        _check_tied_head(tensors, ignored)
+    tensors = agree(lambda: open_tensors(folder))
+    pieces, ignored = agree(lambda: match(decoder, tensors))
+    decoder.source = dataclasses.replace(source, ignored=tuple(ignored))
 
     def fill(path, leaf: nnx.Variable) -> nnx.Variable:
         parts = pieces[path_name(path)]
@@ -127,8 +135,8 @@ def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: 
 def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[dict[str, tuple[Piece, ...]], list[str]]:
     """Returns the tensors that make up every parameter of `decoder`, and those that are left out.
 
-    Decided from the headers alone. Raises UserError unless tensors and parameters match one to one, in shape too, and
-    all are of 16 or 32 bit floating point.
+    Decided from the headers; only a head that is stored although config.json ties it is read and compared. Raises
+    UserError unless tensors and parameters match one to one, in shape too, and are 16 or 32 bit floating point.
     """
     spec = decoder.spec
     pieces = pieces_by_param(names.rules(spec), layer_places(spec))
@@ -143,27 +151,25 @@ def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[dict[str, tuple[P
                     f"{info.file}: tensor '{info.name}' is {info.dtype.name}; parameters must be "
                     f"{', '.join(PARAM_DTYPES)}. Take the checkpoint that is not quantised, or convert it."
                 )
+    if names.HEAD in left_out:
+        _check_tied_head(tensors)
     return pieces, left_out
 
 
 def _dtype(tensors: TensorDirectory, parts: Sequence[Piece], param_dtype: str | None) -> jnp.dtype:
     """Returns the dtype of a parameter: the one asked for, or the one that holds all its tensors exactly."""
     if param_dtype is not None:
-        if param_dtype not in PARAM_DTYPES:
-            raise UserError(f"model.dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{param_dtype}'.")
         return jnp.dtype(param_dtype)
     return jnp.result_type(*{tensors.tensors[part.name].dtype for part in parts})
 
 
-def _check_tied_head(tensors: TensorDirectory, ignored: Sequence[str]) -> None:
+def _check_tied_head(tensors: TensorDirectory) -> None:
     """Raises UserError where a head that config.json ties to the embedding is stored with other values."""
-    if names.HEAD not in ignored:
-        return
     head, embedding = tensors.tensors[names.HEAD], tensors.tensors[names.EMBEDDING]
     same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
-    rows = max(1, _COMPARE_BYTES // max(1, head.nbytes // head.shape[0]))
-    for first in range(0, head.shape[0] if same else 0, rows):
-        count = min(rows, head.shape[0] - first)
+    rows = max(1, _COMPARE_BYTES * embedding.shape[0] // embedding.nbytes)
+    for first in range(0, embedding.shape[0] if same else 0, rows):
+        count = min(rows, embedding.shape[0] - first)
         parts = [tensors.read(name, first, count).tobytes() for name in (names.HEAD, names.EMBEDDING)]
         same = same and parts[0] == parts[1]
     if not same:

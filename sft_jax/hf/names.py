@@ -26,7 +26,10 @@ def rules(spec: DecoderSpec) -> list[Rule]:
     for ours, theirs in _PROJECTIONS.items():
         table += _linear(f"self_attn.{theirs}", f"attention.{ours}", biases[ours])
     if spec.qk_norm:
-        table += [_norm(f"self_attn.{theirs}_norm", f"attention.{ours}_norm") for theirs, ours in (("q", "query"), ("k", "key"))]
+        table += [
+            _norm(f"self_attn.{theirs}_norm", f"attention.{ours}_norm")
+            for theirs, ours in (("q", "query"), ("k", "key"))
+        ]
     if spec.post_norms:
         table += [
             _norm("post_attention_layernorm", "post_attention_norm"),

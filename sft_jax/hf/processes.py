@@ -22,7 +22,7 @@ def agree(action: Callable[[], T]) -> T:
     if jax.process_count() > 1:
         failed = _processes_where(failure is not None)
         if failure is None and failed:
-            raise RuntimeError(f"Process {failed[0]} could not do its part; its message says why.")
+            raise RuntimeError(f"Process {failed[0]} failed where this one did not; its message says why.")
     if failure is not None:
         raise failure
     return result
@@ -39,4 +39,4 @@ def _processes_where(flag: bool) -> list[int]:
         (mesh.size,), NamedSharding(mesh, P("devices")), lambda index: np.full(1, flag, np.int32)
     )
     gathered = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(flags).block_until_ready()
-    return sorted({device.process_index for device, met in zip(mesh.devices.flat, np.asarray(gathered)) if met})
+    return sorted({mesh.devices.flat[i].process_index for i in np.flatnonzero(gathered)})

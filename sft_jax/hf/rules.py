@@ -80,7 +80,9 @@ def check_bijection(
         if missing:
             parts.append(f"lacks {len(missing)} tensors that config.json asks for: {_names(missing, unexpected)}")
         if unexpected:
-            parts.append(f"holds {len(unexpected)} tensors that the model has no place for: {_names(unexpected, missing)}")
+            parts.append(
+                f"holds {len(unexpected)} tensors that the model has no place for: {_names(unexpected, missing)}"
+            )
         raise UserError(f"{where}: {'; and it '.join(parts)}. config.json and weights must be of the same model.")
     for name, (path, piece) in expected.items():
         shape = tensor_shape(piece, params[path])

@@ -69,7 +69,9 @@ def save(
     path = path.parent.resolve() / path.name
     source = getattr(model, "source", None)
     if source is None:
-        raise UserError("The model says not where its config.json came from; save a model that `load` or `fit` returned.")
+        raise UserError(
+            "The model does not say where its config.json came from; save a model that `load` or `fit` returned."
+        )
     if dtype is not None and dtype not in PARAM_DTYPES:
         raise UserError(f"dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{dtype}'.")
     tensors = Tensors(model, dtype)
@@ -205,9 +207,25 @@ def _readme(source: Source, tensors: Tensors, provenance: Provenance) -> str:
     ]
     if provenance.steps is not None:
         rows.append(("optimizer steps", f"{provenance.steps:,}"))
-    rows.append(("data fingerprint", f"`{provenance.data_fingerprint}`" if provenance.data_fingerprint else "not recorded"))
-    front = ["---", "library_name: transformers", "tags: [sft_jax]", *([f"base_model: {source.name}"] if is_hub_id else []), "---"]
-    body = ["", f"# {Path(source.name).name}", "", f"Written by sft_jax {sft_jax.__version__}.", "", "| | |", "|---|---|"]
+    rows.append(
+        ("data fingerprint", f"`{provenance.data_fingerprint}`" if provenance.data_fingerprint else "not recorded")
+    )
+    front = [
+        "---",
+        "library_name: transformers",
+        "tags: [sft_jax]",
+        *([f"base_model: {source.name}"] if is_hub_id else []),
+        "---",
+    ]
+    body = [
+        "",
+        f"# {Path(source.name).name}",
+        "",
+        f"Written by sft_jax {sft_jax.__version__}.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     body += [f"| {name} | {value} |" for name, value in rows]
     if provenance.summary:
         body += ["", provenance.summary.strip()]

@@ -85,7 +85,10 @@ def find_model(path: str | Path) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Returns whether a directory is the workdir of a run; its config.json is the run's, not a model's."""
-    return (folder / CHECKPOINTS).is_dir() or (folder / EXPORT / CONFIG).is_file()
+    if not (folder / CHECKPOINTS).is_dir() and not (folder / EXPORT / CONFIG).is_file():
+        return False
+    path = folder / CONFIG
+    return not path.is_file() or not parse_json(path.read_bytes(), f"{path}:").keys() & {"architectures", "model_type"}
 
 
 def checkpoint_of(folder: str | Path) -> Path | None:
@@ -136,13 +139,19 @@ def read_source(folder: Path, name: str) -> Source:
 
 def _download(name: str) -> Path:
     if not _HUB_ID.fullmatch(name):
-        raise UserError(f"{name}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir.")
+        raise UserError(
+            f"{name}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir."
+        )
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_PATTERNS)))
     except hub_errors.GatedRepoError as error:
-        raise UserError(f"{name}: access is gated; accept its licence on huggingface.co and log in (`hf auth login`).") from error
+        raise UserError(
+            f"{name}: access is gated; accept its licence on huggingface.co and log in (`hf auth login`)."
+        ) from error
     except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
-        raise UserError(f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling.") from error
+        raise UserError(
+            f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling."
+        ) from error
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -50,7 +50,10 @@ def plan_shards(tensors: Sequence[TensorSpec], max_shard_size: int) -> dict[str,
 
 
 def write_tensors(
-    folder: Path, tensors: Sequence[TensorSpec], fetch: Callable[[str], np.ndarray], max_shard_size: int = MAX_SHARD_SIZE
+    folder: Path,
+    tensors: Sequence[TensorSpec],
+    fetch: Callable[[str], np.ndarray],
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Writes `model.safetensors`, or shards and their index, calling `fetch(name)` once per tensor."""
     shards = plan_shards(tensors, max_shard_size)
@@ -138,7 +141,9 @@ def new_directory(path: Path, size: int, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         if error.errno in _FULL:
-            raise UserError(f"{path}: the disk is full ({error.strerror}); free some space or name another place.") from error
+            raise UserError(
+                f"{path}: the disk is full ({error.strerror}); free some space or name another place."
+            ) from error
         raise UserError(f"{path}: cannot be written ({error.strerror}); name a place that can.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

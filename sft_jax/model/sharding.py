@@ -1,10 +1,10 @@
 """Logical axes, the layout that maps them to mesh axes, and the shardings that follow from both.
 
 A parameter is declared with `nnx.Param(value, axes=(...), units={...})`: `axes` names each dimension by an entry of
-`AXES`; `units` says for an axis that is a product, such as heads x head size, how many pieces it may be cut into (a hashable
-mapping, because metadata is part of the tree's structure).
-Everything else is derived here by one function: shardings of parameters, of the optimizer state (optax moments carry
-the metadata of their parameter) and of restore targets. `constrain_fn` is the only way to shard an activation.
+`AXES`; `units` says for an axis that is a product, such as heads x head size, how many pieces it may be cut into (a
+hashable mapping, because metadata is part of the tree's structure). Everything else is derived here by one function:
+shardings of parameters, of the optimizer state (optax moments carry the metadata of their parameter) and of restore
+targets. `constrain_fn` is the only way to shard an activation.
 """
 
 import math

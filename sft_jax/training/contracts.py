@@ -20,6 +20,7 @@ from sft_jax.batch import Batch, empty_batch
 from sft_jax.config import OptimConfig
 from sft_jax.model.cross_entropy import cross_entropy
 from sft_jax.model.decoder import Decoder
+from sft_jax.model.isolation import isolation_breaches
 from sft_jax.model.loss import head_of
 from sft_jax.model.sharding import AnyMesh
 from sft_jax.training.optim import Optimizer, choose_groups, parameter_path
@@ -51,6 +52,8 @@ def packing(decoder: Decoder, batch: Batch) -> Result:
     """Packed == one document a row: the loss of every token, absolute, and the summed gradient, relative."""
     alone, source = unpack(batch)
     packed_sums, alone_sums = (step_sums(decoder, jax.tree.map(lambda x: x[None], b), None) for b in (batch, alone))
+    for sums in (packed_sums, alone_sums):
+        del sums["loss of an example"]  # in another order
     packed_tokens, alone_tokens = token_losses(decoder, batch), token_losses(decoder, alone)
     supervised = alone.weights != 0
     difference = packed_tokens[source[0][supervised], source[1][supervised]] - alone_tokens[supervised]
@@ -59,21 +62,10 @@ def packing(decoder: Decoder, batch: Batch) -> Result:
 
 
 def isolation(decoder: Decoder, batch: Batch) -> Result:
-    """Changing the tokens of some documents, or of the padding, leaves the logits of all others bit-equal."""
-    logits = jax.jit(lambda d, *x: d(*x))
-    before = np.asarray(logits(decoder, batch.tokens, batch.positions, batch.segments))
-    results = []
-    for name, changed in (
-        ("odd documents", batch.segments % 2 == 1),
-        ("even documents", (batch.segments % 2 == 0) & (batch.segments > 0)),
-        ("padding", batch.segments == 0),
-    ):
-        tokens = np.where(changed, (batch.tokens + 1) % decoder.spec.vocab_size, batch.tokens)
-        after = np.asarray(logits(decoder, tokens, batch.positions, batch.segments))
-        kept = ~changed & (batch.segments > 0)
-        error = float(np.abs(after[kept] - before[kept]).max(initial=0))
-        results.append(Result("isolation", f"logits after a change of the {name}", error, 0.0))
-    return _further(*results)
+    """Changing the tokens of a document, or of the padding, leaves the logits of all others bit-equal."""
+    forward = jax.jit(lambda d, tokens: d(tokens, batch.positions, batch.segments))
+    breaches = isolation_breaches(lambda t: forward(decoder, t), batch.tokens, batch.segments, decoder.spec.vocab_size)
+    return Result("isolation", "positions whose logits another document changed", float(len(breaches)), 0.0)
 
 
 def layout(build: Callable[[AnyMesh | None], Decoder], batch: Batch, meshes: dict[str, AnyMesh]) -> dict[str, Result]:
@@ -101,27 +93,31 @@ def chunking(decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | 
     return _worst("chunking", 1e-5, ours, dense)
 
 
-def evaluation(decoder: Decoder, batch: Batch, batch_sizes: Sequence[int], mesh: AnyMesh | None = None) -> Result:
-    """The loss of an evaluation set does not depend on the rows of a batch; the last one is filled with padding."""
+def evaluation(
+    build: Callable[[AnyMesh | None], Decoder], batch: Batch, batch_sizes: Sequence[int], meshes: dict[str, AnyMesh]
+) -> Result:
+    """The loss of an evaluation set depends on neither the rows of a batch, packing nor the mesh."""
+    reference = evaluate(build(None), batch, len(batch.tokens), None)
+    means = {"one document a row": evaluate(build(None), unpack(batch)[0], batch_sizes[0], None)}
+    for name, mesh in {"one device": None, **meshes}.items():
+        decoder = build(mesh)
+        means |= {f"in batches of {size} on {name}": evaluate(decoder, batch, size, mesh) for size in batch_sizes}
+    values = {f"{what} {case}": mean[what] for case, mean in means.items() for what in mean}
+    references = {f"{what} {case}": reference[what] for case, mean in means.items() for what in mean}
+    return _worst("evaluation", 1e-6, values, references)
+
+
+def evaluate(decoder: Decoder, batch: Batch, size: int, mesh: AnyMesh | None) -> dict[str, float]:
+    """Returns loss and accuracy of the rows of `batch` in batches of `size`, the last one filled with padding."""
     graphdef, state = create_state(_copy(decoder), _recorder(decoder), mesh)
     step = make_eval_step(graphdef, mesh)
-    rows, length = batch.tokens.shape
-    means = {}
-    for size in (rows, *batch_sizes):
-        filling = empty_batch(-rows % size, length, batch.examples.shape[1])
-        filled = jax.tree.map(lambda x, y: np.concatenate([x, y]), batch, filling)
-        total = weight = correct = 0.0
-        for start in range(0, len(filled.tokens), size):
-            part = jax.tree.map(lambda x, start=start, size=size: x[start : start + size], filled)
-            part = part if mesh is None or size % (mesh.shape["data"] * mesh.shape["fsdp"]) else place_batch(part, mesh)
-            loss = step(state, part)
-            total, weight, correct = total + float(loss.total), weight + float(loss.weight), correct + float(loss.correct)
-        means[size] = {f"loss in batches of {size}": total / weight, f"accuracy in batches of {size}": correct / weight}
-    reference = list(means[rows].values())
-    results = [
-        _worst("evaluation", 1e-6, mean, dict(zip(mean, reference, strict=True))) for mean in means.values()
-    ]
-    return _further(*results)
+    filling = empty_batch(-len(batch.tokens) % size, batch.tokens.shape[1], batch.examples.shape[1])
+    filled = jax.tree.map(lambda x, y: np.concatenate([x, y]), batch, filling)
+    total = weight = correct = 0.0
+    for start in range(0, len(filled.tokens), size):
+        loss = step(state, jax.tree.map(lambda x, start=start: x[start : start + size], filled))
+        total, weight, correct = total + float(loss.total), weight + float(loss.weight), correct + float(loss.correct)
+    return {"loss": total / weight, "accuracy": correct / weight}
 
 
 def step_sums(decoder: Decoder, batch: Batch, mesh: AnyMesh | None) -> dict[str, np.ndarray]:
@@ -134,6 +130,7 @@ def step_sums(decoder: Decoder, batch: Batch, mesh: AnyMesh | None) -> dict[str,
         "weight": metrics["weight"],
         "accuracy": metrics["correct"] / metrics["weight"],
         "supervised tokens": metrics["supervised_tokens"],
+        "loss of an example": metrics["per_example_loss"].reshape(-1, batch.examples.shape[-1]),
         **{f"gradient of {parameter_path(path)}": np.asarray(g) for path, g in gradient},
     }
 

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from chat_cases import CHATS, END_ADDED, END_OF_TURN, GUARDED_CHATS, as_dicts, reference_render, template_classes_script
+from chat_cases import CHATS, END_ADDED, END_OF_TURN, GUARDED_CHATS, as_dicts, reference_render, shared_tokenizer, template_classes_script
 from sft_jax.data.chat import RowBuilder
 from sft_jax.data.conversation import Conversation
 from sft_jax.data.examples import BadRow
 from sft_jax.data.templates import ChatTemplate
-from sft_jax.data.tokens import load_tokenizer
 
 pytest.importorskip("transformers")
 SCRIPT = template_classes_script()
@@ -40,7 +39,7 @@ def tokenizers(request, assets, sources):
     from transformers import AutoTokenizer
 
     folder = assets / "tokenizers" / request.param
-    ours = load_tokenizer(folder)
+    ours = shared_tokenizer(folder)
     builders = {
         name: RowBuilder(ours, ChatTemplate(source, ours.special_tokens), template_kwargs=SCRIPT.KWARGS.get(name, {}))
         for name, source in sources.items()

@@ -459,7 +459,7 @@ def test_a_row_on_which_the_template_loops_for_ever_is_named(run, tmp_path, wild
 
 def test_a_row_on_which_the_template_eats_memory_is_named_and_can_be_skipped(run, tmp_path, wild):
     rows, options = wild(EAT)
-    data = run(rows, bad_rows="skip", **options)
+    data = run(rows, bad_rows="skip", **{**options, "row_timeout": 20.0})
     assert data.train.examples == 11
     (group,) = data.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
     assert group["first"] == [f"{tmp_path}/rows.jsonl:5"]

@@ -38,7 +38,8 @@ def run():
     """The pieces that a run gives an evaluator, and the state that it calls it with."""
     graphdef, params = nnx.split(decoder_on(None))
     state = TrainState(0, params, nnx.State({}), None)
-    data = SimpleNamespace(eval={"first": stream_of(held_out(20)), "second": stream_of(held_out(30)[20:])}, tokenizer=Tokenizer())
+    sets = {"first": stream_of(held_out(20)), "second": stream_of(held_out(30)[20:])}
+    data = SimpleNamespace(eval=sets, tokenizer=Tokenizer())
     return graphdef, state, data, make_eval_step(graphdef)
 
 
@@ -84,7 +85,8 @@ def test_without_generation_there_are_no_samples(run):
 
 
 def sums(total, weight, correct=0.0):
-    return LossSum(np.float32(total), np.float32(weight), np.float32(correct), np.int32(weight), np.float32([[total]]), np.float32([[weight]]))
+    total, weight, correct = (np.float32(value) for value in (total, weight, correct))
+    return LossSum(total, weight, correct, np.int32(weight), np.array([[total]]), np.array([[weight]]))
 
 
 def test_a_set_without_supervised_tokens_is_no_loss_of_zero(run):

@@ -133,7 +133,8 @@ def test_drawn_tokens_follow_the_softmax_of_the_logits(decoder):
     """Pearson's chi-square of the first and of the second token at a fixed seed, rare tokens taken together."""
     prompt, draws = [4, 9, 2], 2048
     options, read = sampling(0.7, top_k=20), jax.jit(lambda decoder, tokens: decoder(tokens))
-    answers = np.array(ids_of(generate_ids(decoder, [prompt] * draws, (), 2, options=options, seed=7, batch_size=draws)))
+    answers = generate_ids(decoder, [prompt] * draws, (), 2, options=options, seed=7, batch_size=draws)
+    answers = np.array(ids_of(answers))
     common = np.bincount(answers[:, 0]).argmax()
     for context, tokens in ((prompt, answers[:, 0]), ([*prompt, common], answers[answers[:, 0] == common, 1])):
         padded = np.array([context + [0] * (4 - len(context))])
@@ -170,8 +171,9 @@ def test_sizes_are_rounded_up_by_at_most_half():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": -1.0}, "temperature"), ({"batch_size": 0}, "batch_size"),
-     ({"prompts": "one text"}, "prompts"), ({"prompts": ["a", 3]}, r"prompts\[1\]"), ({"prompts": [[1, 512]]}, "512")],
+    [({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": -1.0}, "temperature"),
+     ({"batch_size": 0}, "batch_size"), ({"prompts": "one text"}, "prompts"),
+     ({"prompts": ["a", 3]}, r"prompts\[1\]"), ({"prompts": [[1, 512]]}, "512")],
 )  # fmt: skip
 def test_bad_arguments_are_named(stories, arguments, message):
     with pytest.raises(UserError, match=message):

@@ -50,7 +50,8 @@ def test_ids_of_a_chat_are_those_before_the_answer_in_training(assets, folder, c
     tokenizer = load(assets / "tokenizers" / folder)
     chat = [*CHAT[:3], {"role": "user", "content": content}]
     messages = tuple(Message(**message) for message in [*chat, {"role": "assistant", "content": "Four."}])
-    (row,) = build_rows([Conversation(messages=messages)], tokenizer, resolve_template("auto", tokenizer), supervise="last")
+    template = resolve_template("auto", tokenizer)
+    (row,) = build_rows([Conversation(messages=messages)], tokenizer, template, supervise="last")
     prompt, _ = last_answer(row.examples[-1].ids, row.examples[-1].weights)
     assert PromptReader(tokenizer).ids(chat) == prompt
 
@@ -103,7 +104,10 @@ def test_end_of_turn_is_a_token_of_its_own_or_nothing(assets, folder, template, 
 def test_stop_ids_come_from_all_three_places(qwen):
     ids = qwen.added_tokens
     reader = PromptReader(qwen, "chatml")
-    source = lambda config, generation=None: Source("m", json.dumps(config), generation and json.dumps(generation))  # noqa: E731
+
+    def source(config, generation=None):
+        return Source("m", json.dumps(config), generation and json.dumps(generation))
+
     end, eos = ids["<|im_end|>"], qwen.eos_id
     assert stop_ids_of(None, qwen, reader) == tuple(sorted({end, eos}))
     listed = source({"eos_token_id": 1}, {"eos_token_id": [7, 8]})

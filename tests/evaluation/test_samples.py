@@ -45,7 +45,7 @@ def test_a_sample_is_a_function_of_the_seed(stream):
     lines = [item.line for item in sample]
     assert len(set(lines)) == 10 and lines == sorted(lines)
     assert sample_held_out(stream, 5, seed=1) != sample[:5]  # not the beginning of the file
-    assert {item.line for item in sample_held_out(stream, 5, seed=1)} < set(lines)  # a larger one goes on from a smaller one
+    assert {item.line for item in sample_held_out(stream, 5, seed=1)} < set(lines)  # a larger one holds a smaller one
 
 
 def test_a_sample_of_more_than_there_are_is_all_of_them(stream):

@@ -7,7 +7,7 @@ from sft_jax.evaluation.scorers import SCORERS, Score, exact_match, score
 
 @pytest.mark.parametrize(
     ("generation", "reference", "expected"),
-    [("Paris", "Paris", 1.0), (" Paris\n", "Paris", 1.0), ("paris", "Paris", 0.0), ("", "  ", 1.0), ("a b", "a  b", 0.0)],
+    [("Paris", "Paris", 1.0), (" Paris\n", "Paris", 1.0), ("p", "P", 0.0), ("", "  ", 1.0), ("a b", "a  b", 0.0)],
 )
 def test_exact_match_ignores_only_outer_white_space(generation, reference, expected):
     assert exact_match(generation, reference) == Score(expected, 1.0)

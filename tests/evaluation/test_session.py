@@ -61,7 +61,8 @@ def test_an_answer_ends_where_the_context_does(stories):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"system": "a", "chat_template": "auto"}, "^system:"), ({"max_new_tokens": 0}, "^max_new_tokens:")]
+    ("options", "message"),
+    [({"system": "a", "chat_template": "auto"}, "^system:"), ({"max_new_tokens": 0}, "^max_new_tokens:")],
 )
 def test_options_that_make_no_sense_are_named(stories, options, message):
     with pytest.raises(UserError, match=message):

@@ -20,14 +20,20 @@ class Backend:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
 
-@pytest.fixture(scope="module", params=["models/stories260k", "tokenizers/llama2", "tokenizers/qwen3", "tokenizers/mistral_v3"])
+FOLDERS = ["models/stories260k", "tokenizers/llama2", "tokenizers/qwen3", "tokenizers/mistral_v3"]
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
 def tokenizer(request, assets):
     folder = assets / request.param
     return Backend(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else load_tokenizer(folder)
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40), cut=st.integers(0, 60))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40),
+    cut=st.integers(0, 60),
+)
 def test_prompt_and_pieces_make_up_the_decoded_whole(tokenizer, text, cut):
     ids = tokenizer.encode("Once: " + text)
     cut = min(cut, len(ids))

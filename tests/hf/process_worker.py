@@ -35,7 +35,9 @@ def counted_read(self, *args):
 files.TensorDirectory.read = counted_read
 decoder = load_decoder(model, Options(), make_mesh(1, 4, 2))
 result = {"read": read_bytes}
-result["sums"] = {path: float(jnp.sum(jnp.abs(leaf.get_value())).block_until_ready()) for path, leaf in named_leaves(decoder)}
+result["sums"] = {
+    path: float(jnp.sum(jnp.abs(leaf.get_value())).block_until_ready()) for path, leaf in named_leaves(decoder)
+}
 result["logit_difference"] = export_checkpoint(decoder, None, out / "exported", max_shard_size=30_000).logit_difference
 
 
@@ -48,6 +50,10 @@ def failure(path: Path) -> str:
 
 
 result["taken"] = failure(out / "exported")
+try:  # a directory that only the first process can see
+    load_decoder(model if index == 0 else out / "absent", Options(), make_mesh(1, 4, 2))
+except Exception as error:
+    result["absent"] = f"{type(error).__name__}: {error}"
 if index == 0:  # the disk of the first process fills up while it writes its second tensor
 
     def full(array):

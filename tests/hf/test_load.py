@@ -176,7 +176,7 @@ def test_a_tied_head_may_be_stored_twice_if_it_is_the_same(tmp_path):
     assert load_decoder(tmp_path, Options()).source.ignored == ("lm_head.weight",)
     other = embedding.copy()
     other[-1, -1] += 1e-3
-    for head in (other, embedding[:-1].copy(), embedding.astype(np.float16)):
+    for head in (other, embedding[:-1].copy(), embedding.astype(np.float16), np.array(1.0, np.float32)):
         safetensors.numpy.save_file({**tensors, "lm_head.weight": head}, tmp_path / SINGLE_FILE)
         with pytest.raises(UserError, match="'lm_head.weight' differs from 'model.embed_tokens.weight'.*tie_word_emb"):
             load_decoder(tmp_path, Options())
@@ -194,7 +194,10 @@ def test_a_tied_head_may_be_stored_twice_if_it_is_the_same(tmp_path):
         ({"vocab_size": 97}, r"'model.embed_tokens.weight' has the shape \[96, 32\], .* asks for \[97, 32\]"),
         ({"tie_word_embeddings": True}, "'lm_head.weight' differs from"),
         ({"attention_bias": True}, r"lacks 12 tensors .*'model.layers.0.self_attn.q_proj.bias'"),
-        ({"architectures": ["LlammaForCausalLM"]}, "architecture 'LlammaForCausalLM' .* did you mean 'LlamaForCausalLM'"),
+        (
+            {"architectures": ["LlammaForCausalLM"]},
+            "architecture 'LlammaForCausalLM' .* did you mean 'LlamaForCausalLM'",
+        ),
         ({"rms_norm_eps": "REMOVE"}, "rms_norm_eps"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
@@ -223,6 +226,8 @@ def test_names_that_are_no_choice(written):
         load_decoder(written[0], Options(), init="zeros")
     with pytest.raises(UserError, match="model.dtype: must be one of .*, not 'int8'"):
         load_decoder(written[0], Options(), param_dtype="int8")
+    with pytest.raises(UserError, match="model.dtype: must be one of .*, not 'int8'"):
+        load_decoder(written[0], Options(), param_dtype="int8", init="random")
 
 
 def test_places_without_a_model(tmp_path):

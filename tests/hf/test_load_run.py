@@ -148,6 +148,12 @@ def test_a_run_that_has_saved_nothing(run):
         load(run)
 
 
+def test_a_model_directory_may_have_a_folder_of_that_name(run):
+    base = run.parent / "base"
+    (base / "checkpoints" / "7").mkdir(parents=True)
+    assert find_model(base) == base and equal(load(base)[0], random_decoder("llama"))
+
+
 def test_a_base_that_has_changed_since(run):
     """The checkpoint says what model it is of; the base only lends its tokenizer and generation_config.json."""
     save_checkpoint(run, 10, scaled(2.0))

@@ -71,10 +71,18 @@ def test_what_they_write_is_the_model(name, model, results):
     assert all(result["logit_difference"] < 1e-5 for result in results[1])
 
 
+def test_a_model_that_one_process_cannot_see_ends_all(results):
+    first, second = results[1]
+    assert first["absent"].startswith("RuntimeError: Process 1 failed")
+    assert second["absent"].startswith("UserError") and "there is no such directory" in second["absent"]
+
+
 def test_a_failure_of_the_first_process_ends_all(results):
     first, second = results[1]
     assert first["taken"].startswith("UserError") and "is there already" in first["taken"]
     assert first["full"].startswith("UserError") and "the disk is full" in first["full"]
-    assert second["taken"].startswith("RuntimeError: Process 0") and second["full"].startswith("RuntimeError: Process 0")
+    assert second["taken"].startswith("RuntimeError: Process 0") and second["full"].startswith(
+        "RuntimeError: Process 0"
+    )
     assert first["after"] == second["after"] == "saved"
     assert {path.name for path in results[0].iterdir()} == {"exported", "after"}

@@ -85,5 +85,7 @@ def test_the_table_of_every_family(name):
     params = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
     tensors = {part.name: tensor_shape(part, params[path]) for path, parts in pieces.items() for part in parts}
     assert check_bijection(pieces, params, tensors, (), "DIR") == []
-    layers = [{n.replace(f".{i}.", ".") for n in tensors if f"layers.{i}." in n} for i in range(len(decoder.spec.layers))]
+    layers = [
+        {n.replace(f".{i}.", ".") for n in tensors if f"layers.{i}." in n} for i in range(len(decoder.spec.layers))
+    ]
     assert len(layers[0]) >= 9 and all(layer == layers[0] for layer in layers)

@@ -1,4 +1,4 @@
-"""Writing Hugging Face directories: import, then export, is the same bytes, and an export appears whole or not at all."""
+"""Writing Hugging Face directories: import then export gives the same bytes, and a directory appears whole or not."""
 
 import errno
 import json
@@ -134,7 +134,7 @@ class Eos:
     [
         ({"eos_token_id": 2, "bos_token_id": 1}, None, None, (), {"bos_token_id": 1, "eos_token_id": 2}),
         ({"eos_token_id": 2}, None, Eos, (9,), {"eos_token_id": [2, 9]}),
-        ({"eos_token_id": 2}, {"eos_token_id": [3, 4], "top_p": 0.9}, Eos, (9, 3), {"eos_token_id": [3, 4, 9], "top_p": 0.9}),
+        ({"eos_token_id": 2}, {"eos_token_id": [3, 4], "k": 1}, Eos, (9, 3), {"eos_token_id": [3, 4, 9], "k": 1}),
         ({"eos_token_id": 2}, {"eos_token_id": [3, 4]}, Eos, (), {"eos_token_id": [3, 4]}),
         ({"eos_token_id": 2}, {"eos_token_id": [3]}, None, (), {"eos_token_id": [3]}),
         ({"eos_token_id": [5, 6]}, {"top_k": 1}, None, (6,), {"top_k": 1, "eos_token_id": [5, 6]}),
@@ -154,7 +154,14 @@ def test_stop_ids_are_added_and_never_replaced(config, generation, tokenizer, st
 def test_the_readme_names_base_and_data(decoder, tmp_path):
     save(decoder, None, tmp_path / "out", provenance=Provenance("abc123", steps=1200, summary="It was *trained*."))
     text = (tmp_path / "out" / "README.md").read_text()
-    for part in ("base_model: some/base\n", "`some/base`", "`abc123`", "1,200", "31,712 in float32", "It was *trained*."):
+    for part in (
+        "base_model: some/base\n",
+        "`some/base`",
+        "`abc123`",
+        "1,200",
+        "31,712 in float32",
+        "It was *trained*.",
+    ):
         assert part in text, part
 
 

@@ -7,7 +7,8 @@ import pytest
 from random_batches import random_batch
 from tiny_models import FAMILY_CONFIGS, random_decoder
 
-from sft_jax.model.sharding import make_mesh
+from sft_jax.model.options import Options
+from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import contracts, step
 
 
@@ -37,10 +38,14 @@ def test_a_mean_of_means_is_noticed(monkeypatch):
     assert not result.holds and "gradient" in result.quantity
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
-def test_evaluation_does_not_depend_on_the_batch_size(mesh):
-    batch = random_batch(11, 24, seed=3)
-    result = contracts.evaluation(random_decoder("llama"), batch, (1, 3, 8), mesh and make_mesh(*mesh))
+def test_evaluation_depends_on_neither_batch_size_packing_nor_mesh():
+    """11 rows, which neither 3 nor 8 divides; batches of 1 and 3 do not divide over the mesh either."""
+
+    def build(mesh):
+        return random_decoder("llama", Options() if mesh is None else Options(constrain=constrain_fn(mesh)))
+
+    meshes = {"data2_fsdp2_tensor2": make_mesh(2, 2, 2)}
+    result = contracts.evaluation(build, random_batch(11, 24, seed=3), (1, 3, 8), meshes)
     assert result.holds, result
 
 

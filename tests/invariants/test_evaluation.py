@@ -65,7 +65,8 @@ def test_two_processes_say_what_one_says():
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        **os.environ, "PYTHONPATH": str(TESTS.parent), "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2",
     }  # fmt: skip
     processes = [

@@ -25,10 +25,8 @@ def test_packed_equals_unpacked(name, kernel):
     assert result.holds, result
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", FAMILY_CONFIGS)
-def test_documents_are_isolated(name, kernel):
-    result = contracts.isolation(random_decoder(name, Options(attention=kernel)), random_batch(4, 32, seed=2))
+def test_documents_are_isolated():
+    result = contracts.isolation(random_decoder("gemma2"), random_batch(4, 32, seed=2))
     assert result.holds, result
 
 
@@ -41,7 +39,7 @@ class Leaky(Decoder):
 
 def leaky() -> Decoder:
     decoder = random_decoder("llama")
-    other = Leaky(decoder.spec, decoder.options, jax.random.key(0))
+    other = jax.eval_shape(lambda: Leaky(decoder.spec, decoder.options, jax.random.key(0)))
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(decoder))
 
 

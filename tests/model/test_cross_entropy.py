@@ -1,5 +1,6 @@
 """The chunked cross-entropy against dense float64, in every corner where fused losses have gone wrong."""
 
+import doctest
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sft_jax.model.cross_entropy as module
 from sft_jax.model.cross_entropy import chunk_rows, cross_entropy
 from sft_jax.model.sharding import make_mesh
 from sft_jax.training.contracts import dense_cross_entropy, relative_error
@@ -97,7 +99,7 @@ def test_probability_close_to_one_and_to_zero(margin):
         assert 0 < float(ours["loss"]) < 1e-20
 
 
-@pytest.mark.parametrize("margin", [None, 4.0, 12.0])
+@pytest.mark.parametrize("margin", [None, 12.0])
 def test_bfloat16_operands(margin):
     """Logits and sums are fp32, so loss and p are exact for the rounded operands; each gradient matmul then has one
     operand rounded to 8 bits, an error of at most 2^-8 a term that does not grow as p -> 1."""
@@ -187,8 +189,8 @@ def test_not_finite_hidden_states_are_not_hidden():
 
 def test_the_cotangent_scales_the_gradient():
     hidden, kernel, targets, weights = problem()
-    loss = lambda h, k, scale: scale * cross_entropy(h, k, targets, weights).total  # noqa: E731
-    one, three = (jax.grad(loss, (0, 1))(hidden, kernel, scale) for scale in (1.0, -3.0))
+    gradient = jax.jit(jax.grad(lambda h, k, scale: scale * cross_entropy(h, k, targets, weights).total, (0, 1)))
+    one, three = (gradient(hidden, kernel, scale) for scale in (1.0, -3.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(-3 * a, b, rtol=1e-6), one, three)
 
 
@@ -208,7 +210,7 @@ def test_only_what_is_differentiated_is_computed():
 
 def test_nll_carries_no_gradient():
     hidden, kernel, targets, weights = problem()
-    gradient = jax.grad(lambda h: cross_entropy(h, kernel, targets, weights).nll.sum())(hidden)
+    gradient = jax.jit(jax.grad(lambda h: cross_entropy(h, kernel, targets, weights).nll.sum()))(hidden)
     assert not np.asarray(gradient).any()
 
 
@@ -224,6 +226,7 @@ def test_no_full_logits_and_no_recompilation():
 
 
 def test_chunk_rows():
+    assert doctest.testmod(module).attempted > 0 and doctest.testmod(module).failed == 0
     for positions in (1, 5, 100, 2048, 10_000, 1_000_000):
         for vocab in (8, 32_000, 262_144, 10_000_000):
             rows = chunk_rows(positions, vocab)

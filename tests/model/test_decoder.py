@@ -109,7 +109,8 @@ def with_options(decoder: Decoder, options: Options) -> Decoder:
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(decoder))
 
 
-BATCH = packed_rows(np.random.default_rng(0), 2, 24)
+# Two packed rows that end in padding, and a row of nothing else.
+BATCH = [np.concatenate([rows, np.zeros_like(rows[:1])]) for rows in packed_rows(np.random.default_rng(0), 2, 24)]
 
 
 @cache
@@ -122,6 +123,7 @@ def test_remat_changes_no_gradient(policy, kernel="blocked"):
     value, gradient = loss_and_gradient(Options())
     other_value, other_gradient = loss_and_gradient(Options(remat=policy, attention=kernel))
     np.testing.assert_allclose(value, other_value, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)), "padding reached a gradient"
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6 + 1e-4 * np.abs(one).max())
 

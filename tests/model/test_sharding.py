@@ -45,8 +45,14 @@ def specs(tree, mesh) -> dict[str, P]:
 
 @pytest.mark.parametrize(
     ("asked", "shape"),
-    [((1, -1, 1), (1, 8, 1)), ((-1, 1, 1), (8, 1, 1)), ((2, 2, 2), (2, 2, 2)), ((2, -1, 4), (2, 1, 4)), ((1, 4, -1), (1, 4, 2))],
-)  # fmt: skip
+    [
+        ((1, -1, 1), (1, 8, 1)),
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, 2, 2), (2, 2, 2)),
+        ((2, -1, 4), (2, 1, 4)),
+        ((1, 4, -1), (1, 4, 2)),
+    ],
+)
 def test_make_mesh(asked, shape):
     mesh = make_mesh(*asked)
     assert tuple(mesh.shape.items()) == tuple(zip(MESH_AXES, shape, strict=True))
@@ -89,7 +95,9 @@ def test_optimizer_state(params, optimizer):
     mesh = make_mesh(1, 4, 2)
     state = jax.eval_shape(optimizer.init, params)
     placed = jax.jit(optimizer.init, out_shardings=shardings(state, mesh))(params)
-    expected = {leaf.shape: spec for (_, leaf), spec in zip(named_leaves(params), specs(params, mesh).values(), strict=True)}
+    expected = {
+        leaf.shape: spec for (_, leaf), spec in zip(named_leaves(params), specs(params, mesh).values(), strict=True)
+    }
     full, others = 0, 0
     for path, leaf in named_leaves(placed):
         array = leaf.get_value() if is_variable(leaf) else leaf

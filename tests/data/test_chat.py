@@ -1,0 +1,480 @@
+"""Rows: which tokens are supervised, and what a bad row does. The masks of all templates are in contracts/test_mask.py."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chat_cases import as_dicts, shared_tokenizer, template_classes_script
+from sft_jax.data.chat import COUNTS, RowBuilder, build_rows
+from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.examples import BadRow
+from sft_jax.data.templates import TEMPLATES, ChatTemplate
+from sft_jax.errors import UserError
+from tokenizer_texts import unicode_texts
+
+
+@pytest.fixture(scope="module")
+def qwen(assets):
+    return shared_tokenizer(assets / "tokenizers" / "qwen3")
+
+
+@pytest.fixture(scope="module")
+def llama(assets):
+    """SentencePiece, BOS, and a padding token that is EOS."""
+    return shared_tokenizer(assets / "tokenizers" / "llama2")
+
+
+@pytest.fixture(scope="module")
+def stock(assets):
+    return {path.stem: path.read_text() for path in (assets / "chat_templates" / "stock").glob("*.jinja")}
+
+
+def chat(*texts, **fields):
+    turns = [Message(("user", "assistant")[index % 2], text) for index, text in enumerate(texts)]
+    return Conversation(messages=tuple(turns), **fields)
+
+
+def build(tokenizer, template, *conversations, **options):
+    source = TEMPLATES.get(template, template)
+    compiled = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
+    return build_rows(conversations, tokenizer, compiled, **options)
+
+
+def supervised(tokenizer, example, above=0.0):
+    """Returns the texts of the supervised stretches."""
+    on = np.concatenate([[False], example.weights > above, [False]])
+    edges = np.flatnonzero(on[1:] != on[:-1]).reshape(-1, 2).tolist()
+    return [tokenizer.decode(example.ids[:end])[len(tokenizer.decode(example.ids[:start])) :] for start, end in edges]
+
+
+def texts_of(tokenizer, row):
+    assert not isinstance(row, BadRow), row
+    return [(example.turn, supervised(tokenizer, example)) for example in row.examples]
+
+
+# --- what is supervised ---
+
+
+def test_assistant_turns_with_their_end(qwen):
+    (row,) = build(qwen, "chatml", chat("a", "b", "c", "d"))
+    assert (row.kind, row.counts) == ("once", {})
+    assert texts_of(qwen, row) == [(-1, ["b<|im_end|>", "d<|im_end|>"])]
+    example = row.examples[0]
+    assert example.ids.dtype == np.int32 and example.weights.dtype == np.float32 and example.turn_starts.dtype == np.int32
+    assert example.turn_roles == ("user", "assistant", "user", "assistant")
+    assert [qwen.decode(example.ids[start:])[:16] for start in example.turn_starts] == [
+        "<|im_start|>user", "<|im_start|>assi", "<|im_start|>user", "<|im_start|>assi"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("supervise", "texts"),
+    [
+        ("assistant", ["b<|im_end|>", "d<|im_end|>"]),
+        ("last", ["d<|im_end|>"]),
+        ("user", ["a<|im_end|>", "c<|im_end|>"]),
+        ("system, assistant", ["s<|im_end|>", "b<|im_end|>", "d<|im_end|>"]),
+        ("tool", None),
+    ],
+)
+def test_supervise(qwen, supervise, texts):
+    messages = (Message("system", "s"), *chat("a", "b", "c", "d").messages)
+    (row,) = build(qwen, "chatml", Conversation(messages=messages), supervise=supervise)
+    if texts is None:
+        assert "no token of it is supervised" in row.reason and "'tool'" in row.reason
+    else:
+        assert texts_of(qwen, row) == [(-1, texts)]
+
+
+def test_supervise_all_takes_every_token_but_the_first(qwen, llama):
+    for tokenizer in (qwen, llama):
+        (row,) = build(tokenizer, "chatml", chat("a", "b", "c", "d"), supervise="all")
+        assert row.examples[0].weights.tolist() == [0, *[1] * (len(row.examples[0].ids) - 1)]
+
+
+def test_supervise_is_checked(qwen):
+    with pytest.raises(UserError, match="data.supervise: 'assistent': unknown role 'assistent'; did you mean 'assistant'"):
+        build(qwen, "chatml", supervise="assistent")
+
+
+def test_weights_multiply(qwen):
+    messages = (
+        Message("user", "a", weight=1.0), Message("assistant", "b", weight=0.0),
+        Message("user", "c"), Message("assistant", "d", weight=0.25), Message("user", "e"), Message("assistant", "f"),
+    )  # fmt: skip
+    (row,) = build(qwen, "chatml", Conversation(messages=messages))
+    example = row.examples[0]
+    assert texts_of(qwen, row) == [(-1, ["d<|im_end|>", "f<|im_end|>"])]
+    assert sorted(set(example.weights.tolist())) == [0, 0.25, 1]
+    assert supervised(qwen, example, above=0.5) == ["f<|im_end|>"]
+    (row,) = build(qwen, "chatml", Conversation(messages=messages), supervise="all")
+    assert sorted(set(row.examples[0].weights[1:].tolist())) == [0, 0.25, 1]
+    (row,) = build(qwen, "chatml", Conversation(messages=messages[:2]), supervise="last")
+    assert "no token of it is supervised" in row.reason
+
+
+def test_a_turn_that_nothing_asks_for(qwen):
+    (row,) = build(qwen, "chatml", Conversation(messages=(Message("assistant", "Welcome!"), *chat("a", "b").messages)))
+    assert texts_of(qwen, row) == [(-1, ["b<|im_end|>"])]
+    assert row.counts == {"unprompted_turns": 1}
+    (row,) = build(qwen, "chatml", Conversation(messages=(Message("assistant", "Welcome!"),)))
+    assert "no token of it is supervised" in row.reason
+
+
+def test_prompt_and_completion_are_a_chat_where_there_is_a_template(qwen):
+    rows = build(
+        qwen, "chatml",
+        Conversation(prompt="p", completion="c", system="s", separator="\n\n"),
+        Conversation(messages=(Message("system", "s"), Message("user", "p"), Message("assistant", "c"))),
+    )  # fmt: skip
+    assert rows[0].examples[0].ids.tolist() == rows[1].examples[0].ids.tolist()
+    assert texts_of(qwen, rows[0]) == [(-1, ["c<|im_end|>"])]
+
+
+# --- without a template ---
+
+
+def test_completion(llama):
+    (row,) = build(llama, None, Conversation(prompt="Question: 1+1=", completion=" 2"))
+    example = row.examples[0]
+    assert row.kind == "plain"
+    assert example.ids.tolist() == [1, *llama.encode("Question: 1+1= 2"), 2]
+    assert example.weights.tolist() == [0] * (len(example.ids) - 3) + [1] * 3  # space, 2, EOS
+    assert example.turn_starts.tolist() == [1, len(example.ids) - 3] and example.turn_roles == ("user", "assistant")
+
+
+def test_completion_with_system_and_separator(qwen):
+    (row,) = build(qwen, None, Conversation(prompt="p", completion="c", system="s", separator="\n\n"))
+    assert qwen.decode(row.examples[0].ids) == "s\n\np\n\nc<|im_end|>"
+    assert texts_of(qwen, row) == [(-1, ["c<|im_end|>"])]
+
+
+@pytest.mark.parametrize(("supervise", "share"), [("user", "prompt"), ("all", "everything"), ("user,assistant", "everything")])
+def test_completion_supervise(llama, supervise, share):
+    (row,) = build(llama, None, Conversation(prompt="one two", completion=" three"), supervise=supervise)
+    text = "".join(supervised(llama, row.examples[0])).replace("</s>", "|")
+    assert text.split() == {"prompt": ["one", "two"], "everything": ["one", "two", "three|"]}[share]
+
+
+def test_text_is_supervised_but_for_bos(llama, qwen):
+    for tokenizer in (llama, qwen):
+        (row,) = build(tokenizer, "chatml", Conversation(text="Once upon a time"))
+        example = row.examples[0]
+        assert example.ids.tolist() == [*tokenizer.plain_prefix, *tokenizer.encode("Once upon a time"), tokenizer.eos_id]
+        assert example.weights.tolist() == [0, *[1] * (len(example.ids) - 1)]
+
+
+def test_eos_is_trained_where_it_is_the_padding_token_too(llama):
+    assert llama.pad_id == llama.eos_id
+    rows = build(llama, None, Conversation(prompt="a", completion=" b"), Conversation(text="c"), chat("a", "b"))
+    for row in rows[:2]:
+        assert row.examples[0].ids[-1] == llama.eos_id and row.examples[0].weights[-1] == 1
+    (row,) = build(llama, "zephyr", chat("a", "b"))
+    assert row.examples[0].weights[row.examples[0].ids == llama.eos_id].tolist() == [0, 1]
+
+
+def test_token_zero_keeps_its_weight(qwen):
+    assert qwen.encode("!") == [0]
+    (row,) = build(qwen, "chatml", chat("!", "!"))
+    assert row.examples[0].weights[row.examples[0].ids == 0].tolist() == [0, 1]
+
+
+def test_eos_that_the_data_writes_is_not_doubled(llama):
+    (row,) = build(llama, None, Conversation(prompt="a", completion=" b</s>"), allow_special_tokens=True)
+    assert (row.examples[0].ids == llama.eos_id).sum() == 1 and row.examples[0].weights[-1] == 1
+
+
+def test_bos_is_there_once(tiny, llama):
+    for tokenizer in (llama, tiny):
+        for name in ("chatml", "llama2", "llama3", "gemma", "zephyr", "alpaca", "vicuna", None):
+            conversations = [chat("a", "b")] if name else [Conversation(prompt="a", completion=" b"), Conversation(text="c")]
+            for row in build(tokenizer, name, *conversations):
+                ids = row.examples[0].ids
+                assert (ids == tokenizer.bos_id).sum() == 1 and ids[0] == tokenizer.bos_id, name
+
+
+# --- seams ---
+
+
+def test_the_prompt_s_ids_win(qwen):
+    """`assistant\\n` and an answer that begins with a line feed would share a token."""
+    (row,) = build(qwen, "chatml", chat("a", "\nb", "c", "d"))
+    assert (row.kind, row.counts) == ("cut", {"seam_cuts": 1})
+    whole, own = row.examples
+    assert (whole.turn, own.turn) == (-1, 0)
+    prompt = qwen.encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n")
+    assert own.ids[: len(prompt)].tolist() == prompt
+    assert supervised(qwen, own) == ["\nb<|im_end|>"]
+    # The later turn must see the ids that a server makes of the history, so the first is not cut there.
+    assert supervised(qwen, whole) == ["d<|im_end|>"]
+    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+    assert whole.ids.tolist() == qwen.encode(text + "<|im_start|>assistant\nd<|im_end|>\n")
+
+
+def test_a_seam_in_the_last_turn_is_cut_in_place(qwen):
+    (row,) = build(qwen, "chatml", chat("a", "b", "c", "\n\nd"))
+    assert (row.kind, row.counts) == ("cut", {"seam_cuts": 1})
+    assert texts_of(qwen, row) == [(-1, ["b<|im_end|>", "\n\nd<|im_end|>"])]
+
+
+@pytest.mark.parametrize("prompt", ["Answer: ", "x =", "line\n", "dash-", "12", "word", "é", "a  ", "tab\t", ""])
+@pytest.mark.parametrize("completion", ["yes", " yes", "\nyes", "= 5", "345", "\u0301", "  two", "ing", ""])
+def test_prompt_ids_are_those_of_inference(qwen, llama, prompt, completion):
+    for tokenizer in (qwen, llama):
+        (row,) = build(tokenizer, None, Conversation(prompt=prompt, completion=completion))
+        check_plain(tokenizer, row, prompt, completion)
+
+
+def check_plain(tokenizer, row, prompt, completion):
+    if isinstance(row, BadRow):  # nothing is left to learn: not even EOS follows anything
+        assert prompt == completion == "" and not tokenizer.plain_prefix
+        return
+    example = row.examples[0]
+    before = [*tokenizer.plain_prefix, *tokenizer.encode(prompt)]
+    assert example.ids[: len(before)].tolist() == before
+    first = max(len(before), 1)
+    assert not example.weights[:first].any() and example.weights[first:].all()
+    assert example.ids[-1] == tokenizer.eos_id
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompt=unicode_texts, completion=unicode_texts)
+def test_prompt_ids_are_those_of_inference_for_any_text(tiny, prompt, completion):
+    (row,) = build(tiny, None, Conversation(prompt=prompt, completion=completion), allow_special_tokens=True)
+    if completion.endswith("</s>"):
+        return
+    check_plain(tiny, row, prompt, completion)
+
+
+@pytest.fixture(scope="module")
+def tiny(assets):
+    return shared_tokenizer(assets / "models" / "stories260k")
+
+
+# --- templates that change their minds ---
+
+
+def test_thinking_is_trained_in_every_turn(qwen, stock):
+    """Qwen3 drops the thinking of earlier turns, so every turn is an example of its own."""
+    thoughts = chat("a", "<think>\nwhy\n</think>\n\nb", "c", "<think>\nhow\n</think>\n\nd")
+    fields = Conversation(
+        messages=(
+            Message("user", "a"), Message("assistant", "b", reasoning="why"),
+            Message("user", "c"), Message("assistant", "d", reasoning="how"),
+        )  # fmt: skip
+    )
+    rows = build(qwen, stock["Qwen-Qwen3-0.6B"], thoughts, fields)
+    for row in rows:
+        assert (row.kind, row.counts) == ("per_turn", {"per_turn": 2})
+        assert texts_of(qwen, row) == [
+            (0, ["<think>\nwhy\n</think>\n\nb<|im_end|>"]), (1, ["<think>\nhow\n</think>\n\nd<|im_end|>"]),
+        ]  # fmt: skip
+        assert "why" not in qwen.decode(row.examples[1].ids)
+
+
+def test_template_arguments(qwen, stock):
+    off = {"enable_thinking": False}
+    (row,) = build(qwen, stock["Qwen-Qwen3-0.6B"], chat("a", "b"), template_kwargs=off)
+    assert (row.kind, texts_of(qwen, row)) == ("once", [(-1, ["b<|im_end|>"])])
+    assert "<think>\n\n</think>" in qwen.decode(row.examples[0].ids)
+    (row,) = build(qwen, stock["Qwen-Qwen3-0.6B"], chat("a", "<think>\nx\n</think>\n\nb"), template_kwargs=off)
+    assert texts_of(qwen, row) == [(0, ["b<|im_end|>"])]  # the prompt has closed the section
+    assert row.counts["reasoning_dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "answer", "text", "count"),
+    [
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "<think>\nx\n</think>\n\nb", "x\n</think>\n\nb{end}", None),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "<think>x</think>b", "x</think>b{end}", None),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "x\n</think>\n\nb", "x\n</think>\n\nb{end}", None),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "b", "b{end}", "open_thinking"),
+        ("deepseek-ai-DeepSeek-V3.1", {}, "<think>x</think>b", "b{end}", "reasoning_dropped"),
+        ("deepseek-ai-DeepSeek-V3.1", {"thinking": True}, "<think>x</think>b", "x</think>b{end}", None),
+        ("Qwen3.5-4B", {}, "b", "\n</think>\n\nb<|im_end|>", None),
+        ("Qwen3.5-4B", {}, "<think>\nx\n</think>\n\nb", "x\n</think>\n\nb<|im_end|>", None),
+        ("openai-gpt-oss-120b", {}, "b", "<|channel|>final<|message|>b<|return|>", None),
+        ("google-gemma-4-31B-it", {}, " b ", "b<turn|>", None),
+        ("microsoft-Phi-3.5-mini-instruct", {}, "b", "b<|end|>", None),
+    ],
+)
+def test_answers_of_templates_that_think(qwen, stock, name, kwargs, answer, text, count):
+    (row,) = build(qwen, stock[name], chat("a", answer), template_kwargs=kwargs)
+    text = text.format(end="<｜end▁of▁sentence｜>")
+    assert [stretch.rstrip("\n") for _, (stretch,) in texts_of(qwen, row)] == [text]
+    assert (count is None and not set(row.counts) - {"per_turn", "seam_cuts"}) or row.counts[count] == 1
+
+
+def test_an_end_of_turn_that_is_the_head_of_the_next_message(qwen):
+    source = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    (row,) = build(qwen, source, chat("a", "b", "c", "d"))
+    assert texts_of(qwen, row) == [(-1, [" b<|im_start|>", " d<|im_start|>"])]
+    assert row.counts == {"end_added": 2}
+    builder = RowBuilder(qwen, ChatTemplate(source, qwen.special_tokens))
+    assert builder.end_of_turn == "<|im_start|>"
+
+
+def test_a_template_without_any_end_of_turn_gets_eos(qwen):
+    source = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    source += "{% if add_generation_prompt %}assistant:{% endif %}"
+    (row,) = build(qwen, source, chat("a", "b", "c", "d"))
+    assert texts_of(qwen, row) == [(0, [" b<|im_end|>"]), (1, [" d<|im_end|>"])]
+
+
+def test_the_system_prompt_that_moves_to_the_last_user_turn(qwen, stock):
+    messages = (Message("system", "Be brief."), *chat("a", "b", "c", "d").messages)
+    source = stock["mistralai-Mistral-Nemo-Instruct-2407"]
+    (row,) = build_rows([Conversation(messages=messages)], qwen, ChatTemplate(source, {"bos_token": "", "eos_token": "<|im_end|>"}))
+    assert [qwen.decode(example.ids) for example in row.examples] == [
+        "[INST]Be brief.\n\na[/INST]b<|im_end|>",
+        "[INST]a[/INST]b<|im_end|>[INST]Be brief.\n\nc[/INST]d<|im_end|>",
+    ]
+    assert texts_of(qwen, row) == [(0, ["b<|im_end|>"]), (1, ["d<|im_end|>"])]
+
+
+# --- the versions with {% generation %} ---
+
+# What the tagged span of TRL's version has before and after ours: the beginning of the answer that a server feeds, and
+# white space or EOS behind the end-of-turn.
+TAGGED = {
+    "cohere2": ("", ""),
+    "deepseekv3": ("<｜Assistant｜>", ""),
+    "gemma": ("", "\n"),
+    "gptoss": ("<|start|>assistant", ""),
+    "llama3": ("", ""),
+    "phi3": ("", "\n</s>"),
+    "qwen2_5": ("\n", "\n"),
+    "qwen3": ("", "\n"),
+}
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_generation_tags_mark_what_we_derive(assets, qwen, name):
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    folder = assets / "chat_templates" / "with_generation_tag"
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    conversation = chat("Hello", "Hi there.")
+    tagged = (folder / f"{name}.generation.jinja").read_text()
+    (text,), (spans,) = utils.render_jinja_template(
+        [as_dicts(conversation.messages)], chat_template=tagged, return_assistant_tokens_mask=True, **special
+    )
+    marked = "".join(text[start:end] for start, end in spans)
+    before, after = TAGGED[name]
+    for kind in ("stock", "generation"):
+        template = ChatTemplate((folder / f"{name}.{kind}.jinja").read_text(), special)
+        (row,) = build_rows([conversation], qwen, template)
+        ((_, (ours,)),) = texts_of(qwen, row)
+        # An end-of-turn that the tokenizer does not know may share its last token with the white space behind it.
+        assert before + ours.rstrip() + after == marked.rstrip() + after[len(after.rstrip()) :], kind
+
+
+# --- errors stay in their row ---
+
+
+def test_bad_rows_do_not_affect_others(qwen):
+    source = "{% if messages[0].content == 'bad' %}{{ raise_exception('Not that.') }}{% endif %}" + TEMPLATES["chatml"]
+    rows = [chat("a", "b"), chat("bad", "b"), Conversation(messages=(Message("user", "a"),)), chat("\ud800", "b"), chat("c", "d")]
+    built = build(qwen, source, *rows)
+    assert [isinstance(row, BadRow) for row in built] == [False, True, True, True, False]
+    assert "Not that." in built[1].reason
+    assert "no token of it is supervised" in built[2].reason
+    assert "surrogate" in built[3].reason
+    alone = build(qwen, source, rows[-1])[0]
+    assert built[-1].examples[0].ids.tolist() == alone.examples[0].ids.tolist()
+    assert built[-1].examples[0].weights.tolist() == alone.examples[0].weights.tolist()
+
+
+def test_a_chat_without_a_template(qwen):
+    (row,) = build(qwen, None, chat("a", "b"))
+    assert "data.chat_template" in row.reason and "chatml" in row.reason
+
+
+def test_a_template_that_changes_answers_is_refused_with_both_texts(qwen):
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}<|im_end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    (row,) = build(qwen, source, chat("a", "hello"))
+    assert "'hello'" in row.reason and "HELLO" in row.reason
+
+
+def test_a_prompt_that_is_nowhere_in_the_conversation_is_refused_with_both_texts(qwen):
+    source = "{% if add_generation_prompt %}Answer this: {{ messages[-1].content }}{% else %}"
+    source += "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}{% endif %}"
+    (row,) = build(qwen, source, chat("question", "hello"))
+    assert "Answer this: question" in row.reason and "user=question;assistant=hello" in row.reason
+
+
+def test_a_tokenizer_without_eos(qwen):
+    values, files = qwen.state()
+    del values["kind"]
+    without = type(qwen).from_state({**values, "eos_id": None, "special_tokens": {}}, files)
+    with pytest.raises(UserError, match="no EOS token"):
+        build(without, None, Conversation(prompt="a", completion="b"))
+
+
+# --- any content ---
+
+contents = st.one_of(
+    unicode_texts,
+    st.sampled_from(["", " ", "yes", "user", "assistant", "\n\n", "<think>", "</think>", "<|im_end|>", "a<think>b</think>c"]),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(texts=st.lists(contents, min_size=2, max_size=6), name=st.sampled_from(["chatml", "zephyr", "llama3"]))
+def test_any_content(tiny, texts, name):
+    """Supervised is each answer with its end, in order, whatever anybody says."""
+    texts = texts[: len(texts) // 2 * 2]
+    (row,) = build(tiny, name, chat(*texts))
+    assert not isinstance(row, BadRow), row
+    end = {"chatml": "<|im_end|>", "zephyr": "</s>", "llama3": "<|eot_id|>"}[name]
+    want = {turn: (text.strip() if name == "llama3" else text) + end for turn, text in enumerate(texts[1::2])}
+    got = []
+    for example in row.examples:
+        stretches = supervised(tiny, example)
+        got += stretches if example.turn < 0 else [(example.turn, *stretches)]
+    own = {item[0]: item[1] for item in got if isinstance(item, tuple)}
+    shared = iter([item for item in got if not isinstance(item, tuple)])
+    # The vocabulary has no other sign for a space than SentencePiece's, and none for half of a character.
+    plain = [own[turn] if turn in own else next(shared) for turn in want]
+    assert [text.replace("▁", " ").rstrip() for text in plain] == [text.replace("▁", " ").rstrip() for text in want.values()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(contents, min_size=2, max_size=6))
+def test_turn_starts_are_in_order_and_inside(tiny, texts):
+    (row,) = build(tiny, "chatml", chat(*texts[: len(texts) // 2 * 2]))
+    for example in row.examples:
+        assert len(example.turn_starts) == len(example.turn_roles)
+        assert (np.diff(example.turn_starts) >= 0).all() and (example.turn_starts < len(example.ids)).all()
+
+
+# --- the golden table ---
+
+
+def test_template_classes(assets):
+    """How every stock template turns every shape of conversation into examples; see scripts/make_template_classes.py."""
+    script = template_classes_script()
+    golden = json.loads(script.GOLDEN.read_text(encoding="utf-8"))
+    table = script.make_table(assets, shared_tokenizer(assets / "tokenizers" / "llama3"))
+    assert set(table) == set(golden)
+    changed = {name: table[name] for name in table if table[name] != golden[name]}
+    assert changed == {}
+    kinds = [value.partition(" ")[0] for row in golden.values() for shape, value in row.items() if shape != "end of turn"]
+    assert set(kinds) == {"once", "cut", "per_turn", "refused:"}
+    # Refusals are the templates' own.
+    refused = [value for row in golden.values() for value in row.values() if value.startswith("refused:")]
+    assert all("does not accept the conversation" in value for value in refused)
+
+
+def test_counts_are_documented(stock, tiny):
+    answers = ("<think>x</think>b", "b")
+    sources = [stock[name] for name in ("GLM-4.6", "deepseek-ai-DeepSeek-V3.1", "Qwen3.5-4B", "Kimi-K2-Instruct")]
+    rows = [row for source in sources for answer in answers for row in build(tiny, source, chat("</s>", answer, "c", answer))]
+    names = {name for row in rows for name in row.counts}
+    assert names >= {"guarded", "per_turn", "reasoning_dropped", "end_added"} and names <= set(COUNTS)

@@ -74,7 +74,9 @@ def with_markers(tokenizer: HFTokenizer, sources: list[str]) -> HFTokenizer:
     markers = {marker for source in sources for marker in re.findall(r"<\|?[\w｜▁/]+\|?>|\[/?[A-Z_]+\]", source)}
     values, files = tokenizer.state()
     backend = tokenizers.Tokenizer.from_str(files["backend"].decode())
-    backend.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in sorted(markers | {"<s>", "</s>"})])
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(text, special=True) for text in sorted(markers | {"<s>", "</s>"})]
+    )
     added = {token.content: number for number, token in sorted(backend.get_added_tokens_decoder().items())}
     values = {
         **values,

@@ -99,7 +99,9 @@ def reference_render(source: str, messages, prompt: bool, variables: dict) -> st
     """Renders with transformers' own function."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts, _ = render_jinja_template([as_dicts(messages)], chat_template=source, add_generation_prompt=prompt, **variables)
+    texts, _ = render_jinja_template(
+        [as_dicts(messages)], chat_template=source, add_generation_prompt=prompt, **variables
+    )
     return texts[0]
 
 

@@ -49,8 +49,10 @@ def unflatten_state(like, flat: dict[str, Any]):
 
 
 def _path_name(path) -> str:
-    names = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
-    return "/".join(name for name in names if name not in ("value", "raw_value"))  # the inside of an nnx.Variable
+    last = path[-1] if path else None
+    if isinstance(last, jax.tree_util.GetAttrKey) and last.name in ("value", "raw_value"):
+        path = path[:-1]  # the inside of an nnx.Variable
+    return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
 
 
 class Checkpoints:

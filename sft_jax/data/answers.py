@@ -158,7 +158,8 @@ def _unclosed(prompt: str) -> str | None:
 def _undecided(rendering: Rendering, turn: int, prompt: str, text: str) -> RowError:
     return RowError(
         f"{rendering.name}: message {turn} cannot be supervised, since the prompt that a server would feed is not how "
-        f"the conversation begins. Prompt: {_show(prompt)}; conversation: {_show(text)}. Use another data.chat_template."
+        f"the conversation begins. Prompt: {_show(prompt)}; conversation: {_show(text)}. "
+        "Use another data.chat_template."
     )
 
 

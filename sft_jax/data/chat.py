@@ -201,7 +201,7 @@ class RowBuilder:
                 cut = span.start if span.start in broken[number] else -1
                 if span is spans[-1] and span not in late:
                     job.plan.cut = max(cut, job.plan.cut)
-                else:  # what follows must see the ids that inference feeds, so this turn goes into an example of its own
+                else:  # what follows must see the ids that inference feeds, so this turn becomes an example of its own
                     spans.remove(span)
                     changed.append(_Job(job.row, _up_to(job.plan, span, cut), job.encoder))
             if spans:
@@ -228,8 +228,11 @@ class RowBuilder:
             prefix, eos = self._tokenizer.plain_prefix, self._tokenizer.eos_id
             last = plan.spans[-1].weight if plan.spans and plan.spans[-1].end == len(plan.text) else 0
             ended = len(ids) > 0 and ids[-1] == eos and starts[-1] >= plan.starts[-1]  # the data has written it
-            ids = np.concatenate([np.array(prefix, np.int32), ids, np.array([] if ended else [eos], np.int32)])
-            weights = np.concatenate([np.zeros(len(prefix), np.float32), weights, np.full(0 if ended else 1, last, np.float32)])
+            suffix = [] if ended else [eos]
+            ids = np.concatenate([np.array(prefix, np.int32), ids, np.array(suffix, np.int32)])
+            weights = np.concatenate(
+                [np.zeros(len(prefix), np.float32), weights, np.full(len(suffix), last, np.float32)]
+            )
             turn_starts = turn_starts + len(prefix)
         weights[:1] = 0
         return Example(ids, weights, plan.turn, turn_starts.astype(np.int32), plan.roles)
@@ -272,7 +275,8 @@ def _encode_with(encoder: SeamEncoder, jobs: list[_Job]) -> None:
 
 def _prompt_ends(plan: TextPlan) -> list[int]:
     """Returns the places before which ids must be those of the prompt; a cut made one of them so."""
-    return [span.start for span in plan.spans if span.turn >= 0 and 0 < span.start < len(plan.text) and span.start != plan.cut]
+    starts = [span.start for span in plan.spans if span.turn >= 0 and span.start != plan.cut]
+    return [start for start in starts if 0 < start < len(plan.text)]
 
 
 def _straddled_ends(job: _Job) -> set[Span]:

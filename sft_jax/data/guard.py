@@ -75,7 +75,9 @@ class Guard:
                 "remove that text or set data.allow_special_tokens_in_content=True."
             )
         if self._alias.search(plan.text):
-            raise RowError("its content holds the text of a control token, and private-use characters; remove one of them.")
+            raise RowError(
+                "its content holds the text of a control token and private-use characters; remove one of them."
+            )
         parts, old, new, done = [], [0], [0], 0
 
         def take(stop: int, pattern: re.Pattern) -> None:
@@ -124,7 +126,8 @@ class Guard:
         numbers = np.searchsorted(ends, flagged, side="right")
         starts = np.concatenate([encoding.starts for encoding in encodings])[flagged] + bases[numbers]
         stops = np.concatenate([encoding.ends for encoding in encodings])[flagged] + bases[numbers]
-        places = [(base + r.start, base + r.end) for plan, base in zip(plans, bases.tolist(), strict=True) for r in plan.regions]
+        based = zip(plans, bases.tolist(), strict=True)
+        places = [(base + region.start, base + region.end) for plan, base in based for region in plan.regions]
         if not places:
             return []
         regions = np.array(places)
@@ -145,9 +148,8 @@ class Guard:
             return True
         if token not in self._reasoning_ids:
             return False
-        return any(
-            region.start < stop and region.end > start and plan.roles[region.message] == "assistant" for region in plan.regions
-        )
+        touched = [region for region in plan.regions if region.start < stop and region.end > start]
+        return any(plan.roles[region.message] == "assistant" for region in touched)
 
 
 def _pattern(texts: Sequence[str]) -> re.Pattern:

@@ -72,7 +72,9 @@ class Locator:
         self._render = render
         self._skeletons: dict[tuple, tuple[tuple[int, ...], tuple[str, ...]]] = {}
 
-    def locate(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool, text: str) -> Located | None:
+    def locate(
+        self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool, text: str
+    ) -> Located | None:
         """Returns where `slots` of `messages` lie in `text`, the plain render of `messages`.
 
         Returns None where that cannot be told: the render with marks, less the marks, is another text.
@@ -202,7 +204,7 @@ def _take_apart(
         slot = slots[number]
         if not text.startswith(slot.text, position):
             position += len(slot.lead)
-            if not slot.lead or not text.startswith(slot.text, position) or text[position - len(slot.lead) : position] != slot.lead:
+            if not slot.lead or not text.startswith(slot.lead + slot.text, position - len(slot.lead)):
                 return None
         end = position + len(slot.text)
         regions.append(Region(number, slot.message, slot.kind, position, end))

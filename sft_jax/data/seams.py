@@ -1,8 +1,8 @@
 """Tokens at the end of a prompt: training must see the ids that inference feeds.
 
-A tokenizer joins characters across the end of a prompt ("assistant\\n" + "\\nfoo" has one token for both line feeds), and
-may even cut the prompt differently because of what follows. Offsets show the first; for the second the last words of
-the prompt are encoded once more without what follows. That is enough, since tokenizers look no further: text between
+A tokenizer joins characters across the end of a prompt ("assistant\\n" + "\\nfoo" has one token for both line feeds),
+and may even cut the prompt differently because of what follows. Offsets show the first; for the second the last words
+of the prompt are encoded once more without what follows. That is enough, since tokenizers look no further: text between
 added tokens, and words between spaces, are tokenised on their own.
 """
 
@@ -75,8 +75,8 @@ class SeamEncoder:
         befores = self.encode([text[:cut] for text, cut in zip(texts, cuts, strict=True)])
         afters = self._continue([text[cut:] for text, cut in zip(texts, cuts, strict=True)])
         return [
-            Encoding(*(np.concatenate(pair) for pair in ((a.ids, b.ids), (a.starts, b.starts + cut), (a.ends, b.ends + cut))))
-            for a, b, cut in zip(befores, afters, cuts, strict=True)
+            Encoding(*(np.concatenate(parts) for parts in zip(before, _moved(after, cut), strict=True)))
+            for before, after, cut in zip(befores, afters, cuts, strict=True)
         ]
 
     def _continue(self, texts: Sequence[str]) -> list[Encoding]:
@@ -89,7 +89,7 @@ class SeamEncoder:
             for number, encoding in zip(left, self.encode([lead + texts[number] for number in left]), strict=True):
                 first = int(np.searchsorted(encoding.starts, 1))
                 if first and encoding.ends[first - 1] <= 1:
-                    result[number] = Encoding(encoding.ids[first:], encoding.starts[first:] - 1, encoding.ends[first:] - 1)
+                    result[number] = _moved(Encoding(*(part[first:] for part in encoding)), -1)
         left = [number for number in range(len(texts)) if number not in result]
         result.update(zip(left, self.encode([texts[number] for number in left]), strict=True))
         return [result[number] for number in range(len(texts))]
@@ -109,3 +109,8 @@ class SeamEncoder:
                     if encoding.starts[first] == space and encoding.ends[first - 1] <= space:
                         return text[space + self._skip : place], first
         return text[:place], 0
+
+
+def _moved(encoding: Encoding, places: int) -> Encoding:
+    """Returns the tokens with their ranges moved by so many characters."""
+    return Encoding(encoding.ids, encoding.starts + np.int32(places), encoding.ends + np.int32(places))

@@ -137,7 +137,9 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
     main = _text_plan(text, dicts, located, rendering, spans)
     if supervise.mode == "all":
         if located is None and len(set(weights)) > 1:
-            raise RowError(f"{rendering.name}: what its messages become cannot be told apart, so they cannot have weights.")
+            raise RowError(
+                f"{rendering.name}: messages cannot be told apart in its render, so they cannot have weights."
+            )
         begins = [0, *main.starts[1:]]
         main.spans = [Span(*each, -1) for each in zip(begins, [*begins[1:], len(text)], weights, strict=True)]
     else:
@@ -208,6 +210,7 @@ def _message_starts(plan: TextPlan, rendering: Rendering, spans: Mapping[int, Sp
 def _other_roles(text, messages, weights, located, rendering: Rendering, supervise: Supervise) -> list[Span]:
     """Returns the spans of supervised messages that no prompt leads to: content and, where it shows, end of turn."""
     spans = []
+    closings = [end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end]
     for index, message in enumerate(messages):
         if message.role == "assistant" or message.role not in supervise.roles or not weights[index]:
             continue
@@ -215,6 +218,6 @@ def _other_roles(text, messages, weights, located, rendering: Rendering, supervi
         if message.content.strip() and not own:
             raise RowError(f"{rendering.name}: message {index} of the {message.role} is not found in its render.")
         for region in own:
-            closing = next((end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end and text.startswith(end, region.end)), "")
+            closing = next((end for end in closings if text.startswith(end, region.end)), "")
             spans.append(Span(region.start, region.end + len(closing), weights[index], -1))
     return spans

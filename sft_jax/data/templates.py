@@ -127,9 +127,8 @@ def _read(setting: str) -> str:
     path = Path(setting).expanduser()
     if not path.is_file():
         kind = "there is no such file" if path.suffix or len(path.parts) > 1 else "is no chat template"
-        raise UserError(
-            f"data.chat_template: '{setting}': {kind}; {did_you_mean(setting, ['auto', 'none', *TEMPLATES])}, or a file."
-        )
+        known = did_you_mean(setting, ["auto", "none", *TEMPLATES])
+        raise UserError(f"data.chat_template: '{setting}': {kind}; {known}, or a file.")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -177,7 +176,7 @@ class _Namespace(jinja2.utils.Namespace):
     @staticmethod
     def _check(name: Any) -> None:
         if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}: it begins with an underscore")
+            raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}: its name begins with _")
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -199,9 +198,7 @@ _HARMLESS = {
 
 def _environment() -> _Environment:
     """Returns an environment equal to that of transformers' `apply_chat_template` (transformers 5)."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["dict"] = _Dict()

@@ -91,7 +91,9 @@ def _end(tail: str, middle: str, opening: str, always_opens: bool, marker: re.Pa
     return tail[: ends[-1]] if ends else core
 
 
-def _missing_end(tail: str, middle: str, marker: re.Pattern, added_tokens: Collection[str], eos_token: str | None) -> str:
+def _missing_end(
+    tail: str, middle: str, marker: re.Pattern, added_tokens: Collection[str], eos_token: str | None
+) -> str:
     """Returns the end of turns of a template that writes none: the head of the next message if that is one token."""
     head = middle[len(tail) :] if middle.startswith(tail) else middle
     match = marker.match(head)

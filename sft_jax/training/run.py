@@ -98,6 +98,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
             decoder = load_decoder(
                 config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed
             )
+            if decoder.source.ignored:
+                report.say(f"Tensors of the checkpoint that hold no parameter: {', '.join(decoder.source.ignored)}.")
             graphdef, state = create_state(decoder, optimizer, mesh)
             del decoder
     if first_process:

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from chat_cases import CHATS, END_ADDED, END_OF_TURN, GUARDED_CHATS, as_dicts, reference_render, shared_tokenizer, template_classes_script
+from chat_cases import (
+    CHATS,
+    END_ADDED,
+    END_OF_TURN,
+    GUARDED_CHATS,
+    as_dicts,
+    reference_render,
+    shared_tokenizer,
+    template_classes_script,
+)
 from sft_jax.data.chat import RowBuilder
 from sft_jax.data.conversation import Conversation
 from sft_jax.data.examples import BadRow
@@ -128,7 +137,8 @@ def check_row(row, expected, tokenizer, guarded):
             for turn, (prompt, answers) in left.items():
                 known = example.ids[:start].tolist() == expected.ids(prompt) if not guarded else same(before, prompt)
                 # White space after an end-of-turn that is plain text may share its last token.
-                if weight == expected.messages[turn].weight and known and any(same(answer, text) or same(answer.rstrip(), text) for text in answers):
+                fits = any(same(answer, text) or same(answer.rstrip(), text) for text in answers)
+                if known and fits and weight == expected.messages[turn].weight:
                     del left[turn]
                     break
             else:

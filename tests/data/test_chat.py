@@ -1,4 +1,4 @@
-"""Rows: which tokens are supervised, and what a bad row does. The masks of all templates are in contracts/test_mask.py."""
+"""Rows: which tokens are supervised, and what a bad row does. Masks of all templates are in contracts/test_mask.py."""
 
 import json
 
@@ -63,7 +63,9 @@ def test_assistant_turns_with_their_end(qwen):
     assert (row.kind, row.counts) == ("once", {})
     assert texts_of(qwen, row) == [(-1, ["b<|im_end|>", "d<|im_end|>"])]
     example = row.examples[0]
-    assert example.ids.dtype == np.int32 and example.weights.dtype == np.float32 and example.turn_starts.dtype == np.int32
+    assert (
+        example.ids.dtype == np.int32 and example.weights.dtype == np.float32 and example.turn_starts.dtype == np.int32
+    )
     assert example.turn_roles == ("user", "assistant", "user", "assistant")
     assert [qwen.decode(example.ids[start:])[:16] for start in example.turn_starts] == [
         "<|im_start|>user", "<|im_start|>assi", "<|im_start|>user", "<|im_start|>assi"
@@ -96,7 +98,7 @@ def test_supervise_all_takes_every_token_but_the_first(qwen, llama):
 
 
 def test_supervise_is_checked(qwen):
-    with pytest.raises(UserError, match="data.supervise: 'assistent': unknown role 'assistent'; did you mean 'assistant'"):
+    with pytest.raises(UserError, match="data.supervise: 'assistent': unknown role .* did you mean 'assistant'"):
         build(qwen, "chatml", supervise="assistent")
 
 
@@ -152,7 +154,9 @@ def test_completion_with_system_and_separator(qwen):
     assert texts_of(qwen, row) == [(-1, ["c<|im_end|>"])]
 
 
-@pytest.mark.parametrize(("supervise", "share"), [("user", "prompt"), ("all", "everything"), ("user,assistant", "everything")])
+@pytest.mark.parametrize(
+    ("supervise", "share"), [("user", "prompt"), ("all", "everything"), ("user,assistant", "everything")]
+)
 def test_completion_supervise(llama, supervise, share):
     (row,) = build(llama, None, Conversation(prompt="one two", completion=" three"), supervise=supervise)
     text = "".join(supervised(llama, row.examples[0])).replace("</s>", "|")
@@ -163,7 +167,11 @@ def test_text_is_supervised_but_for_bos(llama, qwen):
     for tokenizer in (llama, qwen):
         (row,) = build(tokenizer, "chatml", Conversation(text="Once upon a time"))
         example = row.examples[0]
-        assert example.ids.tolist() == [*tokenizer.plain_prefix, *tokenizer.encode("Once upon a time"), tokenizer.eos_id]
+        assert example.ids.tolist() == [
+            *tokenizer.plain_prefix,
+            *tokenizer.encode("Once upon a time"),
+            tokenizer.eos_id,
+        ]
         assert example.weights.tolist() == [0, *[1] * (len(example.ids) - 1)]
 
 
@@ -190,7 +198,9 @@ def test_eos_that_the_data_writes_is_not_doubled(llama):
 def test_bos_is_there_once(tiny, llama):
     for tokenizer in (llama, tiny):
         for name in ("chatml", "llama2", "llama3", "gemma", "zephyr", "alpaca", "vicuna", None):
-            conversations = [chat("a", "b")] if name else [Conversation(prompt="a", completion=" b"), Conversation(text="c")]
+            conversations = (
+                [chat("a", "b")] if name else [Conversation(prompt="a", completion=" b"), Conversation(text="c")]
+            )
             for row in build(tokenizer, name, *conversations):
                 ids = row.examples[0].ids
                 assert (ids == tokenizer.bos_id).sum() == 1 and ids[0] == tokenizer.bos_id, name
@@ -262,8 +272,10 @@ def test_thinking_is_trained_in_every_turn(qwen, stock):
     thoughts = chat("a", "<think>\nwhy\n</think>\n\nb", "c", "<think>\nhow\n</think>\n\nd")
     fields = Conversation(
         messages=(
-            Message("user", "a"), Message("assistant", "b", reasoning="why"),
-            Message("user", "c"), Message("assistant", "d", reasoning="how"),
+            Message("user", "a"),
+            Message("assistant", "b", reasoning="why"),
+            Message("user", "c"),
+            Message("assistant", "d", reasoning="how"),
         )  # fmt: skip
     )
     rows = build(qwen, stock["Qwen-Qwen3-0.6B"], thoughts, fields)
@@ -330,7 +342,8 @@ def test_a_template_without_any_end_of_turn_gets_eos(qwen):
 def test_the_system_prompt_that_moves_to_the_last_user_turn(qwen, stock):
     messages = (Message("system", "Be brief."), *chat("a", "b", "c", "d").messages)
     source = stock["mistralai-Mistral-Nemo-Instruct-2407"]
-    (row,) = build_rows([Conversation(messages=messages)], qwen, ChatTemplate(source, {"bos_token": "", "eos_token": "<|im_end|>"}))
+    template = ChatTemplate(source, {"bos_token": "", "eos_token": "<|im_end|>"})
+    (row,) = build_rows([Conversation(messages=messages)], qwen, template)
     assert [qwen.decode(example.ids) for example in row.examples] == [
         "[INST]Be brief.\n\na[/INST]b<|im_end|>",
         "[INST]a[/INST]b<|im_end|>[INST]Be brief.\n\nc[/INST]d<|im_end|>",
@@ -379,7 +392,7 @@ def test_generation_tags_mark_what_we_derive(assets, qwen, name):
 
 def test_bad_rows_do_not_affect_others(qwen):
     source = "{% if messages[0].content == 'bad' %}{{ raise_exception('Not that.') }}{% endif %}" + TEMPLATES["chatml"]
-    rows = [chat("a", "b"), chat("bad", "b"), Conversation(messages=(Message("user", "a"),)), chat("\ud800", "b"), chat("c", "d")]
+    rows = [chat("a", "b"), chat("bad", "b"), chat("a"), chat("\ud800", "b"), chat("c", "d")]
     built = build(qwen, source, *rows)
     assert [isinstance(row, BadRow) for row in built] == [False, True, True, True, False]
     assert "Not that." in built[1].reason
@@ -421,7 +434,9 @@ def test_a_tokenizer_without_eos(qwen):
 
 contents = st.one_of(
     unicode_texts,
-    st.sampled_from(["", " ", "yes", "user", "assistant", "\n\n", "<think>", "</think>", "<|im_end|>", "a<think>b</think>c"]),
+    st.sampled_from(
+        ["", " ", "yes", "user", "assistant", "\n\n", "<think>", "</think>", "<|im_end|>", "a<think>b</think>c"]
+    ),
 )
 
 
@@ -442,7 +457,8 @@ def test_any_content(tiny, texts, name):
     shared = iter([item for item in got if not isinstance(item, tuple)])
     # The vocabulary has no other sign for a space than SentencePiece's, and none for half of a character.
     plain = [own[turn] if turn in own else next(shared) for turn in want]
-    assert [text.replace("▁", " ").rstrip() for text in plain] == [text.replace("▁", " ").rstrip() for text in want.values()]
+    plain, wanted = ([text.replace("▁", " ").rstrip() for text in texts] for texts in (plain, want.values()))
+    assert plain == wanted
 
 
 @settings(max_examples=60, deadline=None)
@@ -458,14 +474,16 @@ def test_turn_starts_are_in_order_and_inside(tiny, texts):
 
 
 def test_template_classes(assets):
-    """How every stock template turns every shape of conversation into examples; see scripts/make_template_classes.py."""
+    """How stock templates turn each shape of conversation into examples; see scripts/make_template_classes.py."""
     script = template_classes_script()
     golden = json.loads(script.GOLDEN.read_text(encoding="utf-8"))
     table = script.make_table(assets, shared_tokenizer(assets / "tokenizers" / "llama3"))
     assert set(table) == set(golden)
     changed = {name: table[name] for name in table if table[name] != golden[name]}
     assert changed == {}
-    kinds = [value.partition(" ")[0] for row in golden.values() for shape, value in row.items() if shape != "end of turn"]
+    kinds = [
+        value.partition(" ")[0] for row in golden.values() for shape, value in row.items() if shape != "end of turn"
+    ]
     assert set(kinds) == {"once", "cut", "per_turn", "refused:"}
     # Refusals are the templates' own.
     refused = [value for row in golden.values() for value in row.values() if value.startswith("refused:")]
@@ -475,6 +493,7 @@ def test_template_classes(assets):
 def test_counts_are_documented(stock, tiny):
     answers = ("<think>x</think>b", "b")
     sources = [stock[name] for name in ("GLM-4.6", "deepseek-ai-DeepSeek-V3.1", "Qwen3.5-4B", "Kimi-K2-Instruct")]
-    rows = [row for source in sources for answer in answers for row in build(tiny, source, chat("</s>", answer, "c", answer))]
+    chats = [chat("</s>", answer, "c", answer) for answer in answers]
+    rows = [row for source in sources for row in build(tiny, source, *chats)]
     names = {name for row in rows for name in row.counts}
     assert names >= {"guarded", "per_turn", "reasoning_dropped", "end_added"} and names <= set(COUNTS)

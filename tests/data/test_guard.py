@@ -196,7 +196,9 @@ def test_tokens_that_only_normalisation_makes(tiny):
 
 def test_runs_of_white_space_are_no_control_tokens(tiny):
     tokenizer = with_token(tiny, tokenizers.AddedToken("\n\n", special=False), tokenizers.normalizers.NFC())
-    (row,) = builder(tokenizer, ChatTemplate(TEMPLATES["zephyr"], tokenizer.special_tokens)).build([chat("a\n\nb", "c")])
+    (row,) = builder(tokenizer, ChatTemplate(TEMPLATES["zephyr"], tokenizer.special_tokens)).build(
+        [chat("a\n\nb", "c")]
+    )
     assert row.counts == {} and "\n\n" in controls(tokenizer, row.examples[0].ids)
 
 

@@ -41,7 +41,10 @@ def test_renders_are_those_of_transformers(assets):
     """Every template of the assets on every conversation there, tools included."""
     folder = assets / "chat_templates"
     chats = [json.loads(path.read_text()) for path in sorted((folder / "conversations").glob("*.json"))]
-    thoughts = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c", "thinking": "c"}]
+    thoughts = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "c", "thinking": "c"},
+    ]
     chats.append({"messages": thoughts})
     equal = 0
     for path in sorted(folder.glob("*/*.jinja")):
@@ -126,7 +129,9 @@ def test_arguments_win_over_special_tokens_but_not_over_the_prompt():
 
 def test_pickling_keeps_the_time():
     then = datetime.datetime(2020, 2, 3)
-    template = pickle.loads(pickle.dumps(ChatTemplate("{{ strftime_now('%d %b %Y') }}{{ eos_token }}", SPECIAL, now=then)))
+    template = pickle.loads(
+        pickle.dumps(ChatTemplate("{{ strftime_now('%d %b %Y') }}{{ eos_token }}", SPECIAL, now=then))
+    )
     assert template.render(CHAT) == "03 Feb 2020</s>"
 
 
@@ -134,13 +139,15 @@ WANTED = {
     "chatml": "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi"
     "<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
     "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi </s><s>[INST] Bye [/INST]",
-    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>"
-    "\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>user"
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>user"
     "<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "gemma": "<s><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi<end_of_turn>\n"
     "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n",
-    "zephyr": "<s><|system|>\nBe brief.</s>\n<|user|>\nHello</s>\n<|assistant|>\nHi</s>\n<|user|>\nBye</s>\n<|assistant|>\n",
-    "alpaca": "<s>Be brief.\n\n### Instruction:\nHello\n\n### Response:\nHi</s>\n\n### Instruction:\nBye\n\n### Response:\n",
+    "zephyr": "<s><|system|>\nBe brief.</s>\n<|user|>\nHello</s>\n"
+    "<|assistant|>\nHi</s>\n<|user|>\nBye</s>\n<|assistant|>\n",
+    "alpaca": "<s>Be brief.\n\n### Instruction:\nHello"
+    "\n\n### Response:\nHi</s>\n\n### Instruction:\nBye\n\n### Response:\n",
     "vicuna": "<s>Be brief. USER: Hello ASSISTANT: Hi</s>USER: Bye ASSISTANT:",
 }
 

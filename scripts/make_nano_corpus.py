@@ -17,6 +17,7 @@ from nano_topics_people import PEOPLE
 from nano_world import World, pick, polite
 
 TRAIN, HELD_OUT, SEED = 100_000, 500, 7
+MAX_CHARACTERS = 400  # so that a document fits a row of 256 tokens
 TOPICS = {**HOME, **PEOPLE}
 RECORD_TITLES = ("Record", "Card", "File", "From the file", "As data", "In the book", "Entry", "Saved as")
 
@@ -51,7 +52,14 @@ def write_record(world: World, topic: Topic) -> str:
 
 
 def write_document(rng: Random) -> str:
-    """Returns one document: a note, a talk, a note with its record, or a talk that a note retells."""
+    """Returns one document of at most `MAX_CHARACTERS`."""
+    while len(text := _draft(rng)) > MAX_CHARACTERS:
+        pass
+    return text
+
+
+def _draft(rng: Random) -> str:
+    """Returns a note, a talk, a note with its record, a record with its note, or a talk and a note."""
     topic, world, kind = TOPICS[pick(rng, list(TOPICS))], World(rng), rng.random()
     if kind < 0.3:
         return write_note(world, topic)

@@ -17,7 +17,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
-VOCAB_SIZE, DOCUMENTS = 2048, 30_000
+VOCAB_SIZE, DOCUMENTS = 1024, 30_000
 SPACE = "\u2581"  # what SentencePiece writes for a space
 UNKNOWN, BEGIN, END, USER, SYSTEM, ASSISTANT = "<unk>", "<s>", "<|end|>", "<|user|>", "<|system|>", "<|assistant|>"
 

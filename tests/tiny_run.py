@@ -74,14 +74,15 @@ def tiny_config(folder: Path, **changes):
 
 def as_flags(config) -> list[str]:
     """Returns the changes of a configuration against the defaults as command-line flags."""
-    flags = []
-    for section, values in config.to_dict().items():
-        default = default_config().to_dict()[section]
-        if not isinstance(values, dict):
-            flags += [f"--config.{section}={values}"] * (values != default)
-            continue
-        flags += [f"--config.{section}.{key}={value}" for key, value in values.items() if value != default[key]]
-    return flags
+
+    def changes(values: dict, defaults: dict, prefix: str):
+        for key, value in values.items():
+            if isinstance(defaults[key], dict):
+                yield from changes(value, defaults[key], f"{prefix}{key}.")
+            elif value != defaults[key]:
+                yield f"--config.{prefix}{key}={value}"
+
+    return list(changes(config.to_dict(), default_config().to_dict(), ""))
 
 
 def train_command(config, workdir: Path) -> list[str]:

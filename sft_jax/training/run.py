@@ -107,7 +107,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
         work.write_json("config.json", to_dict(config))
         work.write_json("manifest.json", report.run_manifest(config, data, source, mesh, optimizer))
         for name in (METRICS_FILE, SAMPLES_FILE):
-            work.cut_back(name, start.step)
+            work.cut_back(name, start.step if start.manifest else -1)  # a run that never saved begins anew, step 0 too
     report.print_model(optimizer, like, mesh)
 
     # ---- what happens between steps

@@ -38,6 +38,14 @@ def test_stopped_runs_continue_bitwise(folder, whole):
     assert metrics(workdir) == metrics(whole)
 
 
+def test_a_run_that_was_killed_before_it_saved_begins_anew(folder, whole):
+    workdir = folder / "never_saved"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text('{"step": 0, "split": "eval", "loss": 9.0}\n{"step": 1, "split": "train", "loss": 8.0}\n')
+    fit(tiny_config(folder), workdir)
+    assert metrics(workdir) == metrics(whole)
+
+
 def test_a_finished_run_stays_as_it_is(folder, whole, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     summary = fit(tiny_config(folder), whole)

@@ -20,7 +20,8 @@ from sft_jax.training.optim import make_optimizer
 from sft_jax.training.state import abstract_state, create_state
 from sft_jax.training.step import make_eval_step, make_train_step
 
-CLIPPED = OptimConfig(learning_rate=3e-3, schedule="linear", warmup=0.0, weight_decay=0.01, clip_norm=0.05)
+# With the usual eps, Adam's first updates are the sign of the gradient, also where that is rounding error.
+CLIPPED = OptimConfig(learning_rate=3e-3, schedule="linear", warmup=0.0, weight_decay=0.01, clip_norm=0.05, eps=1e-4)
 CASES = {
     "clipped": CLIPPED,
     "not clipped": dataclasses.replace(CLIPPED, clip_norm=0.0),
@@ -83,7 +84,7 @@ def test_updates_are_those_of_optax_on_the_dense_loss(batch, case):
     decayed = jax.tree_util.tree_map_with_path(lambda path, _: "scale" not in str(path), params)
     clip = [optax.clip_by_global_norm(CASES[case].clip_norm)] if CASES[case].clip_norm else []
     rates = optax.linear_schedule(3e-3, 0.0, STEPS - 1)
-    reference = optax.chain(*clip, optax.adamw(rates, weight_decay=0.01, mask=decayed))
+    reference = optax.chain(*clip, optax.adamw(rates, eps=1e-4, weight_decay=0.01, mask=decayed))
     reference_state, reference_update = reference.init(params), jax.jit(reference.update)
     for _ in range(3):
         gradient = dense_gradient(params, graphdef, batch)
@@ -93,7 +94,7 @@ def test_updates_are_those_of_optax_on_the_dense_loss(batch, case):
         params = optax.apply_updates(params, updates)
     assert metrics["grad_norm"] > 0.05 and state.step == 3
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 def test_reported_values_are_those_recomputed_from_logits(batch):

@@ -1,12 +1,12 @@
-"""Pre-train the base model of the quickstart from nothing: 1.5M parameters on text that the project generates.
+"""Pre-train the base model of the quickstart from nothing: 1.3M parameters on text that the project generates.
 
     python scripts/make_nano_corpus.py
     python scripts/make_nano_tokenizer.py          (only when the vocabulary should change; the committed one is its output)
     python -m sft_jax.train --config configs/pretrain_nano.py --workdir runs/pretrain_nano
     python -m sft_jax.export --model runs/pretrain_nano --out models/nano --overwrite
 
-Run it in the root of the repository; it takes about twenty minutes on two CPU cores. `models/nano/README.md` states
-the held-out loss to expect. Plain next-token prediction is supervised fine-tuning of `text` rows, every token
+Run it in the root of the repository; it takes about twenty minutes on two CPU cores. `models/nano/README.md` says
+what the committed weights were trained with. Plain next-token prediction is supervised fine-tuning of `text` rows, every token
 supervised, with weights drawn from the seed.
 """
 

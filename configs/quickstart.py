@@ -1,10 +1,10 @@
-"""Teach a 1.5M-parameter model to turn requests into JSON commands: no network, no accelerator, two minutes.
+"""Teach a 1.3M-parameter model to turn requests into JSON commands: no network, no accelerator, a few minutes.
 
     python -m sft_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
 Run it in the root of the repository: `models/nano` and `data/quickstart` are relative to it. `make quickstart` runs
-the same and then exports the model. The base model has read plain text only (configs/pretrain_nano.py) and answers
-none of the held-out requests; the run prints its exact match at step 0 and that of the tuned model at the end.
+the same. The base model has read plain text only (configs/pretrain_nano.py); the run prints its exact match on the
+held-out requests at step 0 and that of the tuned model at the end, and exports the tuned model.
 """
 
 from sft_jax.config import default_config

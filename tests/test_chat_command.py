@@ -43,6 +43,7 @@ def read_until(terminal: int, text: str, seconds: float = 240.0) -> str:
     return shown
 
 
+@pytest.mark.slow
 def test_a_conversation_in_a_terminal(model, environment):
     """An answer is streamed; Ctrl-C ends an answer that is being given, and the chat while nothing is."""
     ours, theirs = pty.openpty()

@@ -121,7 +121,7 @@ def evaluate(decoder: Decoder, batch: Batch, size: int, mesh: AnyMesh | None) ->
 
 
 def step_sums(decoder: Decoder, batch: Batch, mesh: AnyMesh | None) -> dict[str, np.ndarray]:
-    """Returns the loss, the counts and the mean gradient by path that a training step computes for batch [A, B, ...]."""
+    """Returns loss, counts and the mean gradient by path, as a training step computes them for batch [A, B, ...]."""
     graphdef, state = create_state(_copy(decoder), _recorder(decoder), mesh)
     state, metrics = make_train_step(graphdef, _recorder(decoder), mesh)(state, place_batch(batch, mesh, batch_dim=1))
     gradient = jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -150,7 +150,7 @@ def token_losses(decoder: Decoder, batch: Batch) -> np.ndarray:
 
 
 def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
-    """Returns the documents of `batch` one a row [N, L], and for each position of theirs the (row, column) it came from.
+    """Returns the documents of `batch` one a row [N, L], and for each position the (row, column) it came from.
 
     The second is int [2, N, L], 0 where the row is padding.
     """
@@ -171,7 +171,9 @@ def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
     return alone, source
 
 
-def dense_cross_entropy(hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None) -> dict[str, np.ndarray]:
+def dense_cross_entropy(
+    hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None
+) -> dict[str, np.ndarray]:
     """Returns loss, nll and gradients of `cross_entropy`, from full logits in float64 numpy."""
     h = np.asarray(hidden, np.float64).reshape(-1, hidden.shape[-1])
     w = np.asarray(kernel, np.float64).T if vocab_axis == 0 else np.asarray(kernel, np.float64)

@@ -205,7 +205,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
         step = jnp.asarray(step, jnp.int32)
         rising = (step + 1) / warmup
         progress = (step - (warmup - 1)) / max(total_steps - warmup, 1)
-        progress = jnp.where(step >= total_steps - 1, 1.0, jnp.clip(progress, 0.0, 1.0))  # compiled division may not be exact
+        # Compiled division may miss 1 by a bit, and the end is to be exact.
+        progress = jnp.where(step >= total_steps - 1, 1.0, jnp.clip(progress, 0.0, 1.0))
         falling = shape(progress, final)
         return config.learning_rate * jnp.where(step < warmup, rising, falling).astype(jnp.float32)
 

@@ -20,7 +20,9 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def create_state(decoder: Decoder, optimizer: Optimizer, mesh: AnyMesh | None = None) -> tuple[nnx.GraphDef, TrainState]:
+def create_state(
+    decoder: Decoder, optimizer: Optimizer, mesh: AnyMesh | None = None
+) -> tuple[nnx.GraphDef, TrainState]:
     """Returns the static part of the decoder and a new state with its arrays, laid out on `mesh`.
 
     The arrays are the decoder's own where they already lie as `mesh` wants them: the first step, which is given the
@@ -35,7 +37,9 @@ def create_state(decoder: Decoder, optimizer: Optimizer, mesh: AnyMesh | None = 
     return graphdef, TrainState(step, params, frozen, jax.jit(optimizer.init, out_shardings=out_shardings)(params))
 
 
-def abstract_state(decoder: Decoder, optimizer: Optimizer, mesh: AnyMesh | None = None) -> tuple[nnx.GraphDef, TrainState]:
+def abstract_state(
+    decoder: Decoder, optimizer: Optimizer, mesh: AnyMesh | None = None
+) -> tuple[nnx.GraphDef, TrainState]:
     """Returns what `create_state` would, with a ShapeDtypeStruct and its sharding for each array.
 
     `decoder` may itself be abstract. This is the target of a restore, and what the step is compiled for ahead of time.

@@ -93,7 +93,7 @@ def make_eval_step(graphdef: nnx.GraphDef, mesh: AnyMesh | None = None) -> Calla
 
 
 def place_batch(batch: Batch, mesh: AnyMesh | None, batch_dim: int = 0) -> Batch:
-    """Returns the arrays of `batch` on the devices, dimension `batch_dim` (0, or 1 behind micro-batches) split by rows."""
+    """Returns `batch` on the devices, split along `batch_dim`, the dimension of rows: 0, or 1 behind micro-batches."""
     return jax.device_put(batch, None if mesh is None else batch_sharding(mesh, batch_dim))
 
 

@@ -13,7 +13,7 @@ from tiny_models import random_decoder
 from sft_jax.config import OptimConfig
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
-from sft_jax.training.optim import OPTIMIZERS, make_optimizer
+from sft_jax.training.optim import make_optimizer
 from sft_jax.training.state import create_state
 from sft_jax.training.step import make_train_step, place_batch
 

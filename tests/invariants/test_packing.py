@@ -1,4 +1,4 @@
-"""Documents in one row do not know of each other: packed == unpacked, and a change in one leaves the others bit-equal."""
+"""Documents in one row do not know of each other: packed == unpacked, and a change in one leaves others bit-equal."""
 
 import jax
 import numpy as np
@@ -18,7 +18,11 @@ def slow_unless(condition, *values):
 
 @pytest.mark.parametrize(
     "name, kernel",
-    [slow_unless(name == "llama" and kernel != "reference", name, kernel) for name in FAMILY_CONFIGS for kernel in KERNELS],
+    [
+        slow_unless(name == "llama" and kernel != "reference", name, kernel)
+        for name in FAMILY_CONFIGS
+        for kernel in KERNELS
+    ],
 )
 def test_packed_equals_unpacked(name, kernel):
     result = contracts.packing(random_decoder(name, Options(attention=kernel)), random_batch(4, 32, seed=1))

@@ -134,6 +134,7 @@ def test_another_batch_size_goes_on_with_the_next_row(folder, batch):
     assert total["steps"] == 3 + -(-(total["rows"] - 24) // batch)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_to_start_again(folder, whole):
     workdir = folder / "terminated"
     config = tiny_config(folder, mesh__fsdp=8)

@@ -47,7 +47,7 @@ def compare(hidden, kernel, targets, weights, tolerance=1e-5, **options):
     for name in dense:
         assert ours[name].shape == dense[name].shape
         assert relative_error(ours[name], dense[name]) <= tolerance, name
-    logits = np.asarray(hidden, np.float64) @ (np.asarray(kernel, np.float64) if vocab_axis else np.asarray(kernel, np.float64).T)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(kernel if vocab_axis else kernel.T, np.float64)
     np.testing.assert_array_equal(hit, (logits.argmax(-1) == targets) & (weights != 0))
     return ours
 
@@ -92,8 +92,8 @@ def test_probability_close_to_one_and_to_zero(margin):
     """The target leads all other logits by `margin`: near 1 the gradient is tiny, and as precise as anywhere."""
     rng = np.random.default_rng(1)
     targets = rng.integers(0, SIZE, (ROWS, LENGTH)).astype(np.int32)
-    hidden = margin * np.eye(SIZE, dtype=np.float32)[targets] + 0.1 * rng.normal(size=(ROWS, LENGTH, SIZE)).astype(np.float32)
     kernel = np.eye(SIZE, dtype=np.float32)
+    hidden = margin * kernel[targets] + 0.1 * rng.normal(size=(ROWS, LENGTH, SIZE)).astype(np.float32)
     ours = compare(jnp.asarray(hidden), jnp.asarray(kernel), targets, np.ones((ROWS, LENGTH), np.float32), chunk=16)
     if margin == 60.0:
         assert 0 < float(ours["loss"]) < 1e-20
@@ -141,7 +141,8 @@ def test_on_a_mesh(mesh, vocab_axis, vocab):
     a different number of times."""
     hidden, kernel, targets, weights = problem(vocab=vocab, share=np.linspace(0, 1, ROWS)[:, None])
     kernel = kernel if vocab_axis else kernel.T
-    compare(hidden, kernel, targets, weights, vocab_axis=vocab_axis, soft_cap=2.5, chunk=3, mesh=make_mesh(*MESHES[mesh]))
+    mesh = make_mesh(*MESHES[mesh])
+    compare(hidden, kernel, targets, weights, vocab_axis=vocab_axis, soft_cap=2.5, chunk=3, mesh=mesh)
 
 
 def test_rows_that_do_not_divide_the_mesh():
@@ -216,7 +217,8 @@ def test_nll_carries_no_gradient():
 
 def test_no_full_logits_and_no_recompilation():
     hidden, kernel, targets, _ = problem(vocab=512)
-    compiled = value_and_gradients.lower(hidden, kernel, targets, np.ones((ROWS, LENGTH), np.float32), chunk=8).compile()
+    everything = np.ones((ROWS, LENGTH), np.float32)
+    compiled = value_and_gradients.lower(hidden, kernel, targets, everything, chunk=8).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < ROWS * LENGTH * 512 * 4
     before = value_and_gradients._cache_size()
     for share in (0.1, 0.5, 0.9):

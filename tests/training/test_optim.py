@@ -88,9 +88,11 @@ def test_a_wrong_schedule_names_its_key(changes, total, words):
 
 
 def test_adamw_is_adamw():
-    """Against Loshchilov & Hutter's algorithm 2 in float64, with a decay and a rate of their own for some parameters."""
+    """Against Loshchilov & Hutter's algorithm 2 in float64, some parameters with a decay and a rate of their own."""
     groups = ({"pattern": "bias$", "weight_decay": 0.5}, {"pattern": "^mlp", "learning_rate": 0.25})
-    config = OptimConfig(learning_rate=0.01, schedule="cosine", warmup=2.0, weight_decay=0.1, b1=0.8, b2=0.95, eps=1e-6, groups=groups)
+    config = OptimConfig(
+        learning_rate=0.01, schedule="cosine", warmup=2.0, weight_decay=0.1, b1=0.8, b2=0.95, eps=1e-6, groups=groups
+    )
     optimizer = make_optimizer(config, PARAMS, total_steps=7)
     decay = {"embed.embedding": 0.1, "mlp.kernel": 0.1, "mlp.bias": 0.5, "norm.scale": 0.0}
     factor = {"embed.embedding": 1.0, "mlp.kernel": 0.25, "mlp.bias": 1.0, "norm.scale": 1.0}
@@ -172,7 +174,8 @@ def test_the_first_group_that_matches_wins_and_is_logged():
     optimizer = make_optimizer(OptimConfig(weight_decay=0.01, groups=groups), nnx.state(abstract("llama")), 10)
     by_path = {choice.path: choice for choice in optimizer.choices}
     value, query, up = (by_path[f"runs.0.0.{part}.kernel"] for part in ("attention.value", "attention.query", "mlp.up"))
-    assert (value.frozen, value.learning_rate, value.weight_decay, value.pattern) == (False, 1.0, 0.01, r"attention\.value")
+    assert (value.frozen, value.learning_rate, value.weight_decay) == (False, 1.0, 0.01)
+    assert value.pattern == r"attention\.value"
     assert query.frozen and query.pattern == r"attention\."
     assert (up.frozen, up.learning_rate, up.weight_decay) == (False, 0.1, 0.0)
     assert by_path["embed.embedding"].pattern == ""
@@ -227,9 +230,11 @@ def test_bfloat16_parameters_learn_from_updates_below_their_resolution():
     assert params["kernel"].dtype == jnp.bfloat16
     moved = np.asarray(params["kernel"], np.float64) - start
     assert abs(moved.mean() / -200e-5 - 1) < 0.04  # the first moment, in bfloat16, comes within 0.02 of its limit of 1
-    again, other = (update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(step))[0] for step in (199, 200))
-    np.testing.assert_array_equal(again["kernel"], update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(199))[0]["kernel"])
-    assert (again["kernel"] != other["kernel"]).any()  # the bits depend on the step
+    one, again, other = (
+        update({"kernel": jnp.ones((64, 64))}, state, params, jnp.int32(step))[0]["kernel"] for step in (199, 199, 200)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()  # the bits depend on the step
 
 
 def _with(config: OptimConfig, **changes) -> OptimConfig:

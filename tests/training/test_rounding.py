@@ -10,9 +10,10 @@ from sft_jax.training.rounding import round_stochastic
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100), st.integers(0, 2**31))
+@given(st.floats(width=32, min_value=-(2.0**100), max_value=2.0**100), st.integers(0, 2**31))
 def test_the_result_is_a_neighbour(value, seed):
-    rounded = np.asarray(round_stochastic(jnp.full(100, value, jnp.float32), jnp.bfloat16, jax.random.key(seed)), np.float64)
+    x = jnp.full(100, value, jnp.float32)
+    rounded = np.asarray(round_stochastic(x, jnp.bfloat16, jax.random.key(seed)), np.float64)
     value = float(np.float32(value))
     bits = np.float32(value).view(np.uint32)
     toward_zero = float((bits & np.uint32(0xFFFF0000)).view(np.float32))

@@ -1,6 +1,7 @@
 """The parts of a block that hold parameters: Linear, Embed, Norm, and the gated MLP."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,11 @@ class Linear(nnx.Module):
         return self.kernel[...].astype(self.options.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.dot(x.astype(self.options.dtype), self.materialise(), precision=self.options.dot_precision)
+        """Maps x [..., in] to [..., out] in the compute dtype."""
+        # As one matrix: the gradient of the kernel contracts over all rows of it, and over two dimensions at once XLA
+        # writes transposed copies of both sides first on the CPU.
+        rows = x.reshape(-1, x.shape[-1]).astype(self.options.dtype)
+        y = jnp.dot(rows, self.materialise(), precision=self.options.dot_precision).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
@@ -80,9 +85,15 @@ class Norm(nnx.Module):
         self.epsilon = spec.norm_epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * (self.scale[...].astype(jnp.float32) + self.offset)).astype(x.dtype)
+        return _rms_norm(x, self.scale[...], self.offset, self.epsilon)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+def _rms_norm(x: jax.Array, scale: jax.Array, offset: float, epsilon: float) -> jax.Array:
+    """Keeps x alone for the backward pass: what is in between is cheaper to compute again than to store."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    return (y * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
 
 
 class Mlp(nnx.Module):
@@ -99,5 +110,11 @@ class Mlp(nnx.Module):
         self.options = options
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        inner = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        inner = _gated(self.gate(x), self.up(x), ACTIVATIONS[self.activation])
         return self.down(self.options.constrain(inner, ("batch", "length", "act_mlp")))
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _gated(gate: jax.Array, up: jax.Array, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Returns activation(gate) * up; the backward pass keeps the two inputs and no intermediate of the activation."""
+    return activation(gate) * up

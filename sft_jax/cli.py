@@ -77,7 +77,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
     del argv
     if not any(argument.startswith(("--verbosity", "-v=")) for argument in sys.argv[1:]):
-        logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell every save and compilation otherwise
+        # Orbax tells every save through it otherwise, and an error that it also raises, which becomes our one message.
+        logging.set_verbosity(logging.FATAL)
     try:
         main()
     except UserError as error:

@@ -8,6 +8,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.errors import UserError
+from sft_jax.large_pages import use_large_pages
 
 _CONFIG = cli.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: configuration, metrics, checkpoints, export.")
@@ -17,6 +18,7 @@ def main() -> None:
     config = cli.read_config(_CONFIG)  # before jax is imported: a wrong key is told at once
     if not _WORKDIR.value:
         raise UserError("--workdir: is missing; name the folder of the run, such as --workdir runs/first.")
+    use_large_pages()
 
     from sft_jax.training.run import fit
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"hf"},
     {"evaluation"},
     {"training"},
-    {"cli"},
+    {"cli", "large_pages"},
     {"commands"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))

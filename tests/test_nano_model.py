@@ -1,5 +1,6 @@
 """The embedded base model: its text, its tokenizer and its directory."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import make_quickstart_data as task  # noqa: E402
 from sft_jax.data.tokens import load_tokenizer  # noqa: E402
 
 MODEL = ROOT / "models" / "nano"
+TEXT_DIGEST = "c63ddc107aca05a4bd0f9e95e44ae79efc4b32f3c3d939598a8163e7b23fedb7"  # what the committed weights have read
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,10 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def processor() -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=str(MODEL / "tokenizer.model"))
+
+
+def test_the_text_is_the_one_that_the_committed_weights_have_read(documents):
+    assert hashlib.sha256("\n".join(documents).encode()).hexdigest() == TEXT_DIGEST
 
 
 def test_text_holds_nothing_of_the_task(documents):

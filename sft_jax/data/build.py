@@ -12,6 +12,7 @@ from sft_jax.data.examples import RowError
 from sft_jax.data.row_builder import Built, Item
 from sft_jax.data.sources import Rows
 from sft_jax.data.store_writer import StoreWriter
+from sft_jax.data.threads import ThreadPool
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
 
@@ -28,7 +29,7 @@ def build_store(
     folder: Path,
     rows: Rows,
     set_index: int,
-    pool: WorkerPool,
+    pool: WorkerPool | ThreadPool,
     *,
     what: str,
     vocab_size: int,
@@ -105,7 +106,7 @@ def _list_of(bad: list[BadRowEntry], rows: Rows) -> str:
 
 
 def _results(
-    rows: Rows, set_index: int, pool: WorkerPool
+    rows: Rows, set_index: int, pool: WorkerPool | ThreadPool
 ) -> Iterator[tuple[int, Built | None, list[tuple[int, str, bool]]]]:
     """Yields (rows done, examples or None, bad rows as (number, reason, whether the watchdog ended it)) in order."""
     unreadable: dict[int, str] = {}

@@ -26,6 +26,7 @@ from sft_jax.data.store import Store, StoreDamaged, open_store
 from sft_jax.data.store_writer import disk_errors, remove_store
 from sft_jax.data.templates import template_source
 from sft_jax.data.tokens import Tokenizer, load_stored_tokenizer, load_tokenizer, store_tokenizer
+from sft_jax.data.threads import ThreadPool
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
 
@@ -213,17 +214,24 @@ def _build(sets: list[_Set], config: DataConfig, tokenizer: Tokenizer, folder: P
     setup = row_builder.Setup(
         str(folder), template, now, config.chat_template_kwargs, config.allow_special_tokens_in_content, tuple(options)
     )
-    chunks = sum(-(-len(item.rows) // build.CHUNK) for item in sets)
-    count = min(config.workers or _cores(), chunks)
-    with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
+    count = min(config.workers or _cores(), sum(-(-len(item.rows) // build.CHUNK) for item in sets))
+    with _pool(setup, count, config, tokenizer) as pool:
         _check_options(pool, sets, template)
-        pool.setup = setup._replace(checked=True)
+        if isinstance(pool, WorkerPool):
+            pool.setup = setup._replace(checked=True)  # of workers that start later
         for index, (item, option) in enumerate(zip(sets, options, strict=True)):
-            log(f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} process(es).")
+            log(f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} {pool.of}.")
             build.build_store(
                 item.folder, item.rows, index, pool, what=item.key, vocab_size=tokenizer.vocab_size,
                 bad_rows=config.bad_rows, meta={"format": option.format, "rendered_at": now.isoformat()}, log=log,
             )  # fmt: skip
+
+
+def _pool(setup: row_builder.Setup, count: int, config: DataConfig, tokenizer: Tokenizer) -> WorkerPool | ThreadPool:
+    """Returns processes under the watchdog where a template is rendered, and threads where none of the user's code runs."""
+    if setup.template is None and tokenizer.concurrent:
+        return ThreadPool(row_builder.make_builder(setup, tokenizer), count)
+    return WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb)
 
 
 def _cores() -> int:

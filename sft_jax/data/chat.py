@@ -218,24 +218,24 @@ class RowBuilder:
     def _example(self, job: _Job) -> Example:
         plan, (ids, starts, _) = job.plan, job.encoding
         edges = [edge for span in plan.spans for edge in (span.start, span.end)]
-        found = np.searchsorted(starts, edges + plan.starts)
-        tokens = found[: len(edges)].tolist()
-        weights = np.zeros(len(ids), np.float32)
-        for number, span in enumerate(plan.spans):
-            weights[tokens[2 * number] : tokens[2 * number + 1]] = span.weight
-        turn_starts = found[len(edges) :]
+        found = starts.searchsorted(edges + plan.starts)
+        prefix, suffix = (), ()
         if plan.ends_with_eos:
             prefix, eos = self._tokenizer.plain_prefix, self._tokenizer.eos_id
-            last = plan.spans[-1].weight if plan.spans and plan.spans[-1].end == len(plan.text) else 0
             ended = len(ids) > 0 and ids[-1] == eos and starts[-1] >= plan.starts[-1]  # the data has written it
-            suffix = [] if ended else [eos]
-            ids = np.concatenate([np.array(prefix, np.int32), ids, np.array(suffix, np.int32)])
-            weights = np.concatenate(
-                [np.zeros(len(prefix), np.float32), weights, np.full(len(suffix), last, np.float32)]
-            )
-            turn_starts = turn_starts + len(prefix)
+            suffix = () if ended else (eos,)
+        first, end = len(prefix), len(prefix) + len(ids)
+        whole = np.empty(end + len(suffix), np.int32)
+        whole[:first], whole[first:end], whole[end:] = prefix, ids, suffix
+        weights = np.zeros(len(whole), np.float32)
+        tokens = (found[: len(edges)] + first).tolist()
+        for number, span in enumerate(plan.spans):
+            weights[tokens[2 * number] : tokens[2 * number + 1]] = span.weight
+        if plan.spans and plan.spans[-1].end == len(plan.text):
+            weights[end:] = plan.spans[-1].weight
         weights[:1] = 0
-        return Example(ids, weights, plan.turn, turn_starts.astype(np.int32), plan.roles)
+        turn_starts = (found[len(edges) :] + first).astype(np.int32)
+        return Example(whole, weights, plan.turn, turn_starts, plan.roles)
 
     def _result(self, row: int, rows, examples, seams, bad) -> BuiltRow | BadRow:
         if row in bad:
@@ -283,7 +283,9 @@ def _straddled_ends(job: _Job) -> set[Span]:
     """Returns the spans whose last token goes on into text that is more than white space."""
     text, (_, starts, ends) = job.plan.text, job.encoding
     spans = [span for span in job.plan.spans if span.turn >= 0 and span.end < len(text)]
-    tokens = np.searchsorted(starts, [span.end for span in spans]).tolist()
+    if not spans:
+        return set()
+    tokens = starts.searchsorted([span.end for span in spans]).tolist()
     return {
         span
         for span, token in zip(spans, tokens, strict=True)

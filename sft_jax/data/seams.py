@@ -45,7 +45,7 @@ class SeamEncoder:
         unseen: dict[str, list[tuple[int, int, int, bytes]]] = {}
         doubtful: list[tuple[int, int, int, bytes]] = []
         for number, (text, encoding, own) in enumerate(zip(texts, encodings, places, strict=True)):
-            for place, token in zip(own, np.searchsorted(encoding.starts, own).tolist(), strict=True):
+            for place, token in zip(own, encoding.starts.searchsorted(own).tolist(), strict=True):
                 if token == 0:
                     continue
                 if encoding.ends[token - 1] > place:
@@ -97,15 +97,15 @@ class SeamEncoder:
     def _window(self, text: str, encoding: Encoding, place: int, token: int) -> tuple[str, int]:
         """Returns the end of `text[:place]` from where it is tokenised on its own, and the token that begins it."""
         begin = max(0, token - 24)
-        added = np.flatnonzero(self._added[encoding.ids[begin:token]])
-        if len(added):
-            first = begin + int(added[-1])
+        added = self._added[encoding.ids[begin:token]]
+        if added.any():
+            first = begin + int(np.flatnonzero(added)[-1])
             return text[encoding.starts[first] : place], first
         if self._skip is not None:
             space = place - _WORDS
             while (space := text.rfind(" ", max(0, place - _FAR), max(0, space))) > 0:
                 if text[space - 1].isalnum() and text[space + 1].isalnum():
-                    first = int(np.searchsorted(encoding.starts, space))
+                    first = int(encoding.starts.searchsorted(space))
                     if encoding.starts[first] == space and encoding.ends[first - 1] <= space:
                         return text[space + self._skip : place], first
         return text[:place], 0

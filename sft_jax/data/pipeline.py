@@ -18,7 +18,7 @@ from sft_jax.data.packing import plan_rows
 from sft_jax.data.rows import fill_rows, read_documents
 from sft_jax.errors import UserError
 
-PLAN_FORMAT = 1  # counts up when the same inputs give other rows
+PLAN_FORMAT = 2  # counts up when the same inputs give other rows
 
 
 class RowStream:
@@ -26,8 +26,8 @@ class RowStream:
 
     Attributes:
         total_rows, max_length, max_segments: shape of the stream.
-        plan_hash: of everything that decides the rows. It does not depend on how long the run is, nor on batch size
-            and process count, so a run that is extended keeps it.
+        plan_hash: of everything that decides the rows, the tokens of the stores included. It does not depend on how
+            long the run is, nor on batch size and process count, so a run that is extended keeps it.
         examples: documents in the stream, each counted as often as it comes up.
         real_tokens, supervised_tokens: positions that are no padding; targets with a weight above 0.
         set_documents: documents of each set in the stream.
@@ -48,7 +48,6 @@ class RowStream:
         epochs: float = 1.0,
         rows: int = 0,
         normalize: Literal["tokens", "examples"] = "tokens",
-        fingerprints: Sequence[str] = (),
     ):
         """Plans the stream.
 
@@ -57,7 +56,6 @@ class RowStream:
             weights: share of documents of each set, or None for every document once an epoch.
             epochs, rows: length of the stream; `rows` wins when above 0.
             normalize: "examples" divides the weights of an example by their sum, over all its pieces.
-            fingerprints: of the tokens of each set; they enter the plan's hash.
         """
         self.max_length, self.max_segments = max_length, max_segments
         self._corpus = corpus
@@ -84,7 +82,7 @@ class RowStream:
         digest = hashlib.blake2b(digest_size=16)
         options = (
             PLAN_FORMAT, max_length, max_segments, packing, seed, shuffle, normalize, mixture.counts,
-            tuple(fingerprints), self._plan.first_epoch_hash,
+            tuple(store.content for store in corpus.stores), self._plan.first_epoch_hash,
         )  # fmt: skip
         digest.update(repr(options).encode())
         d = self._documents

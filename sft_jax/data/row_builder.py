@@ -52,6 +52,7 @@ class Built(NamedTuple):
     bad: list[tuple[int, str]]  # (row number, reason)
     kinds: Counter[str]  # how rows became examples, see sft_jax.data.examples.BuiltRow
     counts: Counter[str]
+    read_clock: bool  # the template has asked for the date since the worker began
 
 
 def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
@@ -81,7 +82,8 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
             conversations, tokenizer, chat_template, supervise=options.supervise,
             template_kwargs=setup.template_kwargs, allow_special_tokens=setup.allow_special_tokens,
         )  # fmt: skip
-        return _collect(list(zip(numbers, results, strict=True)), bad)
+        read_clock = chat_template is not None and chat_template.read_clock
+        return _collect(list(zip(numbers, results, strict=True)), bad, read_clock)
 
     if setup.checked:
         for index in range(len(setup.sets)):
@@ -89,7 +91,7 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
     return build
 
 
-def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]]) -> Built:
+def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]], read_clock: bool) -> Built:
     examples, kinds, counts = [], Counter(), Counter()
     for number, result in results:
         if isinstance(result, BadRow):
@@ -100,4 +102,4 @@ def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, 
         for example in result.examples:  # each has a supervised token behind its first
             roles = [_ROLE_CODES.get(role, 0) for role in example.turn_roles]
             examples.append((number, example.ids, example.weights, example.turn, example.turn_starts, roles))
-    return Built(encode(examples), sorted(bad), kinds, counts)
+    return Built(encode(examples), sorted(bad), kinds, counts, read_clock)

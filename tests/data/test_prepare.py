@@ -13,12 +13,12 @@ from sentencepiece import sentencepiece_model_pb2
 from synthetic_data import documents_of
 
 from sft_jax.config import parse_config
-from sft_jax.data import build
-from sft_jax.data import prepare as prepare_module
+from sft_jax.data import build, stores, tokenizer_cache
 from sft_jax.data.chat import build_rows
 from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.prepare import default_cache, open_tokenizer, prepare
+from sft_jax.data.prepare import default_cache, prepare
 from sft_jax.data.templates import resolve_template
+from sft_jax.data.tokenizer_cache import open_tokenizer
 from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import UserError
 
@@ -150,7 +150,7 @@ def no_workers(monkeypatch):
         raise AssertionError("rows are prepared again")
 
     def forbid():
-        monkeypatch.setattr(prepare_module, "WorkerPool", refuse)
+        monkeypatch.setattr(stores, "WorkerPool", refuse)
 
     return forbid
 
@@ -191,12 +191,12 @@ def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkey
         raise PreparedAgain
 
     def opened(folder):
-        folders.add(folder)
+        folders.add(folder.name.partition("-")[0])
         return real_open(folder)
 
-    real_open = prepare_module.open_store
-    monkeypatch.setattr(prepare_module, "WorkerPool", pool)
-    monkeypatch.setattr(prepare_module, "open_store", opened)
+    real_open = stores.open_store
+    monkeypatch.setattr(stores, "WorkerPool", pool)
+    monkeypatch.setattr(stores, "open_store", opened)
 
     def new(train=None, **options):
         before = len(folders)
@@ -227,6 +227,84 @@ def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkey
     new(write(path, content))
     new(write(path, content[::-1]))  # the order of rows is part of the data
     assert run(write(path, chats(4)), chat_template="chatml").fingerprints == base.fingerprints  # back again
+
+
+def test_a_store_without_failures_is_used_under_any_limits(run, tmp_path, no_workers):
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    base = run(rows, chat_template="chatml", row_timeout=20.0, row_memory_mb=500)
+    no_workers()
+    for options in ({"row_timeout": 30.0}, {"row_timeout": 0.5}, {"row_memory_mb": 900}, {"row_memory_mb": 9}):
+        assert run(rows, chat_template="chatml", **options).fingerprints == base.fingerprints
+
+
+def test_a_row_that_ran_into_a_limit_is_tried_again_under_another(run, tmp_path, wild):
+    """And the limits that a run began with lead back to its rows."""
+    slow = "{% for i in range(900) %}{% for j in range(1800) %}{% endfor %}{% endfor %}"
+    rows, options = wild(slow)
+    options |= {"bad_rows": "skip", "row_memory_mb": 500}
+    short = run(rows, **{**options, "row_timeout": 0.05})
+    assert short.train.examples == 11
+    (group,) = short.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
+    assert "data.row_timeout" in group["reason"]
+    with pytest.raises(UserError, match=r"rows\.jsonl:5: .*data\.row_timeout"):  # it is no silent loss either
+        run(rows, **{**options, "row_timeout": 0.05, "bad_rows": "error"})
+    long = run(rows, **{**options, "row_timeout": 60.0})
+    assert long.train.examples == 12 and long.report["train"]["sets"]["train"]["rows_left_out"]["total"] == 0
+    assert long.fingerprints["plan"] != short.fingerprints["plan"]
+    assert run(rows, **{**options, "row_timeout": 0.05}).fingerprints == short.fingerprints
+    fresh = run(rows, **{**options, "row_timeout": 60.0, "cache_dir": str(tmp_path / "fresh")})
+    assert fresh.fingerprints == long.fingerprints
+
+
+DATED = (
+    "{{ strftime_now('%d %B %Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def first_text(data) -> str:
+    return data.tokenizer.decode(data.train.document(0)[1].tolist())
+
+
+def test_a_template_that_writes_the_date_makes_other_rows_on_another_day(run, tmp_path, no_workers):
+    """Other tokens have other fingerprints, and the day on which a run began leads back to its rows."""
+    template = tmp_path / "template.jinja"
+    template.write_text(DATED)
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    first = run(rows, chat_template=str(template), options={"rendered_at": "2026-01-30"})
+    second = run(rows, chat_template=str(template), options={"rendered_at": "2026-01-31"})
+    assert "30 January 2026" in first_text(first) and "31 January 2026" in first_text(second)
+    for name in ("tokens", "plan"):
+        assert first.fingerprints[name] != second.fingerprints[name]
+    today = run(rows, chat_template=str(template))
+    assert today.rendered_at == today.report["rendered_at"] not in ("2026-01-30", "2026-01-31")
+    no_workers()
+    again = run(rows, chat_template=str(template), options={"rendered_at": first.rendered_at})
+    assert again.fingerprints == first.fingerprints and first_text(again) == first_text(first)
+
+
+def test_a_template_that_could_write_the_date_and_does_not_is_rendered_once(run, tmp_path, no_workers):
+    template = tmp_path / "template.jinja"
+    template.write_text(DATED.replace("{{ strftime", "{{ day if day is defined else strftime"))
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    options = {"chat_template": str(template), "chat_template_kwargs": {"day": "Monday"}}
+    first = run(rows, **options, options={"rendered_at": "2026-01-30"})
+    no_workers()
+    assert run(rows, **options, options={"rendered_at": "2026-01-31"}).fingerprints == first.fingerprints
+
+
+def test_a_token_that_the_model_has_not_is_named_with_its_row(run, tmp_path, tokenizer):
+    rows = [{"prompt": "fox", "completion": " owl"}] * 3 + [{"prompt": "\u00e9\uffff", "completion": " owl"}] * 100
+    ids = [tokenizer.encode(row["prompt"] + row["completion"]) for row in rows]
+    size = max(*ids[0], tokenizer.eos_id) + 1
+    assert size <= max(ids[3])
+    path = write(tmp_path / "rows.jsonl", rows)
+    token = f"token {tokenizer.decode([max(ids[3])])!r} has the id {max(ids[3])}"
+    message = fails(run, path, options={"vocab_size": size})
+    assert f"{path}:4: {token}" in message and f"below {size}" in message and "tokenizer" in message
+    run(path, options={"vocab_size": max(ids[3]) + 1})
+    with pytest.raises(UserError, match=rf"rows\.jsonl:4: {token}"):  # prepared already, with a model that has it
+        run(path, options={"vocab_size": max(ids[3])})
 
 
 def test_a_file_that_moved_is_the_same_data_under_its_new_name(run, tmp_path, no_workers):
@@ -512,7 +590,7 @@ def test_a_cache_that_cannot_be_written_is_one_message(run, tmp_path):
 
 
 def test_a_wrong_path_is_told_before_anything_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "load_tokenizer", None)
+    monkeypatch.setattr(tokenizer_cache, "load_tokenizer", None)
     rows = write(tmp_path / "rows.jsonl", pairs(3))
     with pytest.raises(UserError, match=r"data\.eval\.held: .*nothing\.jsonl"):
         run(rows, eval={"held": str(tmp_path / "nothing.jsonl")})

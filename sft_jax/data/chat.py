@@ -96,8 +96,9 @@ class RowBuilder:
         self._tokenizer = tokenizer
         self._template = template
         self._supervise = parse_supervise(supervise)
-        self._rendering = Rendering(template, template_kwargs or {}, tokenizer) if template else None
         self._guard = None if allow_special_tokens else guard_of(tokenizer)
+        doubtful = (self._guard.doubtful,) if self._guard else ()
+        self._rendering = Rendering(template, template_kwargs or {}, tokenizer, *doubtful) if template else None
         self._plain_encoder = SeamEncoder(tokenizer)
 
     @property

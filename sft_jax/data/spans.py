@@ -50,6 +50,7 @@ class TextPlan:
     complete: bool = True  # all content lies in `regions`
     ends_with_eos: bool = False  # EOS is put after the tokens, supervised; and before them what inference puts there
     cut: int = -1  # character at which the text is tokenised in two parts
+    neutral: str | None = None  # where not `complete`: a render with other contents, if the template accepts them
 
 
 @dataclass(slots=True)
@@ -172,6 +173,8 @@ def _text_plan(
         plan.regions, plan.complete = located
     else:
         plan.complete = False
+    if not plan.complete:
+        plan.neutral = rendering.render_neutral(dicts)
     plan.starts = _message_starts(plan, rendering, spans)
     return plan
 

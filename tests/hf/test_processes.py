@@ -81,6 +81,6 @@ def test_a_failure_of_the_first_process_ends_all(results):
     first, second = results[1]
     assert first["taken"].startswith("UserError") and "is there already" in first["taken"]
     assert first["full"].startswith("UserError") and "the disk is full" in first["full"]
-    assert second["taken"].startswith("UserError: Process 0") and second["full"].startswith("UserError: Process 0")
+    assert second["taken"].startswith("UserError: Process 0") and second["full"].startswith("RuntimeError: Process 0")
     assert first["after"] == second["after"] == "saved"
     assert {path.name for path in results[0].iterdir()} == {"exported", "after"}

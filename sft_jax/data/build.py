@@ -20,6 +20,7 @@ from sft_jax.errors import UserError
 CHUNK = 64  # rows that a worker does at a time
 LOOK_AHEAD = 10_000  # rows read on after the first bad one, to say how many there are
 WATCHDOG_ROWS = 20  # rows that may run into the watchdog before the template or the data as a whole is to blame
+FIELDS_NAMED = 100  # unused fields that are counted by name, the most frequent; data may have keys for names
 SHOWN = 5  # bad rows that a message names
 _PROGRESS_SECONDS = 10.0
 
@@ -57,6 +58,7 @@ def build_store(
     bad: list[BadRowEntry] = []
     kinds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     used = done = watchdog = 0
     read_clock = False
     largest = {"id": -1, "file": 0, "line": 0}  # token id, and the first row that has it
@@ -86,6 +88,7 @@ def build_store(
                 used += sum(encoded.kinds.values())
                 kinds.update(encoded.kinds)
                 counts.update(encoded.counts)
+                unused.update(encoded.unused_fields)
                 read_clock |= encoded.read_clock
             if bad and bad_rows == "error" and (watchdog or done - bad[0]["row"] > LOOK_AHEAD):
                 break
@@ -101,7 +104,9 @@ def build_store(
             raise bad_rows_error(what, bad, rows, done)
         if not used:
             raise UserError(f"{what}: none of its {len(rows):,} rows can be used:{_list_of(bad, rows)}")
-        counted = {"rows": len(rows), "used_rows": used, "kinds": dict(kinds), "counts": dict(counts), "largest": largest}
+        counted = {"rows": len(rows), "used_rows": used, "kinds": dict(kinds), "counts": dict(counts)}
+        counted |= {"unused_fields": dict(unused.most_common(FIELDS_NAMED)), "largest": largest}
+        counted["more_unused_fields"] = max(0, len(unused) - FIELDS_NAMED)
         name = circumstances.folder_name(fingerprint, read_clock, watchdog > 0)
         writer.finish(list(rows.names), {**meta, **counted}, bad, parent / name)
 

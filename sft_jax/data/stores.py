@@ -9,7 +9,7 @@ from typing import Any
 from sft_jax.config import DataConfig, DataSetConfig
 from sft_jax.data import build, row_builder
 from sft_jax.data.circumstances import Circumstances
-from sft_jax.data.formats import resolve_format
+from sft_jax.data.format_detection import resolve_format
 from sft_jax.data.sources import Rows
 from sft_jax.data.store import Store, StoreDamaged, open_store
 from sft_jax.data.store_writer import remove_store

@@ -441,6 +441,22 @@ def test_the_report_counts_everything(run, tmp_path, tokenizer):
     assert stream["supervised_tokens"] == (batch.weights > 0).sum() == report["used_supervised_tokens"]
 
 
+def test_fields_that_nothing_reads_are_counted(run, tmp_path):
+    rows = chats(100)
+    for row in rows[:70]:
+        row["messages"][0]["name"] = "Bob"
+        row["source"] = "web"
+    rows[3]["id"] = 1
+    rows += [{"messages": 5, "id": 2}]  # a row that is left out is counted there
+    options = {"chat_template": "chatml", "bad_rows": "skip", "format": "messages", "workers": 2}
+    report = run(write(tmp_path / "rows.jsonl", rows), **options).report["train"]["sets"]["train"]
+    assert report["unused_fields"] == {"messages[].name": 70, "source": 70, "id": 1}
+    assert report["more_unused_fields"] == 0
+    rows = [{**row, f"key {number}": 1} for number, row in enumerate(chats(150))]
+    report = run(write(tmp_path / "keys.jsonl", rows), **options).report["train"]["sets"]["train"]
+    assert len(report["unused_fields"]) == 100 and report["more_unused_fields"] == 50
+
+
 def test_bad_rows_of_one_reason_are_one_entry(run, tmp_path):
     rows = pairs(5) + [{"prompt": f"p{i}", "completion": i} for i in range(7)] + ["{\n"]
     report = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip").report["train"]["sets"]["train"][

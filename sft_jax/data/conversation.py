@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from sft_jax.config_checks import ROLES
+
+__all__ = ["ROLES", "Conversation", "Message"]
 
 
 @dataclass(frozen=True, slots=True)

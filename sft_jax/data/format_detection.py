@@ -14,13 +14,11 @@ from sft_jax.errors import UserError, did_you_mean
 def resolve_format(name: str, rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = False) -> str:
     """Returns the format that `data.format` names, or with "auto" the one that the rows have.
 
-    Raises UserError for an unknown name, a column that the format has not, a named optional column that no row has, and
-    as `detect_format` does.
+    Raises UserError for a column that the format has not, a named optional column that no row has, and as
+    `detect_format` does.
     """
     if name == "auto":
         return detect_format(rows, columns, skip_bad_rows)
-    if name not in FORMATS:
-        raise UserError(f"data.format: '{name}' is not a format; {did_you_mean(name, ['auto', *FORMATS])}.")
     known = FORMATS[name].names(columns)
     for column in _named(columns):
         if column not in known:

@@ -5,7 +5,7 @@ does not depend on the batch size or the number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -43,31 +43,38 @@ class RowStream:
         max_segments: int,
         packing: bool = True,
         weights: Sequence[float | None] | None = None,
+        weight_by: Literal["documents", "supervised_tokens"] = "documents",
         seed: int = 0,
         shuffle: bool = True,
         epochs: float = 1.0,
         rows: int = 0,
         normalize: Literal["tokens", "examples"] = "tokens",
+        log: Callable[[str], None] = lambda line: None,
     ):
         """Plans the stream.
 
         Args:
             documents: of each set of the corpus, as apply_overlength gives them; none of the sets is empty.
-            weights: share of documents of each set, or None for every document once an epoch.
+            weights: share of each set, or None for every document once an epoch; see sft_jax.data.mixture.
+            weight_by: what the weights are shares of.
             epochs, rows: length of the stream; `rows` wins when above 0.
             normalize: "examples" divides the weights of an example by their sum, over all its pieces.
+            log: takes lines about planning where it takes long.
         """
         self.max_length, self.max_segments = max_length, max_segments
         self._corpus = corpus
         self._documents = Documents.concatenate(list(documents))
         sizes = [len(part) for part in documents]
         weights = [None] * len(sizes) if weights is None else list(weights)
-        mixture = make_mixture(sizes, weights, seed, shuffle)
+        amounts = sizes
+        if weight_by == "supervised_tokens":
+            amounts = [int(supervised_targets(corpus, part).sum()) for part in documents]
+        mixture = make_mixture(sizes, weights, seed, shuffle, amounts)
         lengths = self._documents.lengths
         self._scales = _example_scales(corpus, self._documents) if normalize == "examples" else None
         self._plan = plan_rows(
             lengths, mixture.epoch, max_length=max_length, max_segments=max_segments, packing=packing, seed=seed,
-            shuffle=shuffle, epochs=epochs, rows=rows,
+            shuffle=shuffle, epochs=epochs, rows=rows, log=log,
         )  # fmt: skip
         self.total_rows = self._plan.rows
         self.epoch_rows = self._plan.epoch_rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_jax.config import DataConfig
+from sft_jax.config import DataConfig, data_set_key
 from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.data_report import describe_set, describe_stream
@@ -71,22 +71,23 @@ def prepare(
     """
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
     opened = [  # before the tokenizer, which may take seconds to load: a wrong path is told at once
-        (split, item, open_rows(item.path, f"data.{split}.{item.name}"))
-        for split in ("train", "eval")
-        for item in getattr(config, split)
+        (split, key, item, open_rows(item.path, key))
+        for split, items in (("train", config.train), ("eval", config.eval))
+        for index, item in enumerate(items)
+        for key in [data_set_key(split, index, item.name, len(items))]
     ]
     tokenizer, tokenizer_folder = open_tokenizer(model_path, cache)
     tokenizer_hash = tokenizer.fingerprint  # of megabytes, so once
     template = template_source(config.chat_template, tokenizer)
     date = datetime.date.fromisoformat(rendered_at) if rendered_at else datetime.date.today()
     sets: dict[str, list[DataSet]] = {"train": [], "eval": []}
-    for split, item, files in opened:
+    for split, key, item, files in opened:
         fingerprint = tokens_fingerprint(
             data=files.fingerprint, format=item.format, columns=item.columns, supervise=item.supervise,
             template=template[0] if template else None, template_kwargs=config.chat_template_kwargs,
             allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer_hash,
         )  # fmt: skip
-        sets[split].append(DataSet(f"data.{split}.{item.name}", item, files, fingerprint))
+        sets[split].append(DataSet(key, item, files, fingerprint))
     circumstances = Circumstances(date, config.row_timeout, config.row_memory_mb)
     vocabulary = Vocabulary(vocab_size, tokenizer, model_path)
     maker = StoreMaker(config, cache / "tokens", vocabulary, tokenizer_folder, template, circumstances, log)
@@ -96,8 +97,8 @@ def prepare(
     documents, report = _apply_overlength(corpus, sets["train"], config.max_length)
     train = RowStream(
         corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
-        weights=[item.config.weight for item in sets["train"]], seed=seed, epochs=epochs, rows=rows,
-        normalize=normalize,
+        weights=[item.config.weight for item in sets["train"]], weight_by=config.weight_by, seed=seed, epochs=epochs,
+        rows=rows, normalize=normalize, log=log,
     )  # fmt: skip
     reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}, "eval": {}}
     held_out = {}

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from sft_jax.config_checks import check_supervise
 from sft_jax.data.answers import find_answer
 from sft_jax.data.conversation import ROLES, Conversation, Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Located, Region, slots_of
 from sft_jax.data.rendering import Messages, Rendering
 from sft_jax.data.templates import message_dict
-from sft_jax.errors import UserError, did_you_mean
 
 
 class Supervise(NamedTuple):
@@ -65,16 +65,12 @@ class RowPlan:
 
 def parse_supervise(value: str) -> Supervise:
     """Returns what `data.supervise` says: "assistant", "last", "all", or roles with commas. Raises UserError."""
+    check_supervise("data.supervise", value)
     if value == "all":
         return Supervise("all", frozenset(ROLES))
     if value == "last":
         return Supervise("last", frozenset(["assistant"]))
-    roles = [part.strip() for part in value.split(",")]
-    for role in roles:
-        if role not in ROLES:
-            known = did_you_mean(role, ["last", "all", *ROLES])
-            raise UserError(f"data.supervise: '{value}': unknown role '{role}'; {known}. Roles are joined by commas.")
-    return Supervise("roles", frozenset(roles))
+    return Supervise("roles", frozenset(part.strip() for part in value.split(",")))
 
 
 def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -379,10 +380,16 @@ def test_the_length_of_the_stream(run, tmp_path, no_workers):
     rows = write(tmp_path / "rows.jsonl", pairs(40))
     epoch = run(rows).train.total_rows
     no_workers()
-    assert run(rows, options={"epochs": 2.0}).train.total_rows == sum(
-        run(rows, options={"epochs": 2.0}).train.epoch_rows
-    )
+    assert epoch > 2
+    lines = [line for _, line, _ in documents_by_line(run(rows).train)]
+    assert sorted(lines) == list(range(1, 41))  # an epoch is every row of the file once, and nothing else
+    twice = run(rows, options={"epochs": 2.0}).train
+    batch = twice.read(0, twice.total_rows)
+    places = [twice.identity(number)[2] for row in range(twice.total_rows) for number, _, _ in documents_of(batch, row)]
+    assert Counter(places) == Counter(range(1, 41)) + Counter(range(1, 41))
+    assert (batch.segments.max(axis=-1) > 0).all()  # no row is empty
     assert run(rows, options={"epochs": 0.5}).train.total_rows == -(-epoch // 2)
+    assert run(rows, options={"epochs": 1e-10}).train.total_rows == 1
     assert run(rows, options={"rows": 123, "epochs": 0.5}).train.total_rows == 123
 
 
@@ -395,6 +402,41 @@ def test_mixture_and_eval_sets(run, tmp_path):
     lines = [data.eval["first"].identity(int(e))[2] for e in data.eval["first"].read(0, 30).examples[:, 0]]
     assert lines == list(range(1, 31))  # held-out rows come once, in the order of the file
     assert data.report["train"]["stream"]["documents_of_each_set"] == {"few": 30, "many": 10}
+
+
+def test_a_weight_can_be_a_share_of_supervised_tokens(run, tmp_path):
+    """Counted in the rows that are trained on: half of the supervised tokens are the long set's, not of the documents."""
+    short = [{"prompt": f"p{i}", "completion": " fox"} for i in range(90)]
+    long = [{"prompt": f"p{i}", "completion": " fox" * 30} for i in range(30)]
+    train = {
+        "short": {"path": write(tmp_path / "short.jsonl", short), "weight": 1},
+        "long": {"path": write(tmp_path / "long.jsonl", long), "weight": 1},
+    }
+
+    def supervised(data) -> dict[str, int]:
+        batch = data.train.read(0, data.train.total_rows)
+        found = {"short": 0, "long": 0}
+        for row in range(data.train.total_rows):
+            for number, _, weights in documents_of(batch, row):
+                found[data.train.identity(number)[0]] += sum(weight > 0 for weight in weights)
+        return found
+
+    by_documents = run(train)
+    assert by_documents.train.set_documents == {"short": 60, "long": 60}
+    by_tokens = run(train, weight_by="supervised_tokens")
+    shares = supervised(by_tokens)
+    assert abs(shares["long"] / sum(shares.values()) - 0.5) < 0.02
+    assert supervised(by_documents)["long"] > 5 * supervised(by_documents)["short"]
+    whole = sum(supervised(run({name: part["path"] for name, part in train.items()})).values())
+    assert abs(sum(shares.values()) / whole - 1) < 0.02  # an epoch is as many supervised tokens as there are
+    assert by_tokens.fingerprints["plan"] != by_documents.fingerprints["plan"]
+
+
+def test_the_smallest_weights_are_still_numbers_when_every_example_counts_the_same(run, tmp_path):
+    rows = [{"messages": [turn("user", "q"), turn("assistant", "a", weight=weight)]} for weight in (1e-6, 1e6, 1)]
+    data = run(write(tmp_path / "rows.jsonl", rows), chat_template="chatml", options={"normalize": "examples"})
+    sums = [sum(weights) for _, weights in documents_by_line(data.train).values()]
+    assert len(sums) == 3 and np.allclose(sums, 1, atol=1e-6)
 
 
 def test_every_example_counts_the_same_in_training_only(run, tmp_path):
@@ -482,7 +524,7 @@ def test_bad_rows_stop_the_run_and_are_named_and_counted(run, tmp_path):
     for line in (7, 71, 72, 90, 91, 95):
         rows[line - 1] = {"prompt": "p", "completion": line}
     message = fails(run, write(tmp_path / "rows.jsonl", rows), format="prompt_completion")
-    assert "data.train.train: 6 of 100 rows cannot be used" in message
+    assert "data.train: 6 of 100 rows cannot be used" in message
     for line in (7, 71, 72, 90, 91):
         assert f"\n  {tmp_path}/rows.jsonl:{line}: " in message
     assert "rows.jsonl:95" not in message and "and 1 more" in message
@@ -510,7 +552,7 @@ def test_nothing_supervised_names_rows(run, tmp_path):
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
     ] * 3
     message = fails(run, write(tmp_path / "rows.jsonl", unsupervised), chat_template="chatml", bad_rows="skip")
-    assert "data.train.train: none of its 3 rows can be used" in message
+    assert "data.train: none of its 3 rows can be used" in message
     assert f"{tmp_path}/rows.jsonl:1: " in message and "supervised" in message
 
 
@@ -584,18 +626,13 @@ def test_a_template_that_is_not_valid_is_named(run, tmp_path):
     assert str(template) in message and "not a valid chat template" in message
 
 
-def test_an_unknown_supervise_is_one_message(run, tmp_path):
-    message = fails(run, write(tmp_path / "rows.jsonl", chats(3)), chat_template="chatml", supervise="asistant")
-    assert "supervise" in message and "asistant" in message and "rows.jsonl" not in message
-
-
 def test_over_length_rows_are_named_and_every_policy_says_when_nothing_is_left(run, tmp_path):
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": " fox" * 200}] * 2)
     with pytest.raises(
         UserError, match=r"2 example\(s\) do not fit data\.max_length 128: .*rows\.jsonl:1 \(\d+ tokens\)"
     ):
         run(rows)
-    with pytest.raises(UserError, match=r"data\.train\.train: nothing is left of it, .*data\.overlength is 'drop'"):
+    with pytest.raises(UserError, match=r"data\.train: nothing is left of it, .*data\.overlength is 'drop'"):
         run(rows, overlength="drop")
 
 

@@ -63,7 +63,7 @@ def plan_rows(
         window: documents that are packed together.
         log: takes a line now and then where there are so many epochs that planning them takes long.
     """
-    if not (rows > 0 or epochs > 0):
+    if not (rows > 0 or 0 < epochs < math.inf):
         raise ValueError(f"a stream of {epochs} epochs has no rows")
     parts_documents, parts_offsets, epoch_rows, total, epoch = [], [np.zeros(1, np.int64)], [], 0, 0
     reported = time.monotonic()

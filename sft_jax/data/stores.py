@@ -1,5 +1,6 @@
 """The stores of data sets: those that are there are found, the others are made."""
 
+import datetime
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ class StoreMaker:
                     f"{self.parent / item.fingerprint}: vanished or was damaged after it was written; check the disk and "
                     "what cleans data.cache_dir, or set it to another folder."
                 )
+        day = self.circumstances.rendered_at
+        if day != datetime.date.today() and any(day.isoformat() in item.store.folder.name for item in sets):
+            self.log(f"{self.template[1]} writes the date: {day}, the day on which this run began.")
 
     def _find(self, item: DataSet) -> bool:
         """Opens the store of a set if it is there. A damaged one is named and removed."""

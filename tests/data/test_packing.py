@@ -168,3 +168,9 @@ def test_a_run_of_very_many_epochs_says_that_planning_takes_long(monkeypatch):
     lines = []
     plan = plan_rows(np.array([5, 5]), lambda epoch: np.arange(2), max_length=8, max_segments=4, rows=50, log=lines.append)
     assert plan.rows == 50 and any("24 epochs of 48 rows" in line for line in lines)
+
+
+@pytest.mark.parametrize("epochs", [0.0, float("inf"), float("nan")])
+def test_a_stream_that_has_no_end_or_no_row_is_refused(epochs):
+    with pytest.raises(ValueError, match="epochs"):
+        plan_rows(np.array([5]), lambda epoch: np.arange(1), max_length=8, max_segments=4, epochs=epochs)

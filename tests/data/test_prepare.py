@@ -240,20 +240,20 @@ def test_a_store_without_failures_is_used_under_any_limits(run, tmp_path, no_wor
 
 def test_a_row_that_ran_into_a_limit_is_tried_again_under_another(run, tmp_path, wild):
     """And the limits that a run began with lead back to its rows."""
-    slow = "{% for i in range(900) %}{% for j in range(1800) %}{% endfor %}{% endfor %}"
+    slow = "{% for i in range(6000) %}{% for j in range(6000) %}{% endfor %}{% endfor %}"
     rows, options = wild(slow)
     options |= {"bad_rows": "skip", "row_memory_mb": 500}
-    short = run(rows, **{**options, "row_timeout": 0.05})
+    short = run(rows, **{**options, "row_timeout": 0.8})
     assert short.train.examples == 11
     (group,) = short.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
     assert "data.row_timeout" in group["reason"]
     with pytest.raises(UserError, match=r"rows\.jsonl:5: .*data\.row_timeout"):  # it is no silent loss either
-        run(rows, **{**options, "row_timeout": 0.05, "bad_rows": "error"})
-    long = run(rows, **{**options, "row_timeout": 60.0})
+        run(rows, **{**options, "row_timeout": 0.8, "bad_rows": "error"})
+    long = run(rows, **{**options, "row_timeout": 120.0})
     assert long.train.examples == 12 and long.report["train"]["sets"]["train"]["rows_left_out"]["total"] == 0
     assert long.fingerprints["plan"] != short.fingerprints["plan"]
-    assert run(rows, **{**options, "row_timeout": 0.05}).fingerprints == short.fingerprints
-    fresh = run(rows, **{**options, "row_timeout": 60.0, "cache_dir": str(tmp_path / "fresh")})
+    assert run(rows, **{**options, "row_timeout": 0.8}).fingerprints == short.fingerprints
+    fresh = run(rows, **{**options, "row_timeout": 120.0, "cache_dir": str(tmp_path / "fresh")})
     assert fresh.fingerprints == long.fingerprints
 
 
@@ -282,6 +282,7 @@ def test_a_template_that_writes_the_date_makes_other_rows_on_another_day(run, tm
     no_workers()
     again = run(rows, chat_template=str(template), options={"rendered_at": first.rendered_at})
     assert again.fingerprints == first.fingerprints and first_text(again) == first_text(first)
+    assert f"{template} writes the date: 2026-01-30, the day on which this run began." in run.lines
 
 
 def test_a_template_that_could_write_the_date_and_does_not_is_rendered_once(run, tmp_path, no_workers):

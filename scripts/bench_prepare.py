@@ -29,7 +29,8 @@ def main() -> None:
     import transformers
 
     from sft_jax.config import parse_config
-    from sft_jax.data.prepare import open_tokenizer, prepare
+    from sft_jax.data.prepare import prepare
+    from sft_jax.data.tokenizer_cache import open_tokenizer
 
     rows = [json.loads(line) for line in Path(arguments.data).read_text().splitlines()]
     texts = [row["question"] + row["answer"] for row in rows]

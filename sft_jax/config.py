@@ -14,8 +14,10 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
+from sft_jax.config_checks import check_finite, check_local, check_supervise, check_template_arguments
 from sft_jax.errors import UserError, did_you_mean
 
+FormatName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]
 OverlengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "keep_last_turns", "split"]
 
 
@@ -52,8 +54,8 @@ class DataSetConfig:
 
     path: tuple[str, ...]  # files or globs
     name: str = ""
-    weight: float | None = None  # share of documents; None = every document once an epoch
-    format: str = "auto"
+    weight: float | None = None  # share, see data.weight_by; None = every document once an epoch; not of an eval set
+    format: FormatName = "auto"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     supervise: str = "assistant"
     overlength: OverlengthPolicy = "error"
@@ -65,12 +67,14 @@ class DataConfig:
 
     train: tuple[DataSetConfig, ...] = ()
     eval: tuple[DataSetConfig, ...] = ()
-    format: str = "auto"  # see sft_jax.data.formats.FORMATS
+    weight_by: Literal["documents", "supervised_tokens"] = "documents"  # what the weights of data sets are shares of
+    format: FormatName = "auto"  # see sft_jax.data.formats.FORMATS
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     max_length: int = 2048  # tokens in a row
     max_segments: int = 64  # documents in a row, at most
     packing: bool = True
-    supervise: str = "assistant"  # "assistant", "last" (last assistant turn), "all", or roles: "assistant,tool"
+    # "assistant", "last" (last assistant turn), "all", or roles: "assistant,tool"; a message's own weight or train wins
+    supervise: str = "assistant"
     overlength: OverlengthPolicy = "error"
     chat_template: str = "auto"  # "auto" (the model's own), "none", a built-in name such as "chatml", or a file
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as {"enable_thinking": False}
@@ -258,8 +262,8 @@ def _convert(kind, value, key: str):
         if not isinstance(value, dict):
             raise UserError(f"{key}: must be a dict, not {_show(value)}.")
         return dict(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return check_finite(key, value)
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):
         raise UserError(f"{key}: must be {kind.__name__}, not {_show(value)}.")
     return value
@@ -287,28 +291,47 @@ def _data_sets(value, split: str, data: DataConfig) -> tuple[DataSetConfig, ...]
     inherited = {"format": data.format, "columns": dataclasses.asdict(data.columns), "supervise": data.supervise, "overlength": data.overlength}
     sets = []
     for index, item in enumerate(value):
-        where = f"{key}.{item['name']}." if item.get("name") else f"{key}[{index}]."
         item = {name: part for name, part in item.items() if part is not None}
+        name = str(item.get("name") or (split if len(value) == 1 else f"{split}_{index}"))
+        label = data_set_key(split, index, name, len(value))
+        where = f"{label}."
         if not item.get("path"):
             raise UserError(f"{where}path: is missing; name a file or glob.")
         if isinstance(item["path"], str):
             item["path"] = [item["path"]]
         if isinstance(item.get("columns"), dict):
             item["columns"] = {**inherited["columns"], **item["columns"]}
-        merged = {**inherited, "name": split if len(value) == 1 else f"{split}_{index}", **item}
+        for path in item["path"] if isinstance(item["path"], (list, tuple)) else ():
+            if isinstance(path, str):
+                check_local(label, path)
+        if isinstance(item.get("supervise"), str):
+            check_supervise(f"{where}supervise", item["supervise"])
+        if split == "eval" and "weight" in item:
+            raise UserError(f"{where}weight: a held-out set has none, since its loss is over all of its rows; leave it out.")
+        merged = {**inherited, **item, "name": item.get("name") or name}
         sets.append(_build(DataSetConfig, merged, where))
     names = [item.name for item in sets]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{key}: two data sets are named '{name}'; names must differ.")
     weighted = [item for item in sets if item.weight is not None]
-    if weighted and len(weighted) != len(sets):
-        missing = next(item.name for item in sets if item.weight is None)
-        raise UserError(f"{key}.{missing}.weight: is missing although other sets have one; give all a weight, or none.")
-    for item in weighted:
-        if not item.weight > 0:
-            raise UserError(f"{key}.{item.name}.weight: must be above 0, not {item.weight}.")
+    for index, item in enumerate(sets):
+        label = data_set_key(split, index, item.name, len(sets))
+        if weighted and item.weight is None:
+            raise UserError(f"{label}.weight: is missing although other sets have one; give all a weight, or none.")
+        if weighted and not item.weight > 0:
+            raise UserError(f"{label}.weight: must be above 0, not {item.weight}.")
     return tuple(sets)
+
+
+def data_set_key(split: str, index: int, name: str, count: int) -> str:
+    """Returns the key of one of the `count` sets of `data.train` or `data.eval`, as the user would look for it.
+
+    A set that has no name of its own is found by its place.
+    """
+    if name == split and count == 1:
+        return f"data.{split}"
+    return f"data.{split}[{index}]" if name == f"{split}_{index}" else f"data.{split}.{name}"
 
 
 def _check(config: Config) -> None:
@@ -321,6 +344,14 @@ def _check(config: Config) -> None:
     model, data, optim, train, mesh = config.model, config.data, config.optim, config.train, config.mesh
     require(bool(model.path), "model.path: is missing; name a Hugging Face directory, a hub id or a run's workdir.")
     require(bool(data.train), "data.train: is missing; name a file or glob of training rows.")
+    if data.cache_dir:
+        check_local("data.cache_dir", data.cache_dir)
+    check_supervise("data.supervise", data.supervise)
+    check_template_arguments("data.chat_template_kwargs", data.chat_template_kwargs)
+    require(
+        data.weight_by == "documents" or data.train[0].weight is not None,
+        f"data.weight_by: is '{data.weight_by}' but no set has a weight; give every set of data.train one.",
+    )
     require(data.max_length >= 2, f"data.max_length: must be at least 2, not {data.max_length}.")
     require(data.max_segments >= 1, f"data.max_segments: must be at least 1, not {data.max_segments}.")
     require(data.workers >= 0, f"data.workers: must be 0 (one a core) or more, not {data.workers}.")
@@ -368,6 +399,8 @@ def _check(config: Config) -> None:
         known = ("pattern", "learning_rate", "weight_decay", "freeze")
         for key in group:
             require(key in known, f"optim.groups[{index}]: unknown key '{key}'; {did_you_mean(str(key), known)}.")
+            if isinstance(group[key], float):
+                check_finite(f"optim.groups[{index}].{key}", group[key])
         require(isinstance(group.get("pattern"), str), f"optim.groups[{index}].pattern: is missing; give a regular expression.")
     for name in config.checkpoint.allow_changes:
         require(is_key(name), f"checkpoint.allow_changes: '{name}' is not a key of the configuration.")

@@ -8,6 +8,7 @@ import pytest
 
 from sft_jax import config as config_lib
 from sft_jax.config import Config, default_config, is_key, parse_config, to_dict
+from sft_jax.data.formats import FORMATS
 from sft_jax.errors import UserError
 from sft_jax.training.resume import flat_keys, rule_for
 
@@ -70,7 +71,7 @@ def test_every_field_can_be_overridden():
         ({"mesh__data": 0}, ["mesh.data"]),
         ({"model__path": ""}, ["model.path"]),
         ({"data__train": None}, ["data.train"]),
-        ({"data__train": [{"path": "a", "weight": 1.0}, {"path": "b"}]}, ["train_1", "weight"]),
+        ({"data__train": [{"path": "a", "weight": 1.0}, {"path": "b"}]}, ["data.train[1].weight"]),
         ({"data__train": {"a": {"path": "x", "fromat": "text"}}}, ["data.train.a.fromat", "'format'"]),
         ({"data__train": {"a": {"format": "text"}}}, ["data.train.a.path"]),
         ({"data__train": 7}, ["data.train"]),
@@ -79,6 +80,29 @@ def test_every_field_can_be_overridden():
         ({"optim__groups": [{"freeze": True}]}, ["optim.groups[0].pattern"]),
         ({"checkpoint__allow_changes": ["optim.lr"]}, ["optim.lr"]),
         ({"data__overlength": "cut"}, ["data.overlength", "drop"]),
+        ({"data__format": "alpacca"}, ["data.format", "'alpaca'"]),
+        ({"data__train": {"a": {"path": "x", "format": "textt"}}}, ["data.train.a.format", "'text'"]),
+        ({"data__train": [{"path": "x", "format": "textt"}]}, ["data.train.format", "'text'"]),
+        ({"data__supervise": "asistant"}, ["data.supervise", "'assistant'"]),
+        ({"data__supervise": "assistant,"}, ["data.supervise", "unknown role ''"]),
+        ({"data__eval": {"a": "x", "b": {"path": "x", "supervise": "usr"}}}, ["data.eval.b.supervise", "'user'"]),
+        ({"data__eval": {"a": {"path": "x", "weight": 2.0}}}, ["data.eval.a.weight", "held-out"]),
+        ({"data__train": {"a": {"path": "x", "weight": float("inf")}}}, ["data.train.a.weight", "finite"]),
+        ({"data__train": {"a": {"path": "x", "weight": 10**400}}}, ["data.train.a.weight", "finite"]),
+        ({"data__weight_by": "supervised_tokens"}, ["data.weight_by", "weight"]),
+        ({"data__train": "gs://bucket/x.jsonl"}, ["data.train: 'gs://bucket/x.jsonl'", "local disk"]),
+        ({"data__train": ["a.jsonl", "s3://bucket/x.jsonl"]}, ["data.train: 's3://bucket/x.jsonl'", "local disk"]),
+        ({"data__eval": {"a": "https://host/x.jsonl", "b": "y"}}, ["data.eval.a: 'https://", "local disk"]),
+        ({"data__train": [{"path": "x"}, {"path": "hf://datasets/x"}]}, ["data.train[1]: 'hf://", "local disk"]),
+        ({"data__cache_dir": "gs://bucket/cache"}, ["data.cache_dir: 'gs://bucket/cache'", "local disk"]),
+        ({"data__chat_template_kwargs": {"messages": []}}, ["data.chat_template_kwargs", "'messages'"]),
+        ({"data__chat_template_kwargs": {"add_generation_prompt": True}}, ["data.chat_template_kwargs", "'add_generation_prompt'"]),
+        ({"data__chat_template_kwargs": {"d": {1, 2}}}, ["data.chat_template_kwargs.d", "set"]),
+        ({"data__chat_template_kwargs": {"d": [0, {1: "a"}]}}, ["data.chat_template_kwargs.d[1]", "1 is a int"]),
+        ({"data__chat_template_kwargs": {"d": float("nan")}}, ["data.chat_template_kwargs.d", "finite"]),
+        ({"train__epochs": float("inf")}, ["train.epochs", "finite"]),
+        ({"optim__learning_rate": float("nan")}, ["optim.learning_rate", "finite"]),
+        ({"optim__groups": [{"pattern": "x", "learning_rate": float("inf")}]}, ["optim.groups[0].learning_rate", "finite"]),
     ],
 )
 def test_wrong_input_names_the_key(changes, words):
@@ -105,6 +129,33 @@ def test_whole_numbers_are_floats_where_floats_are_wanted():
 def test_every_key_has_a_rule_for_resume():
     for key in flat_keys(to_dict(parse_config(minimal()))):
         assert rule_for(key) in ("free", "longer", "override", "never")
+
+
+def test_no_float_may_be_infinite():
+    """Whatever key it is, also one that is added later."""
+    for key in config_lib.leaf_keys():
+        section, _, name = key.rpartition(".")
+        kind = Config
+        for part in filter(None, section.split(".")):
+            kind = typing.get_type_hints(kind)[part]
+        if typing.get_type_hints(kind)[name] is float:
+            with pytest.raises(UserError, match=rf"{key}: must be a finite number"):
+                parse_config(minimal(**{key.replace(".", "__"): float("inf")}))
+
+
+def test_the_formats_that_can_be_named_are_those_that_there_are():
+    assert set(typing.get_args(config_lib.FormatName)) == {"auto", *FORMATS}
+
+
+def test_the_key_of_a_data_set_is_where_the_user_finds_it():
+    def keys(value):
+        sets = parse_config(minimal(data__train=value)).data.train
+        return [config_lib.data_set_key("train", index, item.name, len(sets)) for index, item in enumerate(sets)]
+
+    assert keys("x") == keys([{"path": "x"}]) == keys(["x", "y"]) == ["data.train"]
+    assert keys({"gsm8k": "x", "b": "y"}) == ["data.train.gsm8k", "data.train.b"]
+    assert keys([{"path": "x"}, {"path": "y", "name": "b"}]) == ["data.train[0]", "data.train.b"]
+    assert keys(to_dict(parse_config(minimal()))["data"]["train"]) == ["data.train"]
 
 
 def test_types_are_ones_that_the_converter_knows():

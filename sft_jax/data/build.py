@@ -8,40 +8,48 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.examples import RowError
 from sft_jax.data.row_builder import Built, Item
 from sft_jax.data.sources import Rows
 from sft_jax.data.store_writer import StoreWriter
 from sft_jax.data.threads import ThreadPool
+from sft_jax.data.vocabulary import Vocabulary
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
 
 CHUNK = 64  # rows that a worker does at a time
 LOOK_AHEAD = 10_000  # rows read on after the first bad one, to say how many there are
 WATCHDOG_ROWS = 20  # rows that may run into the watchdog before the template or the data as a whole is to blame
+FIELDS_NAMED = 100  # unused fields that are counted by name, the most frequent; data may have keys for names
 SHOWN = 5  # bad rows that a message names
 _PROGRESS_SECONDS = 10.0
 
-BadRowEntry = dict[str, Any]  # row, file (index), line, reason
+BadRowEntry = dict[str, Any]  # row, file (index), line, reason; watched: the watchdog ended it, so a limit decided
 
 
 def build_store(
-    folder: Path,
+    parent: Path,
+    fingerprint: str,
+    circumstances: Circumstances,
     rows: Rows,
     set_index: int,
     pool: WorkerPool | ThreadPool,
     *,
     what: str,
-    vocab_size: int,
+    vocabulary: Vocabulary,
     bad_rows: str,
     meta: dict[str, Any],
     log: Callable[[str], None],
 ) -> None:
-    """Prepares every row of a data set and writes the store to `folder`.
+    """Prepares every row of a data set and writes its store, see sft_jax.data.circumstances for its name.
 
     Args:
+        parent: folder of all stores.
+        fingerprint: of what the store depends on under any circumstances.
         set_index: of the set in the setup of the pool's workers, see sft_jax.data.row_builder.
-        what: names the set in messages, such as "data set 'train'".
+        what: names the set in messages, such as "data.train.gsm8k".
+        vocabulary: of the model; a row with a token that the model has not stops the build.
         bad_rows: "error" stops at rows that cannot be used, "skip" writes them into the store's list.
         meta: goes into the store's manifest, with the counts.
 
@@ -51,7 +59,10 @@ def build_store(
     bad: list[BadRowEntry] = []
     kinds: Counter[str] = Counter()
     counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
     used = done = watchdog = 0
+    read_clock = False
+    largest = {"id": -1, "file": 0, "line": 0}  # token id, and the first row that has it
     file_numbers = {name: index for index, name in enumerate(rows.names)}
     reported = time.monotonic()
 
@@ -59,20 +70,27 @@ def build_store(
         where = rows.where(number)
         return file_numbers[where.file], where.line
 
-    with StoreWriter(folder, vocab_size) as writer:
+    with StoreWriter(parent / fingerprint, vocabulary.tokenizer.vocab_size) as writer:
         for count, encoded, found in _results(rows, set_index, pool):
             done += count
             for number, reason, watched in found:
                 file, line = place(number)
-                bad.append({"row": number, "file": file, "line": line, "reason": reason})
+                bad.append({"row": number, "file": file, "line": line, "reason": reason, **({"watched": True} if watched else {})})
                 watchdog += watched
             if isinstance(encoded, Built):
                 part = encoded.encoded
                 places = np.array([place(number) for number in part.rows.tolist()], np.int64).reshape(-1, 2)
+                if len(part.ids) and part.ids.max() > largest["id"]:
+                    token = int(part.ids.argmax())
+                    file, line = places[np.searchsorted(np.cumsum(part.lengths), token, side="right")].tolist()
+                    largest = {"id": int(part.ids[token]), "file": file, "line": line}
+                    vocabulary.check(largest["id"], rows.names[file], line)
                 writer.append(part, places[:, 0], places[:, 1])
                 used += sum(encoded.kinds.values())
                 kinds.update(encoded.kinds)
                 counts.update(encoded.counts)
+                unused.update(encoded.unused_fields)
+                read_clock |= encoded.read_clock
             if bad and bad_rows == "error" and (watchdog or done - bad[0]["row"] > LOOK_AHEAD):
                 break
             if watchdog >= WATCHDOG_ROWS:
@@ -88,7 +106,10 @@ def build_store(
         if not used:
             raise UserError(f"{what}: none of its {len(rows):,} rows can be used:{_list_of(bad, rows)}")
         counted = {"rows": len(rows), "used_rows": used, "kinds": dict(kinds), "counts": dict(counts)}
-        writer.finish(list(rows.names), {**meta, **counted}, bad)
+        counted |= {"unused_fields": dict(unused.most_common(FIELDS_NAMED)), "largest": largest}
+        counted["more_unused_fields"] = max(0, len(unused) - FIELDS_NAMED)
+        name = circumstances.folder_name(fingerprint, read_clock, watchdog > 0)
+        writer.finish(list(rows.names), {**meta, **counted}, bad, parent / name)
 
 
 def bad_rows_error(what: str, bad: list[BadRowEntry], rows: Rows, done: int) -> UserError:

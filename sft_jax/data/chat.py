@@ -27,6 +27,8 @@ COUNTS = {
     "reasoning_dropped": "answers whose reasoning the template does not render, so that it is not trained on",
     "open_thinking": "answers without reasoning after a prompt that opens a thinking section",
     "end_added": "answers whose end-of-turn the template leaves to the next message, so that it was added",
+    "empty_answers": "answers without text, so that only their end is trained on",
+    "marked_messages": "messages that are supervised because the row says so, not by data.supervise",
     "unprompted_turns": "assistant turns at the beginning of a row, which no prompt leads to; not supervised",
 }
 
@@ -96,8 +98,9 @@ class RowBuilder:
         self._tokenizer = tokenizer
         self._template = template
         self._supervise = parse_supervise(supervise)
-        self._rendering = Rendering(template, template_kwargs or {}, tokenizer) if template else None
         self._guard = None if allow_special_tokens else guard_of(tokenizer)
+        doubtful = (self._guard.doubtful,) if self._guard else ()
+        self._rendering = Rendering(template, template_kwargs or {}, tokenizer, *doubtful) if template else None
         self._plain_encoder = SeamEncoder(tokenizer)
 
     @property

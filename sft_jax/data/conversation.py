@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from sft_jax.config_checks import ROLES
+
+__all__ = ["ROLES", "Conversation", "Message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,8 +14,9 @@ class Message:
 
     role: str  # one of ROLES
     content: str
-    weight: float | None = None  # of its tokens in the loss, 0 or more; None = as the run supervises that role
+    weight: float | None = None  # of its tokens in the loss; it wins over what the run supervises, None = as the run does
     reasoning: str | None = None  # what an assistant thought before the content, for templates that render it
+    given: bool = False  # part of a prompt, so no answer even where it is the assistant's
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
         "rows_read": meta["rows"],
         "rows_used": meta["used_rows"],
         "rows_left_out": {"total": len(store.bad_rows), "reasons": group_reasons(store)},
+        "unused_fields": meta["unused_fields"],
+        "more_unused_fields": meta["more_unused_fields"],
         "examples": len(store),
         "seam_cuts": meta["kinds"].get("cut", 0),
         "per_turn": meta["kinds"].get("per_turn", 0),

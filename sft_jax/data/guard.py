@@ -11,13 +11,14 @@ import bisect
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from sft_jax.data.alignment import Encoding
 from sft_jax.data.conversation import Message
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import REASONING_TAGS
+from sft_jax.data.locate import REASONING_TAGS, Slot
 from sft_jax.data.seams import SeamEncoder
 from sft_jax.data.spans import TextPlan
 from sft_jax.data.tokens import Tokenizer
@@ -63,6 +64,12 @@ class Guard:
             if pattern.search(message.content) or (message.reasoning and pattern.search(message.reasoning)):
                 return True
         return False
+
+    def doubtful(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot]) -> bool:
+        """Returns whether a content holds the text of a control token, so that no piece of it may pass for the template's."""
+        return any(
+            (self._other if messages[slot.message]["role"] == "assistant" else self._any).search(slot.text) for slot in slots
+        )
 
     def rewrite(self, plan: TextPlan) -> TextPlan:
         """Returns a plan for the clone: control tokens outside of content by their aliases, all places moved along.
@@ -126,14 +133,18 @@ class Guard:
         numbers = np.searchsorted(ends, flagged, side="right")
         starts = np.concatenate([encoding.starts for encoding in encodings])[flagged] + bases[numbers]
         stops = np.concatenate([encoding.ends for encoding in encodings])[flagged] + bases[numbers]
+        result = {
+            number
+            for number in np.unique(numbers).tolist()
+            if plans[number].neutral is not None and self._joined(encodings[number].ids, plans[number].neutral)
+        }
         based = zip(plans, bases.tolist(), strict=True)
         places = [(base + region.start, base + region.end) for plan, base in based for region in plan.regions]
         if not places:
-            return []
+            return sorted(result)
         regions = np.array(places)
         nearest = np.searchsorted(regions[:, 0], stops) - 1  # the last region that begins before the token ends
         hit = (nearest >= 0) & (regions[nearest, 1] > starts)
-        result = set()
         for token, number, start, stop in zip(flagged[hit], numbers[hit], starts[hit], stops[hit], strict=True):
             plan, encoding = plans[number], encodings[number]
             id_ = int(encoding.ids[token - (ends[number] - len(encoding.ids))])
@@ -141,6 +152,18 @@ class Guard:
             if not self._allowed(plan, id_, place, int(stop - bases[number])):
                 result.add(int(number))
         return sorted(result)
+
+    def _joined(self, ids: np.ndarray, neutral: str) -> bool:
+        """Returns whether a text has control tokens that it has not with other contents in it.
+
+        It decides where it is not known which part of the text is content: no content holds the text of a token, but
+        a piece of one may have become a token together with what stands beside it. Reasoning markup may be content.
+        """
+        others = np.array(self._tokenizer.encode(neutral), np.int64)
+        counts, usual = (np.bincount(part[self._control[part]], minlength=len(self._control)) for part in (ids, others))
+        more = counts > usual
+        more[list(self._reasoning_ids)] = False
+        return bool(more.any())
 
     def _allowed(self, plan: TextPlan, token: int, start: int, stop: int) -> bool:
         """Returns whether a control token that touches content is reasoning markup of the assistant, or an alias."""

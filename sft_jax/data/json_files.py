@@ -6,8 +6,7 @@ import json
 import os
 import tempfile
 import zlib
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,24 +26,38 @@ class Index(NamedTuple):
     lines: np.ndarray  # int64 [n]
 
 
-def unpack(path: str, name: str) -> str:
-    """Decompresses the .gz file `path` into a temporary file and returns its path; the caller removes it.
+class Piece(NamedTuple):
+    """`size` bytes of an open file from `start` on: a file, or one of several that were unpacked into one."""
 
-    A gzip stream cannot be entered in the middle, and rows are read in any order, by several processes. A file is
-    shared by all of them, where memory would be needed once for each. Raises UserError calling the file `name`.
+    descriptor: int
+    start: int
+    size: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Returns the bytes [offset, offset + count), fewer where the piece or the file ends before that."""
+        parts, end = [], min(offset + count, self.size)
+        while offset < end:
+            part = os.pread(self.descriptor, end - offset, self.start + offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def unpack(path: str, name: str, target: BinaryIO) -> Piece:
+    """Decompresses the .gz file `path` to the end of `target`. Raises UserError calling the file `name`.
+
+    A gzip stream cannot be entered in the middle, and rows are read in any order; memory would be needed for all of it.
     """
-    handle, target = tempfile.mkstemp(prefix="sft_jax-", suffix=".json")
+    start = target.seek(0, os.SEEK_END)
     try:
-        with gzip.open(path, "rb") as source, open(handle, "wb") as file:
+        with gzip.open(path, "rb") as source:
             while block := source.read(BLOCK):
-                _write(file, block)
+                _write(target, block)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        os.unlink(target)
         raise UserError(f"{name}: is not a whole gzip file ({error}); copy it again.") from error
-    except BaseException:
-        os.unlink(target)
-        raise
-    return target
+    return Piece(target.fileno(), start, target.tell() - start)
 
 
 def _write(file, block: bytes) -> None:
@@ -58,36 +71,33 @@ def _write(file, block: bytes) -> None:
         ) from error
 
 
-def index_file(path: str, name: str, suffix: str) -> tuple[Index, str]:
+def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
     """Returns the rows of a file and the SHA-256 of its bytes.
 
     A `.json` file is an array of rows, or holds a row on each line like `.jsonl`; its first character tells. Raises
     UserError, calling the file `name`, where it is empty, in UTF-16, or an array that is malformed.
     """
-    with open(path, "rb") as file:
-        head = file.read(4096)
-        if head.startswith(UTF16):
-            raise UserError(f"{name}: is in UTF-16; save it as UTF-8.")
-        begin = len(BOM) if head.startswith(BOM) else 0
-        while not (text := head[begin:].lstrip(SPACE)) and (more := file.read(4096)):
-            head += more
-        if suffix == ".json" and text.startswith(b"["):
-            data = head + file.read()
-            return index_array(data, begin, name), hashlib.sha256(data).hexdigest()
-        file.seek(0)
-        index, digest = _index_lines(file, begin)
+    head = piece.read(0, 4096)
+    if head.startswith(UTF16):
+        raise UserError(f"{name}: is in UTF-16; save it as UTF-8.")
+    begin = len(BOM) if head.startswith(BOM) else 0
+    while not (text := head[begin:].lstrip(SPACE)) and (more := piece.read(len(head), 4096)):
+        head += more
+    if suffix == ".json" and text.startswith(b"["):
+        data = piece.read(0, piece.size)
+        return index_array(data, begin, name), hashlib.sha256(data).hexdigest()
+    index, digest = _index_lines(piece, begin)
     if suffix == ".json" and len(index.starts):
-        _refuse_object(path, name, index)
+        _refuse_object(piece, name, index)
     return index, digest
 
 
-def _index_lines(file, begin: int) -> tuple[Index, str]:
+def _index_lines(piece: Piece, begin: int) -> tuple[Index, str]:
     """Returns the lines that are not blank, looking at one block of the file after another."""
     digest = hashlib.sha256()
     starts, ends, numbers = [], [], []
     base, line, pending = 0, 1, begin  # byte of the block, number of the line that begins at byte `pending`
-    last = b""
-    while block := file.read(BLOCK):
+    while block := piece.read(base, BLOCK):
         digest.update(block)
         data = np.frombuffer(block, np.uint8)
         stops = np.flatnonzero(data == ord("\n")).astype(np.int64) + base
@@ -98,32 +108,29 @@ def _index_lines(file, begin: int) -> tuple[Index, str]:
         line += len(stops)
         pending = int(stops[-1]) + 1 if len(stops) else pending
         base += len(block)
-        last = block
-    if last and pending < base:
+    if pending < base:
         starts.append(np.asarray([pending], np.int64))
         ends.append(np.asarray([base], np.int64))
         numbers.append(np.asarray([line], np.int64))
     if not starts:
         return Index(*(np.zeros(0, np.int64) for _ in range(3))), digest.hexdigest()
     index = Index(*(np.concatenate(parts).astype(np.int64) for parts in (starts, ends, numbers)))
-    return _without_blank(file, index), digest.hexdigest()
+    return _without_blank(piece, index), digest.hexdigest()
 
 
-def _without_blank(file, index: Index) -> Index:
+def _without_blank(piece: Piece, index: Index) -> Index:
     keep = index.ends > index.starts
     index = Index(*(part[keep] for part in index))
     first = np.zeros(len(index.starts), np.uint8)
     # Only a line whose first byte is white space can be blank, and few are.
-    descriptor = file.fileno()
-    size = os.fstat(descriptor).st_size
-    for offset in range(0, size, BLOCK):
-        block = np.frombuffer(os.pread(descriptor, BLOCK, offset), np.uint8)
+    for offset in range(0, piece.size, BLOCK):
+        block = np.frombuffer(piece.read(offset, BLOCK), np.uint8)
         here = slice(*np.searchsorted(index.starts, (offset, offset + len(block))))
         first[here] = block[index.starts[here] - offset]
     keep = np.ones(len(first), bool)
     for row in np.flatnonzero(np.isin(first, np.frombuffer(SPACE, np.uint8))).tolist():
         start, end = int(index.starts[row]), int(index.ends[row])
-        keep[row] = bool(os.pread(descriptor, end - start, start).strip(SPACE))
+        keep[row] = bool(piece.read(start, end - start).strip(SPACE))
     return Index(*(part[keep] for part in index))
 
 
@@ -176,19 +183,17 @@ def index_array(data: bytes, begin: int, name: str) -> Index:
     return Index(rows, np.asarray(ends, np.int64), np.searchsorted(newlines, rows).astype(np.int64) + 1)
 
 
-def _refuse_object(path: str, name: str, index: Index) -> None:
+def _refuse_object(piece: Piece, name: str, index: Index) -> None:
     """Raises UserError for a `.json` file that is one object over several lines, not a row on each line."""
-    with open(path, "rb") as file:
-        first = os.pread(file.fileno(), int(index.ends[0] - index.starts[0]), int(index.starts[0]))
-        try:
-            json.loads(first)
-            return
-        except (ValueError, RecursionError):
-            pass
-        try:
-            content = json.loads(Path(path).read_bytes())
-        except (ValueError, RecursionError):
-            return  # malformed: reading the row says where
+    try:
+        json.loads(piece.read(int(index.starts[0]), int(index.ends[0] - index.starts[0])))
+        return
+    except (ValueError, RecursionError):
+        pass
+    try:
+        content = json.loads(piece.read(0, piece.size))
+    except (ValueError, RecursionError):
+        return  # malformed: reading the row says where
     fields = [field for field, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
     inside = f" (its field '{fields[0]}' is a list: save that)" if fields else ""
     raise UserError(f"{name}: is one JSON {type(content).__name__}, not an array of rows{inside}.")

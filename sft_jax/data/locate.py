@@ -56,20 +56,45 @@ class Region(NamedTuple):
 
 
 class Located(NamedTuple):
-    """All places of contents in a text, in order. `complete` is False where a template tore a content apart."""
+    """Places of contents in a text, in order. `complete` says that no content lies outside of them: it is False where a
+
+    template tore a content apart, or wrote a piece of one that the marks around it do not show.
+    """
 
     regions: tuple[Region, ...]
     complete: bool
 
 
 Render = Callable[[Sequence[dict[str, Any]], bool], str]
+Doubtful = Callable[[Sequence[dict[str, Any]], Sequence[Slot]], bool]
+
+
+class _Marked(NamedTuple):
+    """A render with marks, taken apart."""
+
+    text: str  # without the marks
+    regions: tuple[Region, ...]  # between the two marks of a slot
+    whole: bool  # no mark lacks the other one, and no region lies in another
+
+    def literals(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Returns the slots in the order of their regions, and the text before, between and after the regions."""
+        ends = [0, *(region.end for region in self.regions)]
+        starts = [*(region.start for region in self.regions), len(self.text)]
+        parts = tuple(self.text[a:b] for a, b in zip(ends, starts, strict=True))
+        return tuple(region.slot for region in self.regions), parts
 
 
 class Locator:
     """Finds contents in the renders of one template with one set of arguments."""
 
-    def __init__(self, render: Render):
-        self._render = render
+    def __init__(self, render: Render, doubtful: Doubtful = lambda messages, slots: False):
+        """Takes the renders of `render`.
+
+        Args:
+            doubtful: tells contents of which even a piece outside of the regions would do harm, so that it has to be
+                shown that there is none.
+        """
+        self._render, self._doubtful = render, doubtful
         self._skeletons: dict[tuple, tuple[tuple[int, ...], tuple[str, ...]]] = {}
 
     def locate(
@@ -85,15 +110,46 @@ class Locator:
             regions = _take_apart(text, slots, *skeleton)
             if regions is not None:
                 return Located(regions, True)
-        located = self._by_marks(messages, slots, prompt, text)
-        if located is not None and located.complete:
-            self._remember(key, slots, located, text)
-        return located
-
-    def _by_marks(self, messages, slots: Sequence[Slot], prompt: bool, text: str) -> Located | None:
         base = _unused_base(messages)
-        if base is None or 2 * len(slots) > _RANGE:
+        if base is None or 2 * len(slots) >= _RANGE:
             return None
+        marked = self._render_marked(messages, slots, prompt, base, "")
+        if marked is None or marked.text != text:
+            return None
+        complete = marked.whole
+        shown = {region.slot for region in marked.regions}
+        if complete and (len(shown) < len(slots) or self._doubtful(messages, slots)):
+            complete = self._nothing_outside(messages, slots, prompt, base, marked)
+        if complete and not any(slot.lead or slot.trail for slot in slots):  # they would be taken for the template's
+            if len(self._skeletons) >= _REMEMBERED:
+                self._skeletons.clear()
+            self._skeletons[key] = marked.literals()
+        return Located(marked.regions, complete)
+
+    def render_neutral(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot]) -> str | None:
+        """Returns the render with one private-use character in place of each content; None where it is refused."""
+        base = _unused_base(messages)
+        if base is None or 2 * len(slots) >= _RANGE:
+            return None
+        marked = self._render_marked(messages, slots, False, base, chr(base + _RANGE - 1))
+        return None if marked is None else marked.text
+
+    def _nothing_outside(self, messages, slots: Sequence[Slot], prompt: bool, base: int, marked: _Marked) -> bool:
+        """Returns whether no piece of a content stands outside of the regions.
+
+        With another text in place of each content, what a template writes around contents stays the same. A piece that
+        lost its marks does not; nor does a text that depends on a content in another way, so that it is not decided.
+        """
+        other = self._render_marked(messages, slots, prompt, base, chr(base + _RANGE - 1))
+        return other is not None and other.whole and other.literals() == marked.literals()
+
+    def _render_marked(
+        self, messages, slots: Sequence[Slot], prompt: bool, base: int, instead: str
+    ) -> _Marked | None:
+        """Renders with a mark before and after each content; or before and after `instead`, which takes its place.
+
+        Returns None where the template refuses that.
+        """
         marked = [dict(message) for message in messages]
         for number in range(len(slots) - 1, -1, -1):  # from the back, so that ranges in a field stay right
             slot = slots[number]
@@ -101,15 +157,14 @@ class Locator:
             fields = ("reasoning_content", "thinking") if slot.field == "reasoning_content" else (slot.field,)
             for field in fields:
                 value = marked[slot.message][field]
-                marked[slot.message][field] = (
-                    value[: slot.start] + before + value[slot.start : slot.end] + after + value[slot.end :]
-                )
+                inside = instead or value[slot.start : slot.end]
+                marked[slot.message][field] = value[: slot.start] + before + inside + after + value[slot.end :]
         try:
             rendered = self._render(marked, prompt)
         except RowError:  # the template looks at what it renders
             return None
         parts, opened, regions, torn, length, last = [], {}, [], False, 0, 0
-        for match in re.finditer(f"[{chr(base)}-{chr(base + _RANGE - 1)}]", rendered):
+        for match in re.finditer(f"[{chr(base)}-{chr(base + 2 * len(slots) - 1)}]" if slots else "(?!)", rendered):
             parts.append(rendered[last : match.start()])
             length += match.start() - last
             last = match.end()
@@ -122,21 +177,9 @@ class Locator:
             else:
                 torn = True
         parts.append(rendered[last:])
-        if "".join(parts) != text:
-            return None
         regions.sort(key=lambda region: region.start)
         overlap = any(a.end > b.start for a, b in zip(regions, regions[1:], strict=False))
-        return Located(tuple(regions), not (torn or opened or overlap))
-
-    def _remember(self, key: tuple, slots: Sequence[Slot], located: Located, text: str) -> None:
-        if any(slot.lead or slot.trail for slot in slots):
-            return  # white space around a content would be taken for the template's
-        order = tuple(region.slot for region in located.regions)
-        ends = [0, *(region.end for region in located.regions)]
-        starts = [*(region.start for region in located.regions), len(text)]
-        if len(self._skeletons) >= _REMEMBERED:
-            self._skeletons.clear()
-        self._skeletons[key] = (order, tuple(text[a:b] for a, b in zip(ends, starts, strict=True)))
+        return _Marked("".join(parts), tuple(regions), not (torn or opened or overlap))
 
 
 def slots_of(messages: Sequence[dict[str, Any]]) -> list[Slot]:

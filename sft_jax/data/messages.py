@@ -20,6 +20,8 @@ CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 NOTHING = (None, "", "[]", "{}", [], {})  # how rows write that there are no tools, calls, images
 WEIGHTS = ("weight", "loss_weight", "train")
+_READ = frozenset(("role", "content", "from", "value", *CALLS, *REASONING, *WEIGHTS))
+LEAST, MOST = 1e-6, 1e6  # weights between which float32 loses nothing that matters, summed or divided
 
 
 def read_message(turn: Any, where: str) -> Message:
@@ -51,6 +53,13 @@ def read_turn(turn: Any, where: str) -> Message:
     return Message(
         role, text_of(turn["value"], f"{where}.value"), _weight(turn, where), _reasoning(turn, where, role, [])
     )
+
+
+def unread_fields(turn: Any) -> set[str]:
+    """Returns the fields of a turn, of either kind, that hold something and are not read."""
+    if not isinstance(turn, dict):
+        return set()
+    return {name for name, value in turn.items() if name not in _READ and value is not None}
 
 
 def text_of(value: Any, where: str) -> str:
@@ -123,6 +132,8 @@ def _weight(turn: Mapping[str, Any], where: str) -> float | None:
         weight = math.inf
     if not 0 <= weight < math.inf:
         raise RowError(f"{where}: '{given[0]}' must be 0 or more and finite, not {weight}; correct the row.")
+    if weight and not LEAST <= weight <= MOST:
+        raise RowError(f"{where}: '{given[0]}' must be 0, or from {LEAST:g} to {MOST:g}, not {weight}; correct the row.")
     return weight
 
 

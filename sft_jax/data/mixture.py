@@ -3,6 +3,10 @@
 A weight is a share of documents. An epoch of a mixture is round(w_i N) documents of set i, N being the documents of
 all sets together, and each set is walked through a permutation of its own, without repeats until it is exhausted;
 then a new permutation begins. Without weights an epoch is every document of every set once.
+
+With `data.weight_by` = "supervised_tokens" a weight is a share of supervised tokens: an epoch has about as many as all
+sets together, and takes so many documents of a set that, at the set's mean per document, its share comes out. What a
+document is, is decided before: pieces that the over-length policy "split" makes of an example count each on its own.
 """
 
 from collections.abc import Sequence
@@ -44,13 +48,22 @@ class Mixture:
         return np.concatenate(walks)[begin : begin + count]
 
 
-def make_mixture(sizes: Sequence[int], weights: Sequence[float | None], seed: int = 0, shuffle: bool = True) -> Mixture:
+def make_mixture(
+    sizes: Sequence[int],
+    weights: Sequence[float | None],
+    seed: int = 0,
+    shuffle: bool = True,
+    amounts: Sequence[int] | None = None,
+) -> Mixture:
     """Returns the mixture of sets with `sizes` documents and `weights` (all None, or all above 0; normalised here).
 
-    A set with a weight is never left out: an epoch takes at least one document of it.
+    `amounts` is what each set holds of that which weights are shares of, documents by default. A set with a weight is
+    never left out: an epoch takes at least one document of it.
 
     >>> make_mixture([900, 100], [1.0, 1.0]).counts
     (500, 500)
+    >>> make_mixture([900, 100], [1.0, 1.0], amounts=[9000, 9000]).counts
+    (900, 100)
     """
     if len(sizes) != len(weights) or any((weight is None) != (weights[0] is None) for weight in weights):
         raise ValueError(f"weights must be given for all sets or for none: {weights}")
@@ -61,5 +74,9 @@ def make_mixture(sizes: Sequence[int], weights: Sequence[float | None], seed: in
     else:
         # Exact: how Python adds floats depends on its version, and a half could be rounded either way.
         exact = [Fraction(weight) for weight in weights]
-        counts = tuple(max(1, round(sum(sizes) * weight / sum(exact))) for weight in exact)
+        amounts = [int(amount) for amount in (sizes if amounts is None else amounts)]
+        shares = [sum(amounts) * weight / sum(exact) for weight in exact]
+        counts = tuple(
+            max(1, round(share * size / amount)) for share, size, amount in zip(shares, sizes, amounts, strict=True)
+        )
     return Mixture(tuple(int(size) for size in sizes), counts, seed, shuffle)

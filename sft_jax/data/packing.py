@@ -6,6 +6,7 @@ here are positions. A document is never cut and a row never overflows.
 
 import hashlib
 import math
+import time
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from sft_jax.data.randomness import derive_key, permutation
 
 WINDOW = 16384  # documents that are packed together: large enough to fill rows, small enough to be one shuffle away
+_PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def plan_rows(
     epochs: float = 1.0,
     rows: int = 0,
     window: int = WINDOW,
+    log: Callable[[str], None] = lambda line: None,
 ) -> PackPlan:
     """Plans the rows of all epochs as one stream.
 
@@ -55,14 +58,19 @@ def plan_rows(
         max_segments: documents in a row, at most.
         packing: False puts every document in a row of its own.
         shuffle: False keeps the order in which documents come (packing still sorts inside a window).
-        epochs: passes over the data; a fraction is rounded up to whole rows.
+        epochs: passes over the data; a fraction is rounded up to whole rows, at least one.
         rows: when above 0, exactly so many rows, over as many epochs as it takes; `epochs` is ignored.
         window: documents that are packed together.
+        log: takes a line now and then where there are so many epochs that planning them takes long.
     """
-    if not (rows > 0 or epochs > 0):
+    if not (rows > 0 or 0 < epochs < math.inf):
         raise ValueError(f"a stream of {epochs} epochs has no rows")
     parts_documents, parts_offsets, epoch_rows, total, epoch = [], [np.zeros(1, np.int64)], [], 0, 0
+    reported = time.monotonic()
     while total < rows if rows else epoch < epochs:
+        if time.monotonic() - reported > _PROGRESS_SECONDS:
+            reported = time.monotonic()
+            log(f"data.train: {epoch:,} epochs of {total:,} rows are planned; few rows for so long a run take long.")
         documents = np.asarray(epoch_documents(epoch), np.int64)
         if not len(documents):
             raise ValueError(f"epoch {epoch} has no documents")
@@ -79,7 +87,7 @@ def plan_rows(
             first_epoch_hash = hashlib.blake2b(documents[order].astype("<i8").tobytes(), digest_size=16)
             first_epoch_hash.update(offsets.astype("<i8").tobytes())
         whole = len(offsets) - 1
-        wanted = rows - total if rows else math.ceil(whole * min(1.0, epochs - epoch) - 1e-9)
+        wanted = rows - total if rows else max(math.ceil(whole * min(1.0, epochs - epoch) - 1e-9), epoch == 0)
         keep = min(whole, wanted)
         parts_documents.append(documents[order[: offsets[keep]]])
         parts_offsets.append(parts_offsets[-1][-1] + offsets[1 : keep + 1])

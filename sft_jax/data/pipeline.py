@@ -5,7 +5,7 @@ does not depend on the batch size or the number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from sft_jax.data.packing import plan_rows
 from sft_jax.data.rows import fill_rows, read_documents
 from sft_jax.errors import UserError
 
-PLAN_FORMAT = 1  # counts up when the same inputs give other rows
+PLAN_FORMAT = 2  # counts up when the same inputs give other rows
 
 
 class RowStream:
@@ -26,8 +26,8 @@ class RowStream:
 
     Attributes:
         total_rows, max_length, max_segments: shape of the stream.
-        plan_hash: of everything that decides the rows. It does not depend on how long the run is, nor on batch size
-            and process count, so a run that is extended keeps it.
+        plan_hash: of everything that decides the rows, the tokens of the stores included. It does not depend on how
+            long the run is, nor on batch size and process count, so a run that is extended keeps it.
         examples: documents in the stream, each counted as often as it comes up.
         real_tokens, supervised_tokens: positions that are no padding; targets with a weight above 0.
         set_documents: documents of each set in the stream.
@@ -43,33 +43,38 @@ class RowStream:
         max_segments: int,
         packing: bool = True,
         weights: Sequence[float | None] | None = None,
+        weight_by: Literal["documents", "supervised_tokens"] = "documents",
         seed: int = 0,
         shuffle: bool = True,
         epochs: float = 1.0,
         rows: int = 0,
         normalize: Literal["tokens", "examples"] = "tokens",
-        fingerprints: Sequence[str] = (),
+        log: Callable[[str], None] = lambda line: None,
     ):
         """Plans the stream.
 
         Args:
             documents: of each set of the corpus, as apply_overlength gives them; none of the sets is empty.
-            weights: share of documents of each set, or None for every document once an epoch.
+            weights: share of each set, or None for every document once an epoch; see sft_jax.data.mixture.
+            weight_by: what the weights are shares of.
             epochs, rows: length of the stream; `rows` wins when above 0.
             normalize: "examples" divides the weights of an example by their sum, over all its pieces.
-            fingerprints: of the tokens of each set; they enter the plan's hash.
+            log: takes lines about planning where it takes long.
         """
         self.max_length, self.max_segments = max_length, max_segments
         self._corpus = corpus
         self._documents = Documents.concatenate(list(documents))
         sizes = [len(part) for part in documents]
         weights = [None] * len(sizes) if weights is None else list(weights)
-        mixture = make_mixture(sizes, weights, seed, shuffle)
+        amounts = sizes
+        if weight_by == "supervised_tokens":
+            amounts = [int(supervised_targets(corpus, part).sum()) for part in documents]
+        mixture = make_mixture(sizes, weights, seed, shuffle, amounts)
         lengths = self._documents.lengths
         self._scales = _example_scales(corpus, self._documents) if normalize == "examples" else None
         self._plan = plan_rows(
             lengths, mixture.epoch, max_length=max_length, max_segments=max_segments, packing=packing, seed=seed,
-            shuffle=shuffle, epochs=epochs, rows=rows,
+            shuffle=shuffle, epochs=epochs, rows=rows, log=log,
         )  # fmt: skip
         self.total_rows = self._plan.rows
         self.epoch_rows = self._plan.epoch_rows
@@ -84,7 +89,7 @@ class RowStream:
         digest = hashlib.blake2b(digest_size=16)
         options = (
             PLAN_FORMAT, max_length, max_segments, packing, seed, shuffle, normalize, mixture.counts,
-            tuple(fingerprints), self._plan.first_epoch_hash,
+            tuple(store.content for store in corpus.stores), self._plan.first_epoch_hash,
         )  # fmt: skip
         digest.update(repr(options).encode())
         d = self._documents

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from sft_jax.data.locate import Located, Locator, Slot
+from sft_jax.data.locate import Doubtful, Located, Locator, Slot, slots_of
 from sft_jax.data.templates import ChatTemplate
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.data.turn_end import TurnEnd, find_turn_end
@@ -15,12 +15,18 @@ Messages = Sequence[dict[str, Any]]
 class Rendering:
     """Renders conversations and finds their contents in the text."""
 
-    def __init__(self, template: ChatTemplate, kwargs: dict[str, Any], tokenizer: Tokenizer):
+    def __init__(
+        self,
+        template: ChatTemplate,
+        kwargs: dict[str, Any],
+        tokenizer: Tokenizer,
+        doubtful: Doubtful = lambda messages, slots: False,
+    ):
         self.template = template
         self.name = template.name
         self._kwargs = kwargs
         self._tokenizer = tokenizer
-        self._locator = Locator(self.render)
+        self._locator = Locator(self.render, doubtful)
 
     def render(self, messages: Messages, prompt: bool) -> str:
         """Returns the text of `messages`, ending with what asks for an answer where `prompt` is set."""
@@ -32,6 +38,10 @@ class Rendering:
         if slots and slots[-1].message >= count:
             slots = [slot for slot in slots if slot.message < count]
         return self._locator.locate(messages, slots, prompt, text)
+
+    def render_neutral(self, messages: Messages) -> str | None:
+        """Returns what a template writes around contents of no meaning; None where it refuses them."""
+        return self._locator.render_neutral(messages, slots_of(messages))
 
     @functools.cached_property
     def turn_end(self) -> TurnEnd:

@@ -52,6 +52,8 @@ class Built(NamedTuple):
     bad: list[tuple[int, str]]  # (row number, reason)
     kinds: Counter[str]  # how rows became examples, see sft_jax.data.examples.BuiltRow
     counts: Counter[str]
+    unused_fields: Counter[str]  # rows with a field that nothing reads, by its name
+    read_clock: bool  # the template has asked for the date since the worker began
 
 
 def make_builder(setup: Setup, tokenizer: Tokenizer | None = None) -> Callable[[list[Item]], Built]:
@@ -68,6 +70,7 @@ def make_builder(setup: Setup, tokenizer: Tokenizer | None = None) -> Callable[[
     def build(items: list[Item]) -> Built:
         chat_template = compiled()
         numbers, conversations, bad = [], [], []
+        unused: Counter[str] = Counter()
         options = setup.sets[items[0].set_index]
         for item in items:
             if item.row is None:
@@ -75,13 +78,15 @@ def make_builder(setup: Setup, tokenizer: Tokenizer | None = None) -> Callable[[
             try:
                 conversations.append(FORMATS[options.format].read(item.row, options.columns))
                 numbers.append(item.number)
+                unused.update(FORMATS[options.format].unread_fields(item.row, options.columns))
             except RowError as error:
                 bad.append((item.number, str(error)))
         results = build_rows(
             conversations, tokenizer, chat_template, supervise=options.supervise,
             template_kwargs=setup.template_kwargs, allow_special_tokens=setup.allow_special_tokens,
         )  # fmt: skip
-        return _collect(list(zip(numbers, results, strict=True)), bad)
+        read_clock = chat_template is not None and chat_template.read_clock
+        return _collect(list(zip(numbers, results, strict=True)), bad, unused, read_clock)
 
     if setup.checked:
         for index in range(len(setup.sets)):
@@ -89,7 +94,9 @@ def make_builder(setup: Setup, tokenizer: Tokenizer | None = None) -> Callable[[
     return build
 
 
-def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]]) -> Built:
+def _collect(
+    results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]], unused: Counter[str], read_clock: bool
+) -> Built:
     examples, kinds, counts = [], Counter(), Counter()
     for number, result in results:
         if isinstance(result, BadRow):
@@ -100,4 +107,4 @@ def _collect(results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, 
         for example in result.examples:  # each has a supervised token behind its first
             roles = [_ROLE_CODES.get(role, 0) for role in example.turn_roles]
             examples.append((number, example.ids, example.weights, example.turn, example.turn_starts, roles))
-    return Built(encode(examples), sorted(bad), kinds, counts)
+    return Built(encode(examples), sorted(bad), kinds, counts, unused, read_clock)

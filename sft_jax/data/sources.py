@@ -3,19 +3,22 @@
 import glob
 import hashlib
 import json
-import mmap
 import os
+import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.json_files import Index, index_file, unpack
+from sft_jax.data.json_files import Index, Piece, index_file, unpack
 from sft_jax.errors import UserError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
+OPEN_FILES = 32  # that one Rows keeps open
+DEEPEST = 100  # lists and objects in each other
 
 
 class Where(NamedTuple):
@@ -28,64 +31,121 @@ class Where(NamedTuple):
         return f"{self.file}:{self.line}"
 
 
+class File(NamedTuple):
+    """A file of rows."""
+
+    name: str  # as the user knows it
+    path: str
+    packed: bool  # a .gz file
+    size: int  # bytes, unpacked
+    index: Index
+
+
 class Rows(Sequence):
     """The rows of several files in a row, read when they are asked for. Made by `open_rows`.
 
-    An object that was sent to another process opens the files there. Objects can be used by several threads.
+    An object that was sent to another process opens the files there, and unpacks them again. Objects can be used by
+    several threads. However many files there are, few are open at a time.
     """
 
-    def __init__(self, names: Sequence[str], paths: Sequence[str], indices: Sequence[Index], fingerprint: str):
-        """`names` are the files as the user knows them; `paths` where their bytes are."""
-        self.names = tuple(names)
+    def __init__(self, files: Sequence[File], fingerprint: str, unpacked: "_Unpacked"):
+        self.names = tuple(file.name for file in files)
         self.fingerprint = fingerprint
-        self._paths = tuple(paths)
-        self._indices = tuple(indices)
-        self._sizes = tuple(os.path.getsize(path) for path in paths)
-        self._bases = np.concatenate([[0], np.cumsum([len(index.starts) for index in indices])])
-        self._maps: dict[int, mmap.mmap] = {}
+        self._files = tuple(files)
+        self._bases = np.concatenate([[0], np.cumsum([len(file.index.starts) for file in files])])
+        self._unpacked = unpacked
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()  # a descriptor is closed only while nobody reads from it
+        self._open: dict[int, int] = {}  # number of a file -> descriptor, the one used last at the end
+        weakref.finalize(self, _close, self._open)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open", "_unpacked")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unpacked = _Unpacked()
+        self._prepare()
 
     def __len__(self) -> int:
         return int(self._bases[-1])
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Returns row `row`. Raises RowError where it is not a JSON object in UTF-8, and IndexError beyond the end."""
-        file, local = self._find(row)
-        index = self._indices[file]
-        data = self._open(file)[int(index.starts[local]) : int(index.ends[local])]
+        number, local = self._find(row)
+        index = self._files[number].index
+        start, end = int(index.starts[local]), int(index.ends[local])
+        with self._lock:
+            data = self._piece(number).read(start, end - start)
+        if len(data) != end - start:
+            raise self._changed(number)
         return parse_row(data)
 
     def where(self, row: int) -> Where:
         """Returns the file and the line on which row `row` begins."""
-        file, local = self._find(row)
-        return Where(self.names[file], int(self._indices[file].lines[local]))
+        number, local = self._find(row)
+        return Where(self.names[number], int(self._files[number].index.lines[local]))
 
     def _find(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        file = int(np.searchsorted(self._bases, row, side="right")) - 1
-        return file, row - int(self._bases[file])
+        number = int(np.searchsorted(self._bases, row, side="right")) - 1
+        return number, row - int(self._bases[number])
 
-    def _open(self, file: int) -> mmap.mmap:
-        found = self._maps.get(file)
-        if found is None:
-            try:
-                with open(self._paths[file], "rb") as handle:
-                    found = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{self.names[file]}: can no longer be read ({error}); start again.") from error
-            if len(found) != self._sizes[file]:
-                raise UserError(f"{self.names[file]}: has changed since it was first read; start again.")
-            self._maps[file] = found
-        return found
+    def _piece(self, number: int) -> Piece:
+        """Returns the bytes of a file, which it opens and checks if it is not open."""
+        file = self._files[number]
+        try:
+            if file.packed:
+                piece = self._unpacked.piece(file.path, file.name)
+            else:
+                descriptor = self._open.pop(number, None)
+                if descriptor is None:
+                    if len(self._open) >= OPEN_FILES:
+                        os.close(self._open.pop(next(iter(self._open))))
+                    descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[number] = descriptor
+                piece = Piece(descriptor, 0, os.fstat(descriptor).st_size)
+        except OSError as error:
+            raise UserError(f"{file.name}: can no longer be read ({error}); start again.") from error
+        if piece.size != file.size:
+            if not file.packed:
+                os.close(self._open.pop(number))
+            raise self._changed(number)
+        return piece
+
+    def _changed(self, number: int) -> UserError:
+        return UserError(f"{self.names[number]}: has changed since it was first read; start again.")
+
+
+class _Unpacked:
+    """What .gz files hold, in one file without a name: it vanishes with the process, however that ends."""
+
+    def __init__(self):
+        self._file: BinaryIO | None = None
+        self._pieces: dict[str, Piece] = {}  # by path
+
+    def piece(self, path: str, name: str) -> Piece:
+        """Returns the content of a .gz file, unpacking it where that has not been done."""
+        if path not in self._pieces:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="sft_jax-")
+                weakref.finalize(self, self._file.close)
+            self._pieces[path] = unpack(path, name, self._file)
+        return self._pieces[path]
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
 
 
 def parse_row(data: bytes) -> dict[str, Any]:
     """Returns the JSON object in `data`. Raises RowError saying what else it is."""
     try:
-        row = json.loads(data.decode("utf-8"))
+        row = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise RowError(
             f"is not UTF-8 (byte {error.start + 1} of the row is 0x{data[error.start]:02x}); save it as UTF-8."
@@ -97,7 +157,31 @@ def parse_row(data: bytes) -> dict[str, Any]:
         raise RowError(f"is JSON that cannot be read ({error}); correct or remove it.") from error
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object with named fields; correct or remove it.")
+    if data.count(b"[") + data.count(b"{") > DEEPEST and _is_deep(row):  # worker processes could not be sent it
+        raise RowError(f"has lists and objects in more than {DEEPEST} others; correct or remove it.")
     return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. A key that comes twice is refused: one of its values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RowError(f"has the key {twice!r} twice in one object; keep one of them.")
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    layer = [value]
+    for _ in range(DEEPEST + 1):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+    return bool(layer)
 
 
 def kind_of(value: Any) -> str:
@@ -120,39 +204,26 @@ def open_rows(paths: Sequence[str], what: str) -> Rows:
     Raises UserError naming the file and the remedy where one is missing, empty, unreadable or not such a file. A row
     that is malformed raises RowError when it is read, so that a policy can leave it out.
     """
-    names = _expand(paths, what)
     digest = hashlib.sha256()
-    places, indices, temporary = [], [], []
-    try:
-        for name in names:
-            path, suffix = os.path.expanduser(name), name.lower()
-            try:
-                if suffix.endswith(".gz"):
-                    path, suffix = unpack(path, f"{what}: {name}"), suffix.removesuffix(".gz")
-                    temporary.append(path)
-                index, content = index_file(path, f"{what}: {name}", os.path.splitext(suffix)[1])
-            except OSError as error:
-                raise UserError(
-                    f"{what}: {name}: cannot be read ({error.strerror}); check the file and its permissions."
-                ) from error
-            if not len(index.starts):
-                state = "holds no rows" if os.path.getsize(path) else "is empty"
-                raise UserError(f"{what}: {name}: {state}; leave it out, or write it again.")
-            places.append(path)
-            indices.append(index)
-            digest.update(f"{content}\n".encode())
-    except BaseException:
-        _remove(temporary)
-        raise
-    rows = Rows(names, places, indices, digest.hexdigest())
-    weakref.finalize(rows, _remove, temporary)
-    return rows
-
-
-def _remove(paths: Sequence[str]) -> None:
-    for path in paths:
-        if os.path.exists(path):
-            os.unlink(path)
+    files, unpacked = [], _Unpacked()
+    for name in _expand(paths, what):
+        path, suffix, packed = os.path.expanduser(name), name.lower(), name.lower().endswith(".gz")
+        label, suffix = f"{what}: {name}", os.path.splitext(suffix.removesuffix(".gz"))[1]
+        try:
+            if packed:
+                piece = unpacked.piece(path, label)
+                index, content = index_file(piece, label, suffix)
+            else:
+                with open(path, "rb") as file:
+                    piece = Piece(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                    index, content = index_file(piece, label, suffix)
+        except OSError as error:
+            raise UserError(f"{label}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+        if not len(index.starts):
+            raise UserError(f"{label}: {'holds no rows' if piece.size else 'is empty'}; leave it out, or write it again.")
+        files.append(File(name, path, packed, piece.size, index))
+        digest.update(f"{content}\n".encode())
+    return Rows(files, digest.hexdigest(), unpacked)
 
 
 def _expand(paths: Sequence[str], what: str) -> list[str]:

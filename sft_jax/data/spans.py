@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from sft_jax.config_checks import check_supervise
 from sft_jax.data.answers import find_answer
 from sft_jax.data.conversation import ROLES, Conversation, Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Located, Region, slots_of
 from sft_jax.data.rendering import Messages, Rendering
 from sft_jax.data.templates import message_dict
-from sft_jax.errors import UserError, did_you_mean
 
 
 class Supervise(NamedTuple):
@@ -50,6 +50,7 @@ class TextPlan:
     complete: bool = True  # all content lies in `regions`
     ends_with_eos: bool = False  # EOS is put after the tokens, supervised; and before them what inference puts there
     cut: int = -1  # character at which the text is tokenised in two parts
+    neutral: str | None = None  # where not `complete`: a render with other contents, if the template accepts them
 
 
 @dataclass(slots=True)
@@ -64,16 +65,12 @@ class RowPlan:
 
 def parse_supervise(value: str) -> Supervise:
     """Returns what `data.supervise` says: "assistant", "last", "all", or roles with commas. Raises UserError."""
+    check_supervise("data.supervise", value)
     if value == "all":
         return Supervise("all", frozenset(ROLES))
     if value == "last":
         return Supervise("last", frozenset(["assistant"]))
-    roles = [part.strip() for part in value.split(",")]
-    for role in roles:
-        if role not in ROLES:
-            known = did_you_mean(role, ["last", "all", *ROLES])
-            raise UserError(f"data.supervise: '{value}': unknown role '{role}'; {known}. Roles are joined by commas.")
-    return Supervise("roles", frozenset(roles))
+    return Supervise("roles", frozenset(part.strip() for part in value.split(",")))
 
 
 def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:
@@ -84,6 +81,7 @@ def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:
         plan.roles, plan.starts = ("other",), [0]
         plan.regions = (Region(0, 0, "content", 0, len(text)),)
         return RowPlan(plan, [], "plain", {})
+    counts = {} if conversation.completion.strip() else {"empty_answers": 1}
     prompt = f"{conversation.system}\n\n{conversation.prompt}" if conversation.system else conversation.prompt
     prompt += conversation.separator
     text = prompt + conversation.completion
@@ -95,7 +93,7 @@ def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:
         spans.append(Span(*answered, 1.0, 0))
     plan = TextPlan(text, spans, ends_with_eos=True, starts=[0, len(prompt)], roles=("user", "assistant"))
     plan.regions = (Region(0, 0, "content", *asked), Region(1, 1, "content", *answered))
-    return RowPlan(plan, [], "plain", {})
+    return RowPlan(plan, [], "plain", counts)
 
 
 def as_messages(conversation: Conversation) -> tuple[Message, ...]:
@@ -109,10 +107,13 @@ def as_messages(conversation: Conversation) -> tuple[Message, ...]:
 def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supervise) -> RowPlan:
     """Plans a chat. Raises RowError where the template refuses it or spans cannot be decided."""
     dicts = [message_dict(message) for message in messages]
-    weights = [1.0 if message.weight is None else message.weight for message in messages]
+    usual = _usual_weights(messages, supervise)
+    weights = [
+        each if message.weight is None else message.weight for each, message in zip(usual, messages, strict=True)
+    ]
     slots = slots_of(dicts)
     whole = text = rendering.render(dicts, False)
-    counts: dict[str, int] = {}
+    counts = _count_messages(messages, usual, weights)
     spans: dict[int, Span] = {}  # of the assistant turns that `text` shows as they were written
     own = []
     for index, number in _chosen(messages, weights, supervise):
@@ -143,7 +144,7 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         begins = [0, *main.starts[1:]]
         main.spans = [Span(*each, -1) for each in zip(begins, [*begins[1:], len(text)], weights, strict=True)]
     else:
-        main.spans += _other_roles(text, messages, weights, located, rendering, supervise)
+        main.spans += _other_roles(text, messages, weights, located, rendering)
         main.spans.sort()
     main.spans = [span for span in main.spans if span.end > span.start and span.weight]
     if own:
@@ -154,13 +155,34 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
     return RowPlan(main if main.spans else None, own, "per_turn" if own else "once", counts)
 
 
+def _usual_weights(messages: Sequence[Message], supervise: Supervise) -> list[float]:
+    """Returns the weight of each message where the row gives it none: whether the run supervises it."""
+    if supervise.mode == "all":
+        return [1.0] * len(messages)
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.given]
+    if supervise.mode == "last":
+        answers = answers[-1:]
+    elif "assistant" not in supervise.roles:
+        answers = []
+    own, others = set(answers), supervise.roles - {"assistant"}
+    return [float(message.role in others or index in own) for index, message in enumerate(messages)]
+
+
+def _count_messages(messages: Sequence[Message], usual: Sequence[float], weights: Sequence[float]) -> dict[str, int]:
+    counts = {"marked_messages": 0, "empty_answers": 0}
+    for message, before, weight in zip(messages, usual, weights, strict=True):
+        counts["marked_messages"] += bool(weight) and not before
+        if message.role == "assistant" and weight and not message.content.strip() and not message.reasoning:
+            counts["empty_answers"] += 1
+    return {name: count for name, count in counts.items() if count}
+
+
 def _chosen(messages: Sequence[Message], weights: Sequence[float], supervise: Supervise) -> list[tuple[int, int]]:
     """Returns (message, number among the assistant's) of the assistant turns that are supervised as answers."""
-    if supervise.mode == "all" or "assistant" not in supervise.roles:
+    if supervise.mode == "all":
         return []
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    pairs = list(zip(turns, range(len(turns)), strict=True))
-    return [pair for pair in (pairs[-1:] if supervise.mode == "last" else pairs) if weights[pair[0]]]
+    return [(index, number) for number, index in enumerate(turns) if weights[index]]
 
 
 def _text_plan(
@@ -172,6 +194,8 @@ def _text_plan(
         plan.regions, plan.complete = located
     else:
         plan.complete = False
+    if not plan.complete:
+        plan.neutral = rendering.render_neutral(dicts)
     plan.starts = _message_starts(plan, rendering, spans)
     return plan
 
@@ -207,12 +231,12 @@ def _message_starts(plan: TextPlan, rendering: Rendering, spans: Mapping[int, Sp
     return starts
 
 
-def _other_roles(text, messages, weights, located, rendering: Rendering, supervise: Supervise) -> list[Span]:
+def _other_roles(text, messages, weights, located, rendering: Rendering) -> list[Span]:
     """Returns the spans of supervised messages that no prompt leads to: content and, where it shows, end of turn."""
     spans = []
     closings = [end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end]
     for index, message in enumerate(messages):
-        if message.role == "assistant" or message.role not in supervise.roles or not weights[index]:
+        if message.role == "assistant" or not weights[index]:
             continue
         own = [region for region in located.regions if region.message == index] if located else []
         if message.content.strip() and not own:

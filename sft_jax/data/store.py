@@ -3,7 +3,7 @@
     FOLDER/
       manifest.json          written last: without it the folder is not a store
       00000.ids ...          one file per field of the shard, see FIELDS
-      bad_rows.jsonl         rows that could not be used: row, file, line, reason
+      bad_rows.jsonl         rows that could not be used: row, file, line, reason; watched where the watchdog ended it
 
 Weights are stored as runs (length, value), since a conversation has a few spans and many tokens. The manifest
 holds the size and the hash of every file; `open_store` checks them, so a damaged store is named instead of trained on.
@@ -35,6 +35,7 @@ FIELDS = {
     "turn_starts": "<u4",  # [messages], token offset at which a message begins
     "turn_roles": "<u1",  # [messages], code of the role
 }
+_IDENTITY = ("files", "lines", "turns")  # fields that say where an example is from, not what it holds
 
 
 class Encoded(NamedTuple):
@@ -65,6 +66,7 @@ class Store:
         self.file_names: list[str] = manifest["files"]
         self.bad_rows: list[dict[str, Any]] = _read_json_lines(folder / "bad_rows.jsonl")
         shards = manifest["shards"]
+        self.content = _content_hash(shards)  # of all that rows are made of: tokens, weights, turns
 
         def column(name: str) -> np.ndarray:
             parts = [np.fromfile(folder / f"{index:05d}.{name}", FIELDS[name]) for index in range(len(shards))]
@@ -180,6 +182,11 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
     """Returns the hash of a manifest without its own entry "hash"."""
     body = {key: value for key, value in manifest.items() if key != "hash"}
     return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _content_hash(shards: list[dict[str, Any]]) -> str:
+    files = [{name: entry["hash"] for name, entry in shard["files"].items() if name not in _IDENTITY} for shard in shards]
+    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -5,11 +5,12 @@ store do not meet.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sft_jax.data.store import FIELDS, FORMAT, Encoded, manifest_hash
 from sft_jax.errors import UserError
 
 SHARD_TOKENS = 1 << 26  # a shard is closed once it holds so many tokens
+_LOCK = "lock"  # file in a folder that is being written
 
 
 class StoreWriter:
@@ -27,7 +29,8 @@ class StoreWriter:
 
     def __init__(self, folder: Path, vocab_size: int, shard_tokens: int = SHARD_TOKENS):
         self.folder = folder
-        self.temporary = folder.with_name(f"{folder.name}.tmp.{socket.gethostname()}.{os.getpid()}")
+        self.temporary = folder  # known once it is made
+        self._lock: Any = None  # held as long as the temporary folder is written to
         self.id_dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
         self.vocab_size = vocab_size
         self.shard_tokens = shard_tokens
@@ -39,14 +42,14 @@ class StoreWriter:
         with disk_errors(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self.folder)
-            self.temporary.mkdir()
+            self.temporary, self._lock = _locked_folder(self.folder)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         for file in self._open.values():
             file.abandon()
-        if self.temporary.exists():
-            shutil.rmtree(self.temporary, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self._lock.close()
 
     def append(self, part: Encoded, files: np.ndarray, lines: np.ndarray) -> None:
         """Appends examples. `files` and `lines` say where their rows are, int [examples]."""
@@ -64,8 +67,15 @@ class StoreWriter:
             if self._tokens >= self.shard_tokens:
                 self._close_shard()
 
-    def finish(self, file_names: list[str], meta: dict[str, Any], bad_rows: list[dict[str, Any]]) -> None:
-        """Writes the manifest and moves the store into place. Another process that was faster wins."""
+    def finish(
+        self, file_names: list[str], meta: dict[str, Any], bad_rows: list[dict[str, Any]], folder: Path | None = None
+    ) -> None:
+        """Writes the manifest and moves the store into place. Another process that was faster wins.
+
+        Args:
+            folder: where the store belongs, if what was written decides that; a folder beside the one named at first.
+        """
+        folder = folder or self.folder
         with disk_errors(self.folder):
             if self._open:
                 self._close_shard()
@@ -79,17 +89,27 @@ class StoreWriter:
             file = _HashedFile(self.temporary / "manifest.json")
             file.write(json.dumps(manifest, indent=1).encode())
             file.close()
-            try:
-                os.rename(self.temporary, self.folder)
-            except OSError:
-                if not (self.folder / "manifest.json").exists():
-                    raise
-            _sync_folder(self.folder.parent)
+            _move(self.temporary, folder)
+            _sync_folder(folder.parent)
 
     def _close_shard(self) -> None:
         files = {name: file.close() for name, file in self._open.items()}
         self.shards.append({"tokens": self._tokens, "examples": self._examples, "files": files})
         self._open, self._tokens, self._examples = {}, 0, 0
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    """Renames a complete store, unless there is one already; what is left of an unfinished one makes room."""
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if (folder / "manifest.json").exists():
+            return
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(folder)  # a removal or a copy that was cut short
+        os.rename(temporary, folder)
+    (folder / _LOCK).unlink(missing_ok=True)
 
 
 def remove_store(folder: Path) -> None:
@@ -152,23 +172,30 @@ def _check_encoded(part: Encoded, vocab_size: int) -> None:
         raise ValueError(f"token ids {part.ids.min()} to {part.ids.max()} lie outside the vocabulary of {vocab_size}")
 
 
+def _locked_folder(folder: Path) -> tuple[Path, Any]:
+    """Returns a new folder beside `folder` and the open file in it that is locked until the process ends.
+
+    The lock, not the number of a process, says whether somebody still writes there: containers that share a disk have
+    the same numbers and often the same name. The folder gets a name that `_remove_abandoned` looks for only when the
+    lock is held.
+    """
+    number = uuid.uuid4().hex
+    hidden = folder.with_name(f".{folder.name}.{number}")
+    hidden.mkdir()
+    lock = open(hidden / _LOCK, "w")
+    with contextlib.suppress(OSError):  # a file system without locks: what is abandoned there stays
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    temporary = folder.with_name(f"{folder.name}.tmp.{number}")
+    os.rename(hidden, temporary)
+    return temporary, lock
+
+
 def _remove_abandoned(folder: Path) -> None:
-    """Removes unfinished builds of the same store whose process on this machine is gone."""
-    prefix = f"{folder.name}.tmp.{socket.gethostname()}."
-    for entry in folder.parent.glob(f"{prefix}*"):
-        pid = entry.name.removeprefix(prefix)
-        if pid.isdigit() and (int(pid) == os.getpid() or not _is_running(int(pid))):
+    """Removes unfinished builds of the same store that nobody works on any more."""
+    for entry in folder.parent.glob(f"{folder.name}.tmp.*"):
+        with contextlib.suppress(OSError), open(entry / _LOCK, "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -32,7 +32,7 @@ class ChatTemplate:
     """A compiled chat template and the special tokens that it reads.
 
     Time stands still in it: `strftime_now` gives the moment at which the first object of the run was made, so that
-    all renders of a run agree on the date.
+    all renders of a run agree on the date. `read_clock` says whether a render has asked for it.
     """
 
     def __init__(
@@ -51,15 +51,20 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         self.name = name
         self.now = now or datetime.datetime.now()
+        self.read_clock = False
         try:
             code = _compile(source)
         except jinja2.TemplateError as error:
             raise UserError(f"{name}: is not a valid chat template ({error}); check data.chat_template.") from error
-        names = {**_ENVIRONMENT.globals, "strftime_now": lambda form: self.now.strftime(form)}
+        names = {**_ENVIRONMENT.globals, "strftime_now": self._strftime_now}
         self._compiled = jinja2.Template.from_code(_ENVIRONMENT, code, names)
 
     def __reduce__(self):
         return functools.partial(ChatTemplate, name=self.name, now=self.now), (self.source, self.special_tokens)
+
+    def _strftime_now(self, form: str) -> str:
+        self.read_clock = True
+        return self.now.strftime(form)
 
     def render(self, messages: Sequence, add_generation_prompt: bool = False, **kwargs: Any) -> str:
         """Returns the text of a conversation.

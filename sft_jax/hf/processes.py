@@ -1,5 +1,6 @@
-"""Several processes that do one thing together: all succeed, or all raise."""
+"""Several processes that do one thing together: all succeed, or all raise, and all have the same."""
 
+import hashlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,11 +9,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.errors import UserError
+
 T = TypeVar("T")
+_FAILED, _REFUSED = 1, 2  # what a process says of an action that raised; refused: by a UserError
 
 
 def agree(action: Callable[[], T]) -> T:
-    """Runs `action` on every process; where one of them raises, all of them raise, so that none waits for ever."""
+    """Runs `action` on every process; where one of them raises, all of them raise, so that none waits for ever.
+
+    Where the others raised UserError only, so does this process: the user's input is at fault, and it is said once.
+    """
     failure: Exception | None = None
     result = None
     try:
@@ -20,23 +27,43 @@ def agree(action: Callable[[], T]) -> T:
     except Exception as error:  # raised again below, once the others know of it
         failure = error
     if jax.process_count() > 1:
-        failed = _processes_where(failure is not None)
-        if failure is None and failed:
-            raise RuntimeError(f"Process {failed[0]} failed where this one did not; its message says why.")
+        state = 0 if failure is None else _REFUSED if isinstance(failure, UserError) else _FAILED
+        states = _of_all_processes([state])[:, 0]
+        failed = np.flatnonzero(states)
+        if failure is None and len(failed):
+            kind = RuntimeError if _FAILED in states else UserError
+            raise kind(f"Process {failed[0]} failed where this one did not; its message says why.")
     if failure is not None:
         raise failure
     return result
 
 
-def _processes_where(flag: bool) -> list[int]:
-    """Returns the processes in which `flag` is set; all processes must call this.
+def of_first_process(value: int) -> int:
+    """Returns the value that the first process has; all processes must call this. `value` fits 31 bits."""
+    return int(_of_all_processes([value])[0, 0]) if jax.process_count() > 1 else value
+
+
+def differing_processes(text: str) -> list[int]:
+    """Returns the processes whose text is not that of the first one; all processes must call this."""
+    if jax.process_count() == 1:
+        return []
+    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int32)
+    texts = _of_all_processes(words)
+    return np.flatnonzero((texts != texts[0]).any(axis=1)).tolist()
+
+
+def _of_all_processes(values) -> np.ndarray:
+    """Returns the values of every process, int32 [processes, n]; all processes must call this with as many values.
 
     Unlike `multihost_utils.process_allgather` it waits for every device of this process: on the CPU a collective that
     has ended on one device only can mix with the next program's.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("devices",))
-    flags = jax.make_array_from_callback(
-        (mesh.size,), NamedSharding(mesh, P("devices")), lambda index: np.full(1, flag, np.int32)
+    mine = np.asarray(values, np.int32)[None]
+    placed = jax.make_array_from_callback(
+        (mesh.size, mine.shape[1]), NamedSharding(mesh, P("devices")), lambda index: mine
     )
-    gathered = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(flags).block_until_ready()
-    return sorted({mesh.devices.flat[i].process_index for i in np.flatnonzero(gathered)})
+    gathered = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(placed).block_until_ready()
+    found = np.asarray(gathered.addressable_data(0))
+    devices = [device.process_index for device in mesh.devices.flat]
+    return found[[devices.index(process) for process in range(jax.process_count())]]

@@ -1,27 +1,48 @@
-"""Preparing data once on a machine with several processes: the first one works, the others read its store."""
+"""Preparing data on several processes: the first one works, the others read its store, and all have the same rows."""
 
+import datetime
 from collections.abc import Callable
 
 import jax
-from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData, prepare
+from sft_jax.errors import UserError
+from sft_jax.hf.processes import agree, differing_processes, of_first_process
 from sft_jax.hf.source import find_model
 
 
-def prepare_on_all_processes(config: Config, rows: int, log: Callable[[str], None]) -> PreparedData:
+def prepare_on_all_processes(
+    config: Config, rows: int, vocab_size: int, rendered_at: str | None, log: Callable[[str], None]
+) -> PreparedData:
     """Returns the prepared data in every process.
 
-    Processes that do not share a cache folder prepare for themselves, after the first. `rows` above 0 is the length
-    of the stream; else `train.epochs` decides.
+    Processes that do not share a cache folder prepare for themselves, after the first.
+
+    Args:
+        rows: above 0, the length of the stream; else `train.epochs` decides.
+        vocab_size: of the model.
+        rendered_at: the day on which the run began, None for one that begins now; the first process says which day.
+
+    Raises UserError in every process where one of them cannot prepare, or where they have not the same rows.
     """
-    if jax.process_index() != 0:
-        multihost_utils.sync_global_devices("the first process has prepared the data")
-    data = prepare(
-        config.data, model_path=str(find_model(config.model.path)), seed=config.seed, epochs=config.train.epochs, rows=rows,
-        normalize=config.train.normalize, log=log,
-    )  # fmt: skip
-    if jax.process_index() == 0 and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the first process has prepared the data")
+    if rendered_at is None:
+        today = of_first_process(datetime.date.today().toordinal())
+        rendered_at = datetime.date.fromordinal(today).isoformat()
+
+    def work() -> PreparedData:
+        return prepare(
+            config.data, model_path=str(find_model(config.model.path)), vocab_size=vocab_size, seed=config.seed,
+            epochs=config.train.epochs, rows=rows, normalize=config.train.normalize, rendered_at=rendered_at, log=log,
+        )  # fmt: skip
+
+    first = jax.process_index() == 0
+    data = agree(lambda: work() if first else None)
+    data = agree(lambda: data if first else work())
+    others = differing_processes(data.train.plan_hash)
+    if others:
+        raise UserError(
+            f"data.train: process {others[0]} has other rows than process 0; give every process the same data files, "
+            "tokenizer, template and configuration, and the same versions of the libraries."
+        )
     return data

@@ -93,6 +93,7 @@ def checkpoint_manifest(config: Config, data: PreparedData, source: Source, posi
         "position": position,
         "total_steps": total_steps,
         "plan_hash": data.train.plan_hash,
+        "rendered_at": data.rendered_at,
         "fingerprints": data.fingerprints,
         "config": to_dict(config),
         "model_config": source.config,

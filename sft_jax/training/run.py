@@ -81,7 +81,9 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     checkpoints = Checkpoints(work.path / "checkpoints", config.checkpoint.keep)
     start = find_start(config, work, checkpoints, log=report.say)
     with phases("data"):
-        data = prepare_on_all_processes(config, start.rows(config), log=report.say)
+        data = prepare_on_all_processes(
+            config, start.rows(config), abstract.spec.vocab_size, start.rendered_at, log=report.say
+        )
     start.check_data(data)
     total_steps = start.total_steps(config, data)
     report.print_totals(config, data, start, total_steps)

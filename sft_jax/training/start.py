@@ -32,6 +32,11 @@ class Start:
         """Rows of the stream that have been used."""
         return self.manifest["position"] if self.manifest else 0
 
+    @property
+    def rendered_at(self) -> str | None:
+        """The day that templates take for today, so that one that writes the date makes the tokens of the run so far."""
+        return self.manifest.get("rendered_at") if self.manifest else None
+
     def rows(self, config: Config) -> int:
         """Returns the rows that the stream must have for `train.steps`, or 0 where epochs decide."""
         if not config.train.steps:
@@ -53,7 +58,8 @@ class Start:
             ]
             raise UserError(
                 f"data.train: {', '.join(changed) or 'the plan of rows'} changed since this run began, so it cannot be continued exactly. "
-                "Restore the data files, the template and the tokenizer, or start another run (model.path=WORKDIR begins "
+                "Restore the data files, the template and the tokenizer, and where rows ran into them data.row_timeout and "
+                "data.row_memory_mb as they were, or start another run (model.path=WORKDIR begins "
                 "from this one's weights)."
             )
 

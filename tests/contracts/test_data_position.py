@@ -145,7 +145,19 @@ def test_documents_in_are_documents_out(sets, overlength, packing, layout):
     assert fitting <= set(numbers)
 
 
-def test_the_order_of_the_data_matters_and_the_number_of_readers_does_not():
+def test_the_order_of_the_data_matters():
     """Row identity is (file, line): another order of the same rows is another stream, with another hash."""
     plain, other = SETS[0], SETS[0][::-1]
     assert make_stream(plain, max_length=48).plan_hash != make_stream(other, max_length=48).plan_hash
+
+
+def test_the_number_of_readers_changes_no_row():
+    """Threads read ahead, and processes have a part each; together they read the stream in its order."""
+    stream = stream_of_sets(epochs=2.0)
+    for processes, threads in itertools.product((1, 2, 4), (0, 1, 2, 5)):
+        readers = [batches(stream, 0, 8, 4, index, processes, threads=threads) for index in range(processes)]
+        parts = []
+        for step in zip(*readers, strict=True):
+            parts.append(flatten(np.concatenate(arrays, axis=1) for arrays in zip(*(b for _, b in step), strict=True)))
+        rows = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        assert_is_stream(stream, rows, 0, stream.total_rows)

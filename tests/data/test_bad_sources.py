@@ -1,7 +1,9 @@
 """One message for everything that can be wrong with a file or a row."""
 
 import builtins
+import json
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -28,6 +30,9 @@ from sft_jax.errors import UserError
         (b'{"a": "\xff"}', "is not UTF-8 .byte 8 of the row is 0xff"),
         (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
+        (b'{"a": ' + b"[" * 120 + b"]" * 120 + b"}", "in more than 100 others"),
+        (b'{"a": 1, "b": 2, "a": 1}', "has the key 'a' twice"),
+        (b'{"m": [{"role": "user", "content": "x", "content": "y"}]}', "has the key 'content' twice"),
     ],
 )
 def test_a_malformed_row_is_an_error_of_that_row_only(tmp_path, line, message):
@@ -37,6 +42,15 @@ def test_a_malformed_row_is_an_error_of_that_row_only(tmp_path, line, message):
     assert str(rows.where(1)) == f"{path}:3"
     with pytest.raises(RowError, match=message):
         rows[1]
+
+
+def test_rows_as_deep_as_is_allowed_can_be_sent_to_a_worker():
+    deep = b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}"
+    assert pickle.loads(pickle.dumps(parse_row(deep))) == json.loads(deep)
+    with pytest.raises(RowError):
+        parse_row(deep.replace(b"[]", b"[[]]"))
+    wide = {"a": [[{}]] * 500}
+    assert parse_row(json.dumps(wide).encode()) == wide
 
 
 @settings(deadline=None)

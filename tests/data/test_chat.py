@@ -109,13 +109,53 @@ def test_weights_multiply(qwen):
     )  # fmt: skip
     (row,) = build(qwen, "chatml", Conversation(messages=messages))
     example = row.examples[0]
-    assert texts_of(qwen, row) == [(-1, ["d<|im_end|>", "f<|im_end|>"])]
+    assert texts_of(qwen, row) == [(-1, ["a<|im_end|>", "d<|im_end|>", "f<|im_end|>"])]
+    assert row.counts == {"marked_messages": 1}  # the row says so, although the run supervises answers only
     assert sorted(set(example.weights.tolist())) == [0, 0.25, 1]
-    assert supervised(qwen, example, above=0.5) == ["f<|im_end|>"]
+    assert supervised(qwen, example, above=0.5) == ["a<|im_end|>", "f<|im_end|>"]
     (row,) = build(qwen, "chatml", Conversation(messages=messages), supervise="all")
     assert sorted(set(row.examples[0].weights[1:].tolist())) == [0, 0.25, 1]
-    (row,) = build(qwen, "chatml", Conversation(messages=messages[:2]), supervise="last")
+    (row,) = build(qwen, "chatml", Conversation(messages=messages[1:2]), supervise="last")
     assert "no token of it is supervised" in row.reason
+    (row,) = build(qwen, "chatml", Conversation(messages=messages), supervise="last")  # and d has a weight of its own
+    assert texts_of(qwen, row) == [(-1, ["a<|im_end|>", "d<|im_end|>", "f<|im_end|>"])]
+    assert row.counts == {"marked_messages": 2}
+
+
+@pytest.mark.parametrize(
+    ("supervise", "texts"),
+    [
+        ("assistant", ["d<|im_end|>"]),
+        ("last", ["d<|im_end|>"]),
+        ("user", ["a<|im_end|>", "c<|im_end|>"]),
+        ("assistant,user", ["a<|im_end|>", "c<|im_end|>", "d<|im_end|>"]),
+        ("all", None),
+    ],
+)
+def test_a_prompt_that_is_a_list_is_supervised_like_one_that_is_text(qwen, supervise, texts):
+    """No assistant turn of a prompt is an answer, but "all" and named roles reach into it."""
+    given = [Message(role, text, given=True) for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    (row,) = build(qwen, "chatml", Conversation(messages=(*given, Message("assistant", "d"))), supervise=supervise)
+    assert row.counts == {}
+    if texts is None:
+        assert row.examples[0].weights.tolist() == [0, *[1] * (len(row.examples[0].ids) - 1)]
+    else:
+        assert texts_of(qwen, row) == [(-1, texts)]
+
+
+def test_answers_without_text_are_counted(qwen, llama):
+    turns = (Message("user", "a"), Message("assistant", " "), Message("user", "b"), Message("assistant", "c"))
+    for supervise in ("assistant", "all"):
+        (row,) = build(qwen, "chatml", Conversation(messages=turns), supervise=supervise)
+        assert row.counts == {"empty_answers": 1}
+    thinking = (turns[0], Message("assistant", "", reasoning="x"))
+    ignored = (turns[0], Message("assistant", "", weight=0.0), *turns[2:])
+    for messages in (thinking, ignored):
+        (row,) = build(qwen, "chatml", Conversation(messages=messages))
+        assert "empty_answers" not in row.counts
+    rows = build(llama, None, Conversation(prompt="a", completion=""), Conversation(prompt="", completion="b"))
+    assert [row.counts for row in rows] == [{"empty_answers": 1}, {}]
+    assert rows[0].examples[0].ids[rows[0].examples[0].weights > 0].tolist() == [llama.eos_id]
 
 
 def test_a_turn_that_nothing_asks_for(qwen):

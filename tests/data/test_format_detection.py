@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data import formats
-from sft_jax.data.formats import FORMATS, detect_format, resolve_format
+from sft_jax.data.format_detection import detect_format, resolve_format
+from sft_jax.data.formats import FORMATS
 from sft_jax.data.sources import open_rows
 from sft_jax.errors import UserError
 
@@ -88,17 +88,34 @@ def test_malformed_rows_while_detecting(rows_of):
         detect_format(rows_of("{", "["), STANDARD, skip_bad_rows=True)
 
 
-def test_large_data_sets_are_sampled_evenly(rows_of, monkeypatch):
-    monkeypatch.setattr(formats, "SCANNED", 10)
-    rows = rows_of(*[{"n": index, **ROWS["text"][0]} for index in range(95)])
-    seen = [row["n"] for _, row in formats._scan(rows, strict=True)]
-    assert (
-        len(seen) == 10
-        and seen[0] == 0
-        and seen[-1] == 94
-        and max(b - a for a, b in zip(seen[:-1], seen[1:], strict=True)) <= 11
-    )
+def test_every_row_of_a_large_data_set_counts(rows_of):
+    """One row among tens of thousands decides, wherever it stands."""
+    good = [{"n": index, **ROWS["text"][0]} for index in range(20_003)]
+    good[12_345] |= {"prompt": "x", "sys": "s"}
+    rows = rows_of(*good)
     assert detect_format(rows, STANDARD) == "text"
+    odd = rows_of(*good[:17_001], {"prompt": "x", "completion": "y"}, *good[17_001:], name="odd.jsonl")
+    with pytest.raises(UserError, match=r"odd.jsonl:17002: is not in the format 'text', which 20003 of 20004 rows have"):
+        detect_format(odd, STANDARD)
+    pairs = [{"prompt": "x", "completion": "y"} for _ in range(20_003)]
+    pairs[15_001]["sys"] = "s"
+    rows = rows_of(*pairs, name="pairs.jsonl")
+    for name in ("auto", "prompt_completion"):
+        assert resolve_format(name, rows, ColumnsConfig(system="sys")) == "prompt_completion"
+        with pytest.raises(UserError, match="data.columns.system: no row has a field 'syss'"):
+            resolve_format(name, rows, ColumnsConfig(system="syss"))
+
+
+def test_as_many_rows_of_one_format_as_of_another(rows_of):
+    text, pair = ROWS["text"][0], ROWS["prompt_completion"][0]
+    for skip in (False, True):
+        with pytest.raises(
+            UserError,
+            match=r"rows.jsonl:2 is in the format 'prompt_completion' and .*rows.jsonl:1 in the format 'text', and as many rows",
+        ):
+            detect_format(rows_of(text, pair, pair, text), STANDARD, skip)
+    with pytest.raises(UserError, match="rows.jsonl:2: the rows fit the formats prompt_completion and text"):
+        detect_format(rows_of({"odd": 1}, {**text, **pair}), STANDARD)
 
 
 def test_columns_that_no_format_or_row_has(rows_of):
@@ -110,8 +127,6 @@ def test_columns_that_no_format_or_row_has(rows_of):
     for run in (lambda columns: detect_format(rows, columns), lambda columns: resolve_format("alpaca", rows, columns)):
         with pytest.raises(UserError, match="data.columns.input: no row has a field 'inptu'; did you mean 'input'"):
             run(ColumnsConfig(input="inptu"))
-    with pytest.raises(UserError, match="data.format: 'alpacca' is not a format; did you mean 'alpaca'"):
-        resolve_format("alpacca", rows, STANDARD)
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.conversation import ROLES, Message
 from sft_jax.data.examples import RowError
-from sft_jax.data.formats import FORMATS, detect_format, resolve_format
+from sft_jax.data.format_detection import detect_format, resolve_format
+from sft_jax.data.formats import FORMATS
 from sft_jax.data.sources import open_rows
 
 
@@ -109,6 +110,8 @@ def test_weights_of_messages():
         ({"weight": -0.1}, "0 or more and finite, not -0.1"),
         ({"weight": float("nan")}, "finite"),
         ({"weight": 10**400}, "finite"),
+        ({"weight": 1e39}, r"0, or from 1e-06 to 1e\+06, not 1e\+39"),
+        ({"weight": 1e-44}, "0, or from 1e-06"),
         ({"weight": "1"}, "'weight' is text, not a number"),
         ({"weight": True}, "'weight' is true or false, not a number"),
         ({"train": 1}, "'train' is a number, not true or false"),
@@ -164,16 +167,35 @@ def test_alpaca_with_input_and_history():
             read("alpaca", {**row, "history": wrong})
 
 
-def test_prompts_that_are_lists_of_messages_are_not_supervised():
+def test_messages_of_a_prompt_are_no_answers():
     earlier = [USER, {**ANSWER, "content": "Earlier"}, USER]
     messages = read("prompt_completion", {"prompt": earlier, "completion": [ANSWER]}).messages
-    assert [(message.content, message.weight) for message in messages] == [
-        ("Hi", 0.0), ("Earlier", 0.0), ("Hi", 0.0), ("Hello", None),
+    assert [(message.content, message.given) for message in messages] == [
+        ("Hi", True), ("Earlier", True), ("Hi", True), ("Hello", False),
     ]  # fmt: skip
     with pytest.raises(RowError, match="both as text, or both as lists"):
         read("prompt_completion", {"prompt": earlier, "completion": "x"})
     with pytest.raises(RowError, match="'completion' has no assistant turn"):
         read("prompt_completion", {"prompt": [ANSWER], "completion": [USER]})
+
+
+def test_text_rows_without_text():
+    for text in ("", " \n"):
+        with pytest.raises(RowError, match="'text' is empty"):
+            read("text", {"text": text})
+
+
+def test_fields_that_nothing_reads():
+    turns = [{**USER, "name": "Bob", "weight": 1}, {**ANSWER, "name": None, "reasoning": "x", "id": 3}]
+    for name, row, columns, unread in (
+        ("messages", chat(*turns, id=7, source=None, tools=[], system="s"), STANDARD, {"id", "messages[].name", "messages[].id"}),
+        ("alpaca", {"instruction": "a", "output": "b", "history": [], "lang": "en"}, STANDARD, {"lang"}),
+        ("prompt_completion", {"q": "a", "a": "b", "prompt": "c"}, ColumnsConfig(prompt="q", completion="a"), {"prompt"}),
+        ("prompt_completion", {"prompt": turns[:1], "completion": [ANSWER]}, STANDARD, {"prompt[].name"}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "a", "turn": 1}], "x": 1}, STANDARD, {"conversations[].turn", "x"}),
+        ("text", {"text": "a", "meta": {}}, STANDARD, {"meta"}),
+    ):
+        assert FORMATS[name].unread_fields(row, columns) == unread
 
 
 def test_every_role(rows_of):

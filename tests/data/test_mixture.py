@@ -36,6 +36,19 @@ def test_a_weighted_epoch_takes_the_share_of_each_set_and_repeats_nothing_early(
         assert max(Counter(walk).values()) - min([Counter(walk)[d] for d in everything]) <= 1
 
 
+@given(sizes_lists, st.data())
+def test_shares_of_something_else_than_documents(sizes, data):
+    """An epoch has as much of it as all sets together, each its share, to the document."""
+    means = data.draw(st.lists(st.integers(1, 50), min_size=len(sizes), max_size=len(sizes)))
+    weights = data.draw(st.lists(st.floats(0.01, 10), min_size=len(sizes), max_size=len(sizes)))
+    amounts = [size * mean for size, mean in zip(sizes, means, strict=True)]
+    counts = make_mixture(sizes, weights, amounts=amounts).counts
+    for count, mean, weight in zip(counts, means, weights, strict=True):
+        share = weight / sum(weights) * sum(amounts)
+        assert abs(count * mean - share) <= mean * (0.5 + 1e-9) or count == 1 > share / mean
+    assert make_mixture(sizes, weights, amounts=sizes).counts == make_mixture(sizes, weights).counts
+
+
 def test_passes_over_a_set_differ_in_order():
     mixture = make_mixture([50], [1.0])
     assert mixture.epoch(0).tolist() != mixture.epoch(1).tolist()

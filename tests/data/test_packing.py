@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_jax.data import packing
 from sft_jax.data.packing import PackPlan, pack, plan_rows, ragged_arange
 
 length_lists = st.lists(st.integers(1, 20), min_size=1, max_size=60)
@@ -160,3 +161,16 @@ def test_an_epoch_without_documents_is_refused():
 def test_ragged_arange(pairs):
     starts, counts = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
     assert ragged_arange(starts, counts).tolist() == [i for s, c in pairs for i in range(s, s + c)]
+
+
+def test_a_run_of_very_many_epochs_says_that_planning_takes_long(monkeypatch):
+    monkeypatch.setattr(packing, "_PROGRESS_SECONDS", 0.0)
+    lines = []
+    plan = plan_rows(np.array([5, 5]), lambda epoch: np.arange(2), max_length=8, max_segments=4, rows=50, log=lines.append)
+    assert plan.rows == 50 and any("24 epochs of 48 rows" in line for line in lines)
+
+
+@pytest.mark.parametrize("epochs", [0.0, float("inf"), float("nan")])
+def test_a_stream_that_has_no_end_or_no_row_is_refused(epochs):
+    with pytest.raises(ValueError, match="epochs"):
+        plan_rows(np.array([5]), lambda epoch: np.arange(1), max_length=8, max_segments=4, epochs=epochs)

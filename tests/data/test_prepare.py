@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from sentencepiece import sentencepiece_model_pb2
 from synthetic_data import documents_of
 
 from sft_jax.config import parse_config
-from sft_jax.data import build
-from sft_jax.data import prepare as prepare_module
+from sft_jax.data import build, stores, tokenizer_cache
 from sft_jax.data.chat import build_rows
 from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.prepare import default_cache, open_tokenizer, prepare
+from sft_jax.data.prepare import default_cache, prepare
 from sft_jax.data.templates import resolve_template
+from sft_jax.data.tokenizer_cache import open_tokenizer
 from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import UserError
 
@@ -150,7 +151,7 @@ def no_workers(monkeypatch):
         raise AssertionError("rows are prepared again")
 
     def forbid():
-        monkeypatch.setattr(prepare_module, "WorkerPool", refuse)
+        monkeypatch.setattr(stores, "WorkerPool", refuse)
 
     return forbid
 
@@ -191,12 +192,12 @@ def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkey
         raise PreparedAgain
 
     def opened(folder):
-        folders.add(folder)
+        folders.add(folder.name.partition("-")[0])
         return real_open(folder)
 
-    real_open = prepare_module.open_store
-    monkeypatch.setattr(prepare_module, "WorkerPool", pool)
-    monkeypatch.setattr(prepare_module, "open_store", opened)
+    real_open = stores.open_store
+    monkeypatch.setattr(stores, "WorkerPool", pool)
+    monkeypatch.setattr(stores, "open_store", opened)
 
     def new(train=None, **options):
         before = len(folders)
@@ -227,6 +228,85 @@ def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkey
     new(write(path, content))
     new(write(path, content[::-1]))  # the order of rows is part of the data
     assert run(write(path, chats(4)), chat_template="chatml").fingerprints == base.fingerprints  # back again
+
+
+def test_a_store_without_failures_is_used_under_any_limits(run, tmp_path, no_workers):
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    base = run(rows, chat_template="chatml", row_timeout=20.0, row_memory_mb=500)
+    no_workers()
+    for options in ({"row_timeout": 30.0}, {"row_timeout": 0.5}, {"row_memory_mb": 900}, {"row_memory_mb": 9}):
+        assert run(rows, chat_template="chatml", **options).fingerprints == base.fingerprints
+
+
+def test_a_row_that_ran_into_a_limit_is_tried_again_under_another(run, tmp_path, wild):
+    """And the limits that a run began with lead back to its rows."""
+    slow = "{% for i in range(6000) %}{% for j in range(6000) %}{% endfor %}{% endfor %}"
+    rows, options = wild(slow)
+    options |= {"bad_rows": "skip", "row_memory_mb": 500}
+    short = run(rows, **{**options, "row_timeout": 0.8})
+    assert short.train.examples == 11
+    (group,) = short.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
+    assert "data.row_timeout" in group["reason"]
+    with pytest.raises(UserError, match=r"rows\.jsonl:5: .*data\.row_timeout"):  # it is no silent loss either
+        run(rows, **{**options, "row_timeout": 0.8, "bad_rows": "error"})
+    long = run(rows, **{**options, "row_timeout": 120.0})
+    assert long.train.examples == 12 and long.report["train"]["sets"]["train"]["rows_left_out"]["total"] == 0
+    assert long.fingerprints["plan"] != short.fingerprints["plan"]
+    assert run(rows, **{**options, "row_timeout": 0.8}).fingerprints == short.fingerprints
+    fresh = run(rows, **{**options, "row_timeout": 120.0, "cache_dir": str(tmp_path / "fresh")})
+    assert fresh.fingerprints == long.fingerprints
+
+
+DATED = (
+    "{{ strftime_now('%d %B %Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def first_text(data) -> str:
+    return data.tokenizer.decode(data.train.document(0)[1].tolist())
+
+
+def test_a_template_that_writes_the_date_makes_other_rows_on_another_day(run, tmp_path, no_workers):
+    """Other tokens have other fingerprints, and the day on which a run began leads back to its rows."""
+    template = tmp_path / "template.jinja"
+    template.write_text(DATED)
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    first = run(rows, chat_template=str(template), options={"rendered_at": "2026-01-30"})
+    second = run(rows, chat_template=str(template), options={"rendered_at": "2026-01-31"})
+    assert "30 January 2026" in first_text(first) and "31 January 2026" in first_text(second)
+    for name in ("tokens", "plan"):
+        assert first.fingerprints[name] != second.fingerprints[name]
+    today = run(rows, chat_template=str(template))
+    assert today.rendered_at == today.report["rendered_at"] not in ("2026-01-30", "2026-01-31")
+    no_workers()
+    again = run(rows, chat_template=str(template), options={"rendered_at": first.rendered_at})
+    assert again.fingerprints == first.fingerprints and first_text(again) == first_text(first)
+    assert f"{template} writes the date: 2026-01-30, the day on which this run began." in run.lines
+
+
+def test_a_template_that_could_write_the_date_and_does_not_is_rendered_once(run, tmp_path, no_workers):
+    template = tmp_path / "template.jinja"
+    template.write_text(DATED.replace("{{ strftime", "{{ day if day is defined else strftime"))
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    options = {"chat_template": str(template), "chat_template_kwargs": {"day": "Monday"}}
+    first = run(rows, **options, options={"rendered_at": "2026-01-30"})
+    no_workers()
+    assert run(rows, **options, options={"rendered_at": "2026-01-31"}).fingerprints == first.fingerprints
+
+
+def test_a_token_that_the_model_has_not_is_named_with_its_row(run, tmp_path, tokenizer):
+    rows = [{"prompt": "fox", "completion": " owl"}] * 3 + [{"prompt": "\u00e9\uffff", "completion": " owl"}] * 100
+    ids = [tokenizer.encode(row["prompt"] + row["completion"]) for row in rows]
+    size = max(*ids[0], tokenizer.eos_id) + 1
+    assert size <= max(ids[3])
+    path = write(tmp_path / "rows.jsonl", rows)
+    token = f"token {tokenizer.decode([max(ids[3])])!r} has the id {max(ids[3])}"
+    message = fails(run, path, options={"vocab_size": size})
+    assert f"{path}:4: {token}" in message and f"below {size}" in message and "tokenizer" in message
+    run(path, options={"vocab_size": max(ids[3]) + 1})
+    with pytest.raises(UserError, match=rf"rows\.jsonl:4: {token}"):  # prepared already, with a model that has it
+        run(path, options={"vocab_size": max(ids[3])})
 
 
 def test_a_file_that_moved_is_the_same_data_under_its_new_name(run, tmp_path, no_workers):
@@ -301,10 +381,16 @@ def test_the_length_of_the_stream(run, tmp_path, no_workers):
     rows = write(tmp_path / "rows.jsonl", pairs(40))
     epoch = run(rows).train.total_rows
     no_workers()
-    assert run(rows, options={"epochs": 2.0}).train.total_rows == sum(
-        run(rows, options={"epochs": 2.0}).train.epoch_rows
-    )
+    assert epoch > 2
+    lines = [line for _, line, _ in documents_by_line(run(rows).train)]
+    assert sorted(lines) == list(range(1, 41))  # an epoch is every row of the file once, and nothing else
+    twice = run(rows, options={"epochs": 2.0}).train
+    batch = twice.read(0, twice.total_rows)
+    places = [twice.identity(number)[2] for row in range(twice.total_rows) for number, _, _ in documents_of(batch, row)]
+    assert Counter(places) == Counter(range(1, 41)) + Counter(range(1, 41))
+    assert (batch.segments.max(axis=-1) > 0).all()  # no row is empty
     assert run(rows, options={"epochs": 0.5}).train.total_rows == -(-epoch // 2)
+    assert run(rows, options={"epochs": 1e-10}).train.total_rows == 1
     assert run(rows, options={"rows": 123, "epochs": 0.5}).train.total_rows == 123
 
 
@@ -317,6 +403,41 @@ def test_mixture_and_eval_sets(run, tmp_path):
     lines = [data.eval["first"].identity(int(e))[2] for e in data.eval["first"].read(0, 30).examples[:, 0]]
     assert lines == list(range(1, 31))  # held-out rows come once, in the order of the file
     assert data.report["train"]["stream"]["documents_of_each_set"] == {"few": 30, "many": 10}
+
+
+def test_a_weight_can_be_a_share_of_supervised_tokens(run, tmp_path):
+    """Counted in the rows that are trained on: half of the supervised tokens are the long set's, not of the documents."""
+    short = [{"prompt": f"p{i}", "completion": " fox"} for i in range(90)]
+    long = [{"prompt": f"p{i}", "completion": " fox" * 30} for i in range(30)]
+    train = {
+        "short": {"path": write(tmp_path / "short.jsonl", short), "weight": 1},
+        "long": {"path": write(tmp_path / "long.jsonl", long), "weight": 1},
+    }
+
+    def supervised(data) -> dict[str, int]:
+        batch = data.train.read(0, data.train.total_rows)
+        found = {"short": 0, "long": 0}
+        for row in range(data.train.total_rows):
+            for number, _, weights in documents_of(batch, row):
+                found[data.train.identity(number)[0]] += sum(weight > 0 for weight in weights)
+        return found
+
+    by_documents = run(train)
+    assert by_documents.train.set_documents == {"short": 60, "long": 60}
+    by_tokens = run(train, weight_by="supervised_tokens")
+    shares = supervised(by_tokens)
+    assert abs(shares["long"] / sum(shares.values()) - 0.5) < 0.02
+    assert supervised(by_documents)["long"] > 5 * supervised(by_documents)["short"]
+    whole = sum(supervised(run({name: part["path"] for name, part in train.items()})).values())
+    assert abs(sum(shares.values()) / whole - 1) < 0.02  # an epoch is as many supervised tokens as there are
+    assert by_tokens.fingerprints["plan"] != by_documents.fingerprints["plan"]
+
+
+def test_the_smallest_weights_are_still_numbers_when_every_example_counts_the_same(run, tmp_path):
+    rows = [{"messages": [turn("user", "q"), turn("assistant", "a", weight=weight)]} for weight in (1e-6, 1e6, 1)]
+    data = run(write(tmp_path / "rows.jsonl", rows), chat_template="chatml", options={"normalize": "examples"})
+    sums = [sum(weights) for _, weights in documents_by_line(data.train).values()]
+    assert len(sums) == 3 and np.allclose(sums, 1, atol=1e-6)
 
 
 def test_every_example_counts_the_same_in_training_only(run, tmp_path):
@@ -363,6 +484,22 @@ def test_the_report_counts_everything(run, tmp_path, tokenizer):
     assert stream["supervised_tokens"] == (batch.weights > 0).sum() == report["used_supervised_tokens"]
 
 
+def test_fields_that_nothing_reads_are_counted(run, tmp_path):
+    rows = chats(100)
+    for row in rows[:70]:
+        row["messages"][0]["name"] = "Bob"
+        row["source"] = "web"
+    rows[3]["id"] = 1
+    rows += [{"messages": 5, "id": 2}]  # a row that is left out is counted there
+    options = {"chat_template": "chatml", "bad_rows": "skip", "format": "messages", "workers": 2}
+    report = run(write(tmp_path / "rows.jsonl", rows), **options).report["train"]["sets"]["train"]
+    assert report["unused_fields"] == {"messages[].name": 70, "source": 70, "id": 1}
+    assert report["more_unused_fields"] == 0
+    rows = [{**row, f"key {number}": 1} for number, row in enumerate(chats(150))]
+    report = run(write(tmp_path / "keys.jsonl", rows), **options).report["train"]["sets"]["train"]
+    assert len(report["unused_fields"]) == 100 and report["more_unused_fields"] == 50
+
+
 def test_bad_rows_of_one_reason_are_one_entry(run, tmp_path):
     rows = pairs(5) + [{"prompt": f"p{i}", "completion": i} for i in range(7)] + ["{\n"]
     report = run(write(tmp_path / "rows.jsonl", rows), bad_rows="skip").report["train"]["sets"]["train"][
@@ -388,7 +525,7 @@ def test_bad_rows_stop_the_run_and_are_named_and_counted(run, tmp_path):
     for line in (7, 71, 72, 90, 91, 95):
         rows[line - 1] = {"prompt": "p", "completion": line}
     message = fails(run, write(tmp_path / "rows.jsonl", rows), format="prompt_completion")
-    assert "data.train.train: 6 of 100 rows cannot be used" in message
+    assert "data.train: 6 of 100 rows cannot be used" in message
     for line in (7, 71, 72, 90, 91):
         assert f"\n  {tmp_path}/rows.jsonl:{line}: " in message
     assert "rows.jsonl:95" not in message and "and 1 more" in message
@@ -416,7 +553,7 @@ def test_nothing_supervised_names_rows(run, tmp_path):
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
     ] * 3
     message = fails(run, write(tmp_path / "rows.jsonl", unsupervised), chat_template="chatml", bad_rows="skip")
-    assert "data.train.train: none of its 3 rows can be used" in message
+    assert "data.train: none of its 3 rows can be used" in message
     assert f"{tmp_path}/rows.jsonl:1: " in message and "supervised" in message
 
 
@@ -490,18 +627,13 @@ def test_a_template_that_is_not_valid_is_named(run, tmp_path):
     assert str(template) in message and "not a valid chat template" in message
 
 
-def test_an_unknown_supervise_is_one_message(run, tmp_path):
-    message = fails(run, write(tmp_path / "rows.jsonl", chats(3)), chat_template="chatml", supervise="asistant")
-    assert "supervise" in message and "asistant" in message and "rows.jsonl" not in message
-
-
 def test_over_length_rows_are_named_and_every_policy_says_when_nothing_is_left(run, tmp_path):
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": " fox" * 200}] * 2)
     with pytest.raises(
         UserError, match=r"2 example\(s\) do not fit data\.max_length 128: .*rows\.jsonl:1 \(\d+ tokens\)"
     ):
         run(rows)
-    with pytest.raises(UserError, match=r"data\.train\.train: nothing is left of it, .*data\.overlength is 'drop'"):
+    with pytest.raises(UserError, match=r"data\.train: nothing is left of it, .*data\.overlength is 'drop'"):
         run(rows, overlength="drop")
 
 
@@ -512,7 +644,7 @@ def test_a_cache_that_cannot_be_written_is_one_message(run, tmp_path):
 
 
 def test_a_wrong_path_is_told_before_anything_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "load_tokenizer", None)
+    monkeypatch.setattr(tokenizer_cache, "load_tokenizer", None)
     rows = write(tmp_path / "rows.jsonl", pairs(3))
     with pytest.raises(UserError, match=r"data\.eval\.held: .*nothing\.jsonl"):
         run(rows, eval={"held": str(tmp_path / "nothing.jsonl")})

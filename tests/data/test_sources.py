@@ -4,7 +4,10 @@ import gc
 import gzip
 import json
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -154,19 +157,41 @@ def test_rows_are_read_by_several_threads(tmp_path):
     assert not wrong
 
 
-def test_the_unpacked_copy_goes_with_the_rows(tmp_path, monkeypatch):
+def test_the_unpacked_copy_has_no_name(tmp_path, monkeypatch):
+    """So nothing is left of it whatever becomes of the process."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    rows = open_rows([write(tmp_path, "a.jsonl.gz", lines({"a": 1}))], "data.train")
-    assert len(list(scratch.iterdir())) == 1 and rows[0] == {"a": 1}
-    del rows
+    path = write(tmp_path, "a.jsonl.gz", lines({"a": 1}))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    rows = open_rows([path, write(tmp_path, "b.jsonl.gz", lines({"a": 2}, {"a": 3}))], "data.train")
+    assert not list(scratch.iterdir()) and [row["a"] for row in rows] == [1, 2, 3]
+    again = pickle.loads(pickle.dumps(rows))
+    assert [row["a"] for row in again] == [1, 2, 3] and not list(scratch.iterdir())
+    write(tmp_path, "a.jsonl.gz", lines({"a": 1}, {"a": 2}))
+    with pytest.raises(UserError, match="has changed since"):
+        pickle.loads(pickle.dumps(rows))[0]
+    del rows, again
     gc.collect()
-    assert not list(scratch.iterdir())
-    bad = write(tmp_path, "b.jsonl.gz", b"")
+    assert not before or len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(UserError):
-        open_rows([str(tmp_path / "a.jsonl.gz"), bad], "data.train")
+        open_rows([path, write(tmp_path, "c.jsonl.gz", b"")], "data.train")
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_many_files_need_few_descriptors(tmp_path, suffix):
+    for number in range(300):
+        write(tmp_path, f"{number:03d}.{suffix}", lines({"n": 2 * number}, {"n": 2 * number + 1}))
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+from sft_jax.data.sources import open_rows
+rows = open_rows([{str(tmp_path / f"*.{suffix}")!r}], "data.train")
+order = [index * 7 % 600 for index in range(600)]
+assert [rows[index]["n"] for index in order] == order
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
 
 
 def test_the_fingerprint_follows_the_bytes_and_the_order(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,12 +178,53 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_the_faster_of_two_builds_wins(tmp_path):
     with StoreWriter(tmp_path / "store", 1000) as slow:
-        slow.temporary = tmp_path / "store.tmp.elsewhere.1"
-        slow.temporary.mkdir()
         slow.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
         make_store(random_examples(3), tmp_path / "store")
         slow.finish(["f"], {}, [])
     assert len(open_store(tmp_path / "store")) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_build_in_progress_is_left_alone_whatever_the_number_of_its_process(tmp_path):
+    """Another container has the same host name and may have the same process number; only the lock tells."""
+    code = f"""
+import sys
+from pathlib import Path
+from sft_jax.data.store_writer import StoreWriter
+with StoreWriter(Path({str(tmp_path)!r}) / "store", 1000) as writer:
+    print(writer.temporary, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        temporary = Path(other.stdout.readline().strip())
+        with StoreWriter(tmp_path / "store", 1000):
+            assert temporary.is_dir()
+        other.kill()
+        other.wait()
+        assert temporary.is_dir()
+        with StoreWriter(tmp_path / "store", 1000):
+            assert not temporary.exists()
+
+
+def test_what_is_left_of_a_store_without_a_manifest_makes_room(folder):
+    content = [path.name for path in folder.iterdir()]
+    (folder / "manifest.json").unlink()  # a removal, or a copy, that was cut short
+    assert open_store(folder) is None
+    assert len(make_store(random_examples(10), folder, shard_tokens=100)) == 10
+    assert sorted(path.name for path in folder.iterdir()) == sorted(content)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_the_content_of_a_store_is_what_rows_are_made_of(tmp_path):
+    plain = random_examples(5)
+    base = make_store(plain, tmp_path / "base").content
+    assert make_store(plain, tmp_path / "same").content == base
+    changed = {"ids": plain[1].ids[:-1] + [plain[1].ids[-1] ^ 1], "weights": [0.0] * (len(plain[1].ids) - 1) + [0.5]}
+    for change in ({"ids": changed["ids"]}, {"weights": changed["weights"]}, {"turn_starts": (0,), "turn_roles": (2,)}):
+        other = [plain[0], plain[1]._replace(**change), *plain[2:]]
+        assert make_store(other, tmp_path / f"other_{next(iter(change))}").content != base
+    # Where examples are from is no part of it.
+    assert make_store([plain[0]._replace(turn=3), *plain[1:]], tmp_path / "elsewhere").content == base
 
 
 def test_a_full_disk_is_one_message_that_names_the_key(tmp_path, monkeypatch):

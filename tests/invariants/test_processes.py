@@ -22,14 +22,14 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def run_processes(config, workdir, cache, count: int) -> list[subprocess.CompletedProcess]:
-    """Runs the command in `count` processes that share eight devices."""
+def run_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.CompletedProcess]:
+    """Runs the command in `count` processes that share eight devices; `own` gives the environment of one alone."""
     address = f"127.0.0.1:{free_port()}"
 
     def run(index: int):
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
         return subprocess.run(
-            train_command(config, workdir), env=environment(8 // count, cache) | variables, capture_output=True, text=True, timeout=300
+            train_command(config, workdir), env=environment(8 // count, cache) | variables | own(index), capture_output=True, text=True, timeout=300
         )
 
     with ThreadPoolExecutor(count) as pool:
@@ -80,3 +80,25 @@ def test_another_number_of_processes_continues(folder, single):
     assert result.returncode == 0, result.stderr
     assert "Continuing from checkpoint 3." in result.stdout
     assert_close(metrics(folder / "moved"), metrics(workdir))
+
+
+def test_data_that_one_process_refuses_end_all_of_them_with_one_message(folder):
+    (folder / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": 5}]}\n')
+    config = tiny_config(folder, data__train=str(folder / "bad.jsonl"))
+    first, second = run_processes(config, folder / "refused", folder / "xdg", 2)
+    assert (first.returncode, second.returncode) == (2, 2), second.stderr
+    assert "bad.jsonl:1: " in first.stderr and "Traceback" not in first.stderr
+    assert "Process 0 failed" in second.stderr and "Traceback" not in second.stderr
+
+
+def test_processes_that_have_other_rows_do_not_train(folder):
+    """Files of the same name on two hosts, of which one is older."""
+    tiny_config(folder)
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    for index in range(2):
+        (folder / f"home{index}").mkdir()
+        (folder / f"home{index}" / "rows.jsonl").write_text("".join(lines[index:]))
+    config = tiny_config(folder, data__train="~/rows.jsonl")
+    results = run_processes(config, folder / "differing", folder / "xdg", 2, lambda index: {"HOME": str(folder / f"home{index}")})
+    assert [result.returncode for result in results] == [2, 2], results[0].stderr
+    assert all("process 1 has other rows than process 0" in result.stderr for result in results)

@@ -1,10 +1,12 @@
 """A run that was stopped, killed or moved ends like one that never was."""
 
+import datetime
 import json
 import random
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tiny_run import environment, final_checksums, metrics, run_command, tiny_co
 
 from sft_jax import fit
 from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.training import prepare as prepare_module
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,35 @@ def test_stopped_runs_continue_bitwise(folder, whole):
     fit(tiny_config(folder), workdir)
     assert final_checksums(workdir) == final_checksums(whole)
     assert metrics(workdir) == metrics(whole)
+
+
+def test_a_run_whose_template_writes_the_date_continues_on_another_day(folder, monkeypatch):
+    """The rows stay those of the day on which the run began."""
+    template = folder / "dated.jinja"
+    template.write_text(
+        "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    day = datetime.date(2026, 1, 30)
+
+    class Clock(datetime.date):
+        @classmethod
+        def today(cls):
+            return day
+
+    monkeypatch.setattr(prepare_module, "datetime", SimpleNamespace(date=Clock))
+    options = {"data__chat_template": str(template), "data__max_length": 192}
+    fit(tiny_config(folder, **options), folder / "one_day")
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, **options, train__stop_after_steps=3), folder / "two_days")
+    day = datetime.date(2026, 1, 31)
+    fit(tiny_config(folder, **options), folder / "two_days")
+    assert final_checksums(folder / "two_days") == final_checksums(folder / "one_day")
+    assert metrics(folder / "two_days") == metrics(folder / "one_day")
+    fit(tiny_config(folder, **options), folder / "next_day")  # another run is rendered on its own day
+    reports = [json.loads((folder / name / "data_report.json").read_text()) for name in ("one_day", "two_days", "next_day")]
+    assert [report["rendered_at"] for report in reports] == ["2026-01-30", "2026-01-30", "2026-01-31"]
+    assert reports[0]["fingerprints"] == reports[1]["fingerprints"] != reports[2]["fingerprints"]
 
 
 def test_a_run_that_was_killed_before_it_saved_begins_anew(folder, whole):

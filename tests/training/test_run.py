@@ -1,6 +1,7 @@
 """The run as a whole: what it leaves behind, what it refuses, and what it does when something goes wrong."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -42,6 +43,18 @@ def test_what_a_run_leaves_behind(finished):
     manifest = json.loads((workdir / "manifest.json").read_text())
     assert manifest["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1} and manifest["versions"]["jax"] == jax.__version__
     assert any((workdir / "tensorboard").iterdir())
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_model_is_loaded(folder, monkeypatch):
+    config = tiny_config(folder)
+    small = folder / "small"
+    shutil.copytree(folder / "model", small)
+    values = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(values | {"vocab_size": 40}))
+    config.model.path = str(small)
+    monkeypatch.setattr(run_lib, "load_decoder", None)
+    with pytest.raises(UserError, match=rf"train\.jsonl:1: token .* has the id \d+, and the model {small} .*below 40"):
+        fit(config, folder / "another_tokenizer")
 
 
 def test_evaluation_happens_at_the_start_every_n_steps_and_at_the_end(finished):

@@ -1,0 +1,68 @@
+"""Checks of single values of the configuration, each naming the key under which the value stands."""
+
+import math
+import re
+from typing import Any
+
+from sft_jax.errors import UserError, did_you_mean
+
+ROLES = ("system", "developer", "user", "assistant", "tool")  # of messages
+_OWN_VARIABLES = ("messages", "add_generation_prompt")  # of a chat template, which a run sets for each render
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def check_supervise(key: str, value: str) -> None:
+    """Raises UserError unless `value` is "last", "all", or roles joined by commas."""
+    if value in ("last", "all"):
+        return
+    for role in (part.strip() for part in value.split(",")):
+        if role not in ROLES:
+            known = did_you_mean(role, ["last", "all", *ROLES])
+            raise UserError(f"{key}: '{value}': unknown role '{role}'; {known}. Roles are joined by commas.")
+
+
+def check_local(key: str, path: str) -> None:
+    """Raises UserError for a URL: data are read, and kept prepared, on a local disk only."""
+    found = _URL.match(path)
+    if found:
+        raise UserError(
+            f"{key}: '{path}': {found.group()} is not read here; copy the data to a local disk first, and name that path."
+        )
+
+
+def check_finite(key: str, value: float) -> float:
+    """Returns `value` as a float. Raises UserError where it is none, such as infinity."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{key}: must be a finite number, not {number}.")
+    return number
+
+
+def check_template_arguments(key: str, arguments: dict[str, Any]) -> None:
+    """Raises UserError for arguments that a chat template cannot be given.
+
+    They are written into fingerprints, manifests and worker processes, so they are JSON values.
+    """
+    for name in _OWN_VARIABLES:
+        if name in arguments:
+            raise UserError(f"{key}: '{name}' is what every render sets itself; leave it out.")
+    _check_json(key, arguments)
+
+
+def _check_json(key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise UserError(f"{key}: {name!r} is a {type(name).__name__}, not a name; write it as text.")
+            _check_json(f"{key}.{name}", inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_json(f"{key}[{index}]", inner)
+    elif isinstance(value, float):
+        check_finite(key, value)
+    elif not (value is None or isinstance(value, (bool, int, str))):
+        kinds = "text, a number, true or false, None, a list or a dict of these"
+        raise UserError(f"{key}: {value!r} is a {type(value).__name__}; give {kinds}.")

@@ -1,0 +1,131 @@
+"""The stores of data sets: those that are there are found, the others are made."""
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_jax.config import DataConfig, DataSetConfig
+from sft_jax.data import build, row_builder
+from sft_jax.data.circumstances import Circumstances
+from sft_jax.data.format_detection import resolve_format
+from sft_jax.data.sources import Rows
+from sft_jax.data.store import Store, StoreDamaged, open_store
+from sft_jax.data.store_writer import remove_store
+from sft_jax.data.threads import ThreadPool
+from sft_jax.data.vocabulary import Vocabulary
+from sft_jax.data.workers import Failure, WorkerPool
+from sft_jax.errors import UserError
+
+Log = Callable[[str], None]
+Template = tuple[str, str] | None  # source, name for messages
+
+
+@dataclass
+class DataSet:
+    """One data set on its way."""
+
+    key: str  # such as "data.train.gsm8k", for messages
+    config: DataSetConfig
+    rows: Rows
+    fingerprint: str  # of what its store depends on under any circumstances
+    store: Store | None = None
+
+
+@dataclass(frozen=True)
+class StoreMaker:
+    """What all data sets of a run are prepared with."""
+
+    config: DataConfig
+    parent: Path  # folder of all stores
+    vocabulary: Vocabulary
+    tokenizer_folder: Path
+    template: Template
+    circumstances: Circumstances
+    log: Log
+
+    def open_all(self, sets: list[DataSet]) -> None:
+        """Gives every set its store, from the cache or made now. Raises UserError where that cannot be."""
+        for item in sets:
+            if self._find(item):
+                self.log(f"{item.key}: {len(item.rows):,} rows were prepared before ({item.store.folder}).")
+        missing = {item.fingerprint: item for item in sets if item.store is None}
+        if missing:
+            self._build(list(missing.values()))
+        for item in sets:
+            if item.store is None and not self._find(item):
+                raise UserError(
+                    f"{self.parent / item.fingerprint}: vanished or was damaged after it was written; check the disk and "
+                    "what cleans data.cache_dir, or set it to another folder."
+                )
+        day = self.circumstances.rendered_at
+        if day != datetime.date.today() and any(day.isoformat() in item.store.folder.name for item in sets):
+            self.log(f"{self.template[1]} writes the date: {day}, the day on which this run began.")
+
+    def _find(self, item: DataSet) -> bool:
+        """Opens the store of a set if it is there. A damaged one is named and removed."""
+        for name in self.circumstances.folder_names(item.fingerprint):
+            folder = self.parent / name
+            try:
+                item.store = open_store(folder)
+            except StoreDamaged as error:
+                self.log(f"{item.key}: the prepared data are damaged and are made again: {error}.")
+                remove_store(folder)
+            if item.store is not None:
+                break
+        else:
+            return False
+        item.store.file_names = list(item.rows.names)
+        if item.store.bad_rows and self.config.bad_rows == "error":  # it was made under another policy
+            raise build.bad_rows_error(item.key, item.store.bad_rows, item.rows, len(item.rows))
+        largest = item.store.meta["largest"]
+        self.vocabulary.check(largest["id"], item.rows.names[largest["file"]], largest["line"])
+        return True
+
+    def _build(self, sets: list[DataSet]) -> None:
+        """Prepares the data sets of which there is no store."""
+        config = self.config
+        options = []
+        for item in sets:
+            format_ = resolve_format(item.config.format, item.rows, item.config.columns, config.bad_rows == "skip")
+            options.append(row_builder.SetOptions(format_, item.config.columns, item.config.supervise))
+        setup = row_builder.Setup(
+            str(self.tokenizer_folder), self.template, self.circumstances.now, config.chat_template_kwargs,
+            config.allow_special_tokens_in_content, tuple(options),
+        )  # fmt: skip
+        count = min(config.workers or _cores(), sum(-(-len(item.rows) // build.CHUNK) for item in sets))
+        with self._pool(setup, count) as pool:
+            self._check_options(pool, sets)
+            if isinstance(pool, WorkerPool):
+                pool.setup = setup._replace(checked=True)  # of workers that start later
+            for index, (item, option) in enumerate(zip(sets, options, strict=True)):
+                self.log(
+                    f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} {pool.of}."
+                )
+                build.build_store(
+                    self.parent, item.fingerprint, self.circumstances, item.rows, index, pool, what=item.key,
+                    vocabulary=self.vocabulary, bad_rows=config.bad_rows, meta={"format": option.format}, log=self.log,
+                )  # fmt: skip
+
+    def _pool(self, setup: row_builder.Setup, count: int) -> WorkerPool | ThreadPool:
+        """Returns processes under the watchdog where a template is rendered, threads where none of the user's code runs."""
+        tokenizer = self.vocabulary.tokenizer
+        if self.template is None and tokenizer.concurrent:
+            return ThreadPool(row_builder.make_builder(setup, tokenizer), count)
+        return WorkerPool(row_builder.TARGET, setup, count, self.config.row_timeout, self.config.row_memory_mb)
+
+    def _check_options(self, pool: WorkerPool | ThreadPool, sets: list[DataSet]) -> None:
+        """Compiles the template in a worker. Raises UserError where that fails, and for wrong options."""
+        for index, item in enumerate(sets):
+            for _, outcome in pool.run([[row_builder.Item(index, 0, None)]]):
+                if isinstance(outcome, Failure):
+                    if outcome.kind == "refused":
+                        raise UserError(outcome.reason)
+                    name = self.template[1] if self.template else item.key
+                    raise UserError(f"{name}: preparing for it {build.describe(outcome)} Check data.chat_template.")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,6 @@
 """Where a model comes from: finding its directory, and what of it is carried along to an export."""
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from sft_jax.hf.files import parse_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+PROVENANCE = "sft_jax.json"  # in an export: where the model came from
 EXPORT = "export"  # in the workdir of a run: its exported model
 CHECKPOINTS = "checkpoints"  # in the workdir of a run
 PARAM_DTYPES = ("float32", "bfloat16", "float16")
@@ -26,6 +26,15 @@ _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt")
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """How a model came to be, as its export says in README.md and in sft_jax.json."""
+
+    base: str  # the model that training began from: a directory, a run or a hub id
+    data_fingerprint: str | None = None  # None: not known, such as of a model that was never trained here
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """The model that a decoder was read from. Texts, so that it is hashable and can be static in a module."""
 
@@ -33,6 +42,7 @@ class Source:
     config: str  # the text of config.json
     generation_config: str | None  # the text of generation_config.json, where there is one
     ignored: tuple[str, ...] = ()  # tensors of the checkpoint that hold no parameter and were not read
+    provenance: Provenance | None = None  # of a checkpoint or an export; None for a model from elsewhere
 
     def config_dict(self) -> dict[str, Any]:
         return json.loads(self.config)
@@ -62,9 +72,9 @@ class Source:
 def find_model(path: str | Path) -> Path:
     """Returns the Hugging Face directory of `path`: a directory, a hub id, or a run's workdir.
 
-    A run stands for its export, or, where it has not been exported since its newest checkpoint, for its base model,
-    whose configuration and tokenizer it shares. A hub id is downloaded unless it is in the cache. Raises UserError
-    naming `path` and the remedy.
+    Of a run this is where configuration and tokenizer lie, which all its checkpoints share: its export, which also has
+    the run's chat template, or else its base model. Its weights are those of `checkpoint_of`. A hub id is downloaded
+    unless it is in the cache. Raises UserError naming `path` and the remedy.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -72,40 +82,59 @@ def find_model(path: str | Path) -> Path:
             raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
         return _download(str(path))
     if is_run(folder):
-        if checkpoint_of(folder) is None:
-            return folder / EXPORT
-        base = str(run_config(folder)["model"].get("path"))
-        if Path(base).expanduser().resolve() == folder.resolve():
-            raise UserError(f"{folder / CONFIG}: model.path names the run itself; name the model that it began from.")
-        return find_model(base)
+        checkpoint_of(folder)  # raises where there are no weights
+        return folder / EXPORT if has_export(folder) else _base_of(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path}: holds no {CONFIG}; name a Hugging Face directory, a hub id or a run's workdir.")
     return folder
 
 
+def lasting_path(path: str) -> str:
+    """Returns the path of a model as a run records it: absolute where it is a directory, so that the run can be used
+    from anywhere; a hub id stays one.
+    """
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
+
+
 def is_run(folder: Path) -> bool:
     """Returns whether a directory is the workdir of a run; its config.json is the run's, not a model's."""
-    if not (folder / CHECKPOINTS).is_dir() and not (folder / EXPORT / CONFIG).is_file():
+    if not (folder / CHECKPOINTS).is_dir() and not has_export(folder):
         return False
     path = folder / CONFIG
     return not path.is_file() or not parse_json(path.read_bytes(), f"{path}:").keys() & {"architectures", "model_type"}
 
 
-def checkpoint_of(folder: str | Path) -> Path | None:
-    """Returns the newest committed checkpoint of a run, or None where the export of the run is as new.
+def has_export(folder: Path) -> bool:
+    """Returns whether a run has been exported into its workdir."""
+    return (folder / EXPORT / CONFIG).is_file()
 
-    Raises UserError where the run has neither.
+
+def checkpoint_of(folder: str | Path) -> Path | None:
+    """Returns the newest committed checkpoint of a run, or None where it has none and its export stands for it.
+
+    The checkpoint goes first even where the export is of the same step: an export is rounded to the dtype of the base
+    model. Raises UserError where the run has neither.
     """
     folder = Path(folder).expanduser()
     steps = committed_steps(folder / CHECKPOINTS)
-    if (folder / EXPORT / CONFIG).is_file():
-        summary = folder / "summary.json"
-        exported = parse_json(summary.read_bytes(), f"{summary}:").get("steps", 0) if summary.is_file() else math.inf
-        if not steps or steps[-1] <= exported:
-            return None
-    if not steps:
+    if not steps and not has_export(folder):
         raise UserError(f"{folder}: is a run that has saved nothing yet; let it save, or name the model it began from.")
-    return folder / CHECKPOINTS / str(steps[-1])
+    return folder / CHECKPOINTS / str(steps[-1]) if steps else None
+
+
+def _base_of(folder: Path) -> Path:
+    """Returns the directory of the model that a run began from."""
+    base = str(run_config(folder)["model"].get("path"))
+    if Path(base).expanduser().resolve() == folder.resolve():
+        raise UserError(f"{folder / CONFIG}: model.path names the run itself; name the model that it began from.")
+    try:
+        return find_model(base)
+    except UserError as error:
+        raise UserError(
+            f"{folder / CONFIG}: model.path, the model that this run began from and whose tokenizer it uses: {error} "
+            f"If it has moved, write its new place into model.path there."
+        ) from error
 
 
 def run_config(folder: Path) -> dict[str, Any]:
@@ -122,7 +151,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_source(folder: Path, name: str) -> Source:
-    """Reads config.json and generation_config.json of a directory. Raises UserError where one is no JSON object."""
+    """Reads config.json, generation_config.json and sft_jax.json of a directory.
+
+    Raises UserError where one is no JSON object.
+    """
     texts = []
     for file in (CONFIG, GENERATION_CONFIG):
         path = folder / file
@@ -134,7 +166,18 @@ def read_source(folder: Path, name: str) -> Source:
         data = path.read_bytes()
         parse_json(data, f"{path}:")
         texts.append(data.decode("utf-8"))
-    return Source(name, *texts)
+    return Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
+
+
+def _read_provenance(path: Path) -> Provenance | None:
+    if not path.is_file():
+        return None
+    values = parse_json(path.read_bytes(), f"{path}:")
+    base, data, steps = (values.get(name) for name in ("base_model", "data_fingerprint", "steps"))
+    known = isinstance(base, str) and isinstance(data, str | None) and isinstance(steps, int | None)
+    if not known or isinstance(steps, bool):
+        raise UserError(f"{path}: does not name base_model, data_fingerprint and steps; restore it, or remove it.")
+    return Provenance(base, data, steps)
 
 
 def _download(name: str) -> Path:

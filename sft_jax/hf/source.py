@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import errors as hub_errors
-
 from sft_jax.checkpoint.checkpoints import committed_steps
 from sft_jax.errors import UserError
-from sft_jax.hf.files import parse_json
+from sft_jax.hf.files import parse_json, read_bytes, read_json
+from sft_jax.hf.hub import download
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -22,7 +20,6 @@ PARAM_DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,13 @@ class Source:
         """Returns the ids at which a server ends an answer: those of generation_config.json, or else config.json."""
         stops = self.generation_dict().get("eos_token_id")
         stops = self.config_dict().get("eos_token_id") if stops is None else stops
-        return tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
+        stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+        if not all(type(token) is int and token >= 0 for token in stops):
+            raise UserError(
+                f"{self.name}: eos_token_id of {GENERATION_CONFIG} or {CONFIG} is {stops!r:.200}; it must be a token id, "
+                "a list of them, or null."
+            )
+        return tuple(stops)
 
 
 def find_model(path: str | Path) -> Path:
@@ -76,11 +79,15 @@ def find_model(path: str | Path) -> Path:
     the run's chat template, or else its base model. Its weights are those of `checkpoint_of`. A hub id is downloaded
     unless it is in the cache. Raises UserError naming `path` and the remedy.
     """
-    folder = Path(path).expanduser()
+    folder = as_folder(path)
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
-        return _download(str(path))
+        if not _HUB_ID.fullmatch(str(path)):
+            raise UserError(
+                f"{path}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir."
+            )
+        return download(str(path))
     if is_run(folder):
         checkpoint_of(folder)  # raises where there are no weights
         return folder / EXPORT if has_export(folder) else _base_of(folder)
@@ -89,11 +96,22 @@ def find_model(path: str | Path) -> Path:
     return folder
 
 
+def as_folder(path: str | Path) -> Path:
+    """Returns `path` with ~ replaced; raises UserError for what cannot be the name of a directory or a hub id."""
+    try:
+        folder = Path(path).expanduser()
+        folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, no text, or of no known user
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{str(path):.200}: cannot be a directory ({reason}); name a Hugging Face directory.") from error
+    return folder
+
+
 def lasting_path(path: str) -> str:
     """Returns the path of a model as a run records it: absolute where it is a directory, so that the run can be used
     from anywhere; a hub id stays one.
     """
-    folder = Path(path).expanduser()
+    folder = as_folder(path)
     return str(folder.absolute()) if folder.is_dir() else path
 
 
@@ -102,7 +120,7 @@ def is_run(folder: Path) -> bool:
     if not (folder / CHECKPOINTS).is_dir() and not has_export(folder):
         return False
     path = folder / CONFIG
-    return not path.is_file() or not parse_json(path.read_bytes(), f"{path}:").keys() & {"architectures", "model_type"}
+    return not path.is_file() or not read_json(path).keys() & {"architectures", "model_type"}
 
 
 def has_export(folder: Path) -> bool:
@@ -140,7 +158,7 @@ def _base_of(folder: Path) -> Path:
 def run_config(folder: Path) -> dict[str, Any]:
     """Returns the configuration of a run, as its config.json holds it."""
     path = folder / CONFIG
-    config = parse_json(path.read_bytes(), f"{path}:") if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if not isinstance(config.get("model"), dict) or not isinstance(config.get("data"), dict):
         raise UserError(f"{path}: is not the configuration of a run; the run's folder is damaged, copy it again.")
     return config
@@ -153,7 +171,7 @@ def has_tokenizer(folder: Path) -> bool:
 def read_source(folder: Path, name: str) -> Source:
     """Reads config.json, generation_config.json and sft_jax.json of a directory.
 
-    Raises UserError where one is no JSON object.
+    Raises UserError where one is no JSON object, or names stop ids that are none.
     """
     texts = []
     for file in (CONFIG, GENERATION_CONFIG):
@@ -163,41 +181,20 @@ def read_source(folder: Path, name: str) -> Source:
                 raise UserError(f"{folder}: holds no {CONFIG}; name a Hugging Face directory.")
             texts.append(None)
             continue
-        data = path.read_bytes()
+        data = read_bytes(path)
         parse_json(data, f"{path}:")
         texts.append(data.decode("utf-8"))
-    return Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
+    source = Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
+    source.stop_ids()  # raises where they are not ids
+    return source
 
 
 def _read_provenance(path: Path) -> Provenance | None:
     if not path.is_file():
         return None
-    values = parse_json(path.read_bytes(), f"{path}:")
+    values = read_json(path)
     base, data, steps = (values.get(name) for name in ("base_model", "data_fingerprint", "steps"))
     known = isinstance(base, str) and isinstance(data, str | None) and isinstance(steps, int | None)
     if not known or isinstance(steps, bool):
         raise UserError(f"{path}: does not name base_model, data_fingerprint and steps; restore it, or remove it.")
     return Provenance(base, data, steps)
-
-
-def _download(name: str) -> Path:
-    if not _HUB_ID.fullmatch(name):
-        raise UserError(
-            f"{name}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir."
-        )
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_PATTERNS)))
-    except hub_errors.GatedRepoError as error:
-        raise UserError(
-            f"{name}: access is gated; accept its licence on huggingface.co and log in (`hf auth login`)."
-        ) from error
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
-        raise UserError(
-            f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling."
-        ) from error
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: is not a directory here, and the Hugging Face hub cannot be reached ({reason}); "
-            "download it where there is a network and name the directory."
-        ) from error

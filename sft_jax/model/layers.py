@@ -56,7 +56,10 @@ class Linear(nnx.Module):
         # writes transposed copies of both sides first on the CPU.
         rows = x.reshape(-1, x.shape[-1]).astype(self.options.dtype)
         y = jnp.dot(rows, self.materialise(), precision=self.options.dot_precision).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        if self.bias is None:
+            return y
+        # In float32, because the gradient of the bias is a sum over all rows in the dtype of this addition.
+        return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
 
 
 class Embed(nnx.Module):

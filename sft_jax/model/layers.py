@@ -75,7 +75,10 @@ class Embed(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Returns the scaled embeddings [..., D] of `tokens` in the compute dtype."""
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.options.dtype)
+        # Whole rows of the table, gathered over fsdp as kernels are. Otherwise the lookup makes the hidden size of its
+        # result follow the table and the rows follow nothing: every device would hold the states of the whole batch.
+        table = self.options.constrain(self.embedding[...], ("vocab", None))
+        x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
         return x * jnp.asarray(self.scale, x.dtype) if self.scale != 1.0 else x
 
 

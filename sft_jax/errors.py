@@ -10,6 +10,10 @@ class UserError(Exception):
     The message is all that the user sees, so it names the file and line, or the key, and the remedy.
     """
 
+    def __init__(self, message: str):
+        # A name from a damaged file may hold half a surrogate pair, which no terminal or log can encode.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
+
 
 class StoppedBySignal(Exception):
     """The run was asked to stop and its state is saved: exit code 75, start the same command again."""

@@ -25,11 +25,11 @@ def main() -> None:
     from sft_jax.evaluation.prompts import PromptReader
     from sft_jax.hf.export import export_checkpoint
     from sft_jax.hf.load import load
-    from sft_jax.hf.source import EXPORT, is_run
+    from sft_jax.hf.source import EXPORT, as_folder, is_run
     from sft_jax.versions import check_versions
 
     check_versions()
-    folder = Path(_MODEL.value).expanduser()
+    folder = as_folder(_MODEL.value)
     if not _OUT.value and not is_run(folder):
         raise UserError(f"--out: is missing, and {folder} is not the workdir of a run; name the folder to write.")
     out = Path(_OUT.value) if _OUT.value else folder / EXPORT

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_jax.data.tokens import Tokenizer
-from sft_jax.hf.save import Provenance, save
+from sft_jax.hf.save import save
+from sft_jax.hf.source import Provenance
 from sft_jax.hf.verify import ExportReport, verify_export
 from sft_jax.hf.writer import MAX_SHARD_SIZE
 from sft_jax.model.decoder import Decoder
@@ -17,7 +18,7 @@ def export_checkpoint(
     *,
     stop_ids: Sequence[int] = (),
     dtype: str | None = None,
-    provenance: Provenance = Provenance(),
+    provenance: Provenance | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> ExportReport:

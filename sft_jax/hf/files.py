@@ -96,7 +96,7 @@ def open_tensors(folder: str | Path) -> TensorDirectory:
         return TensorDirectory(folder, read_header(folder / SINGLE_FILE))
     if (folder / INDEX_FILE).is_file():
         return TensorDirectory(folder, _read_shards(folder))
-    raise UserError(_no_weights(folder))
+    raise UserError(no_weights(str(folder), (path.name for path in folder.iterdir())))
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -122,6 +122,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_layout(path, tensors.values(), 8 + length, size)
     return tensors
+
+
+def read_json(path: Path) -> dict:
+    """Returns the JSON object in a file; raises UserError naming the file for anything else."""
+    return parse_json(read_bytes(path), f"{path}:")
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
 def parse_json(data: bytes, what: str) -> dict:
@@ -189,7 +201,7 @@ def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, si
 
 def _read_shards(folder: Path) -> dict[str, TensorInfo]:
     index = folder / INDEX_FILE
-    weight_map = parse_json(index.read_bytes(), f"{index}:").get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map of tensor names to files; download it again.")
     headers, tensors = {}, {}
@@ -213,13 +225,17 @@ def _read_shards(folder: Path) -> dict[str, TensorInfo]:
 
 def _shard_path(folder: Path, index: Path, name: str, shard) -> Path:
     """Returns the file of a shard; raises UserError if it is missing or lies outside the directory."""
-    where = f"{index}: tensor '{name}' is placed in {shard!r}"
+    where = f"{index}: tensor '{name:.200}' is placed in {shard!r:.200}"
     if not isinstance(shard, str) or not shard.endswith(".safetensors"):
         raise UserError(f"{where}, which is no safetensors file.")
     if os.path.isabs(shard) or ".." in Path(shard).parts:
         raise UserError(f"{where}, outside the directory; such an index is refused.")
     path = folder / shard
-    if not path.exists():
+    try:
+        found = path.exists()
+    except (OSError, ValueError):  # no file of such a name can exist: it is too long, or no text
+        found = False
+    if not found:
         raise UserError(f"{where}, which is missing from {folder}; download the shard.")
     allowed = [folder.resolve()]
     if folder.absolute().parent.name == "snapshots":  # the hub's cache links snapshots/REVISION/FILE to blobs/HASH
@@ -229,8 +245,9 @@ def _shard_path(folder: Path, index: Path, name: str, shard) -> Path:
     return path
 
 
-def _no_weights(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
+def no_weights(folder: str, names: Iterable[str]) -> str:
+    """Returns what to tell of a directory or a repository with these files, none of which are weights that are read."""
+    names = sorted(names)
     unsafe = [name for name in names if name.endswith(_UNSAFE)]
     if "adapter_model.safetensors" in names:
         return f"{folder}: holds an adapter and no model; name the base model's directory."

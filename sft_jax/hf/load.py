@@ -27,10 +27,13 @@ from sft_jax.hf.processes import agree
 from sft_jax.hf.rules import Piece, check_bijection, pieces_by_param
 from sft_jax.hf.source import (
     CHECKPOINTS,
+    EXPORT,
     PARAM_DTYPES,
+    Provenance,
     Source,
     checkpoint_of,
     find_model,
+    has_export,
     has_tokenizer,
     is_run,
     read_source,
@@ -51,7 +54,7 @@ def load(
 ) -> tuple[Decoder, Tokenizer | None]:
     """Loads a model and its tokenizer from a Hugging Face directory, a hub id or a run's workdir.
 
-    Of a run this is the exported model, or, where there is a newer checkpoint, that one. Parameters keep the dtype
+    Of a run this is its newest checkpoint, or its export where it has none. Parameters keep the dtype
     that they are stored in; by default the arithmetic is float32 at highest precision, on one device. The tokenizer is
     None where the directory has none. Raises UserError for whatever is wrong with the directory.
 
@@ -108,7 +111,7 @@ def load_model_tokenizer(path: str | Path) -> Tokenizer | None:
     if not has_tokenizer(folder):
         return None
     run = Path(path).expanduser()
-    if not is_run(run) or checkpoint_of(run) is None:
+    if not is_run(run) or has_export(run):
         return load_tokenizer(folder)
     config = run_config(run)
     tokenizer = load_model_tokenizer(config["model"]["path"])
@@ -194,7 +197,9 @@ def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: s
 def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, param_dtype: str | None) -> Decoder:
     """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is."""
     checkpoint, manifest = _newest_sound(run)
-    decoder = abstract_decoder(dataclasses.replace(source, config=manifest["model_config"]), options, mesh)
+    provenance = Provenance(manifest["config"]["model"]["path"], manifest["plan_hash"], manifest["step"])
+    source = dataclasses.replace(source, config=manifest["model_config"], provenance=provenance)
+    decoder = abstract_decoder(source, options, mesh)
     written = manifest["arrays"]
     graphdef, state = nnx.split(decoder)
     abstract = flatten_state({"params": state})
@@ -223,4 +228,5 @@ def _newest_sound(run: Path) -> tuple[Path, dict]:
             return folder, verify(folder)
         except DamagedCheckpoint as error:
             logging.warning("Checkpoint %s is damaged, the one before it is taken: %s.", folder, error)
-    raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back from elsewhere.")
+    remedy = f", or name {run / EXPORT}" if has_export(run) else ""
+    raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back{remedy}.")

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -19,7 +18,7 @@ from sft_jax.errors import UserError
 from sft_jax.hf import names
 from sft_jax.hf.processes import agree
 from sft_jax.hf.rules import Piece, pieces_by_param, tensor_shape
-from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, Source
+from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, PROVENANCE, Provenance, Source
 from sft_jax.hf.writer import (
     MAX_SHARD_SIZE,
     TensorSpec,
@@ -35,15 +34,6 @@ from sft_jax.model.runs import layer_places
 from sft_jax.model.sharding import named_leaves
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """What the README of an export says about how the model came to be."""
-
-    data_fingerprint: str | None = None
-    steps: int | None = None
-    summary: str = ""  # a paragraph of Markdown
-
-
 def save(
     model: Decoder,
     tokenizer: Tokenizer | None,
@@ -51,7 +41,7 @@ def save(
     *,
     stop_ids: Sequence[int] = (),
     dtype: str | None = None,
-    provenance: Provenance = Provenance(),
+    provenance: Provenance | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
     check: Callable[[Path], None] | None = None,
@@ -59,7 +49,8 @@ def save(
     """Writes `model` and `tokenizer` as a Hugging Face directory at `path`, all or nothing, and returns the path.
 
     `dtype` None writes every parameter in the dtype it has. `stop_ids`, such as the chat template's end of turn, join
-    the model's own in generation_config.json. Tensors go into files of at most `max_shard_size` bytes. `overwrite`
+    the model's own in generation_config.json. `provenance`, by default that of what the model was loaded from, is
+    written into README.md and sft_jax.json. Tensors go into files of at most `max_shard_size` bytes. `overwrite`
     replaces an earlier export. `check`, called with the written directory before it appears at `path`, may refuse it
     by raising. Of several processes all must call this; the first one writes.
 
@@ -74,6 +65,7 @@ def save(
         )
     if dtype is not None and dtype not in PARAM_DTYPES:
         raise UserError(f"dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{dtype}'.")
+    provenance = provenance or source.provenance or Provenance(source.name)
     tensors = Tensors(model, dtype)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -170,6 +162,8 @@ def _write_texts(folder: Path, tensors: Tensors, source: Source, tokenizer, stop
         tokenizer.save(folder)
     write_text(folder / CONFIG, to_json(_config(source, tensors.dtype)))
     write_text(folder / GENERATION_CONFIG, to_json(generation_config(source, tokenizer, stop_ids)))
+    named = dict(base_model=provenance.base, data_fingerprint=provenance.data_fingerprint, steps=provenance.steps)
+    write_text(folder / PROVENANCE, to_json(named))
     write_text(folder / "README.md", _readme(source, tensors, provenance))
 
 
@@ -198,10 +192,11 @@ def generation_config(source: Source, tokenizer: Tokenizer | None, stop_ids: Seq
 
 
 def _readme(source: Source, tensors: Tensors, provenance: Provenance) -> str:
-    is_hub_id = not Path(source.name).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.name)
+    base = provenance.base
+    is_hub_id = not Path(base).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base)
     count = sum(int(np.prod(spec.shape)) for spec in tensors.specs)
     rows = [
-        ("base model", f"`{source.name}`"),
+        ("base model", f"`{base}`"),
         ("architecture", f"`{source.config_dict()['architectures'][0]}`"),
         ("parameters", f"{count:,} in {tensors.dtype}"),
     ]
@@ -214,12 +209,12 @@ def _readme(source: Source, tensors: Tensors, provenance: Provenance) -> str:
         "---",
         "library_name: transformers",
         "tags: [sft_jax]",
-        *([f"base_model: {source.name}"] if is_hub_id else []),
+        *([f"base_model: {base}"] if is_hub_id else []),
         "---",
     ]
     body = [
         "",
-        f"# {Path(source.name).name}",
+        f"# {Path(base).name}",
         "",
         f"Written by sft_jax {sft_jax.__version__}.",
         "",
@@ -227,6 +222,4 @@ def _readme(source: Source, tensors: Tensors, provenance: Provenance) -> str:
         "|---|---|",
     ]
     body += [f"| {name} | {value} |" for name, value in rows]
-    if provenance.summary:
-        body += ["", provenance.summary.strip()]
     return "\n".join([*front, *body, ""])

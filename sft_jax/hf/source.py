@@ -1,28 +1,34 @@
 """Where a model comes from: finding its directory, and what of it is carried along to an export."""
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import errors as hub_errors
-
 from sft_jax.checkpoint.checkpoints import committed_steps
 from sft_jax.errors import UserError
-from sft_jax.hf.files import parse_json
+from sft_jax.hf.files import parse_json, read_bytes, read_json
+from sft_jax.hf.hub import download
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+PROVENANCE = "sft_jax.json"  # in an export: where the model came from
 EXPORT = "export"  # in the workdir of a run: its exported model
 CHECKPOINTS = "checkpoints"  # in the workdir of a run
 PARAM_DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a model came to be, as its export says in README.md and in sft_jax.json."""
+
+    base: str  # the model that training began from: a directory, a run or a hub id
+    data_fingerprint: str | None = None  # None: not known, such as of a model that was never trained here
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Source:
     config: str  # the text of config.json
     generation_config: str | None  # the text of generation_config.json, where there is one
     ignored: tuple[str, ...] = ()  # tensors of the checkpoint that hold no parameter and were not read
+    provenance: Provenance | None = None  # of a checkpoint or an export; None for a model from elsewhere
 
     def config_dict(self) -> dict[str, Any]:
         return json.loads(self.config)
@@ -56,62 +63,102 @@ class Source:
         """Returns the ids at which a server ends an answer: those of generation_config.json, or else config.json."""
         stops = self.generation_dict().get("eos_token_id")
         stops = self.config_dict().get("eos_token_id") if stops is None else stops
-        return tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
+        stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+        if not all(type(token) is int and token >= 0 for token in stops):
+            raise UserError(
+                f"{self.name}: eos_token_id of {GENERATION_CONFIG} or {CONFIG} is {stops!r:.200}; it must be a token id, "
+                "a list of them, or null."
+            )
+        return tuple(stops)
 
 
 def find_model(path: str | Path) -> Path:
     """Returns the Hugging Face directory of `path`: a directory, a hub id, or a run's workdir.
 
-    A run stands for its export, or, where it has not been exported since its newest checkpoint, for its base model,
-    whose configuration and tokenizer it shares. A hub id is downloaded unless it is in the cache. Raises UserError
-    naming `path` and the remedy.
+    Of a run this is where configuration and tokenizer lie, which all its checkpoints share: its export, which also has
+    the run's chat template, or else its base model. Its weights are those of `checkpoint_of`. A hub id is downloaded
+    unless it is in the cache. Raises UserError naming `path` and the remedy.
     """
-    folder = Path(path).expanduser()
+    folder = as_folder(path)
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
-        return _download(str(path))
+        if not _HUB_ID.fullmatch(str(path)):
+            raise UserError(
+                f"{path}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir."
+            )
+        return download(str(path))
     if is_run(folder):
-        if checkpoint_of(folder) is None:
-            return folder / EXPORT
-        base = str(run_config(folder)["model"].get("path"))
-        if Path(base).expanduser().resolve() == folder.resolve():
-            raise UserError(f"{folder / CONFIG}: model.path names the run itself; name the model that it began from.")
-        return find_model(base)
+        checkpoint_of(folder)  # raises where there are no weights
+        return folder / EXPORT if has_export(folder) else _base_of(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path}: holds no {CONFIG}; name a Hugging Face directory, a hub id or a run's workdir.")
     return folder
 
 
+def as_folder(path: str | Path) -> Path:
+    """Returns `path` with ~ replaced; raises UserError for what cannot be the name of a directory or a hub id."""
+    try:
+        folder = Path(path).expanduser()
+        folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, no text, or of no known user
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{str(path):.200}: cannot be a directory ({reason}); name a Hugging Face directory.") from error
+    return folder
+
+
+def lasting_path(path: str) -> str:
+    """Returns the path of a model as a run records it: absolute where it is a directory, so that the run can be used
+    from anywhere; a hub id stays one.
+    """
+    folder = as_folder(path)
+    return str(folder.absolute()) if folder.is_dir() else path
+
+
 def is_run(folder: Path) -> bool:
     """Returns whether a directory is the workdir of a run; its config.json is the run's, not a model's."""
-    if not (folder / CHECKPOINTS).is_dir() and not (folder / EXPORT / CONFIG).is_file():
+    if not (folder / CHECKPOINTS).is_dir() and not has_export(folder):
         return False
     path = folder / CONFIG
-    return not path.is_file() or not parse_json(path.read_bytes(), f"{path}:").keys() & {"architectures", "model_type"}
+    return not path.is_file() or not read_json(path).keys() & {"architectures", "model_type"}
+
+
+def has_export(folder: Path) -> bool:
+    """Returns whether a run has been exported into its workdir."""
+    return (folder / EXPORT / CONFIG).is_file()
 
 
 def checkpoint_of(folder: str | Path) -> Path | None:
-    """Returns the newest committed checkpoint of a run, or None where the export of the run is as new.
+    """Returns the newest committed checkpoint of a run, or None where it has none and its export stands for it.
 
-    Raises UserError where the run has neither.
+    The checkpoint goes first even where the export is of the same step: an export is rounded to the dtype of the base
+    model. Raises UserError where the run has neither.
     """
     folder = Path(folder).expanduser()
     steps = committed_steps(folder / CHECKPOINTS)
-    if (folder / EXPORT / CONFIG).is_file():
-        summary = folder / "summary.json"
-        exported = parse_json(summary.read_bytes(), f"{summary}:").get("steps", 0) if summary.is_file() else math.inf
-        if not steps or steps[-1] <= exported:
-            return None
-    if not steps:
+    if not steps and not has_export(folder):
         raise UserError(f"{folder}: is a run that has saved nothing yet; let it save, or name the model it began from.")
-    return folder / CHECKPOINTS / str(steps[-1])
+    return folder / CHECKPOINTS / str(steps[-1]) if steps else None
+
+
+def _base_of(folder: Path) -> Path:
+    """Returns the directory of the model that a run began from."""
+    base = str(run_config(folder)["model"].get("path"))
+    if Path(base).expanduser().resolve() == folder.resolve():
+        raise UserError(f"{folder / CONFIG}: model.path names the run itself; name the model that it began from.")
+    try:
+        return find_model(base)
+    except UserError as error:
+        raise UserError(
+            f"{folder / CONFIG}: model.path, the model that this run began from and whose tokenizer it uses: {error} "
+            f"If it has moved, write its new place into model.path there."
+        ) from error
 
 
 def run_config(folder: Path) -> dict[str, Any]:
     """Returns the configuration of a run, as its config.json holds it."""
     path = folder / CONFIG
-    config = parse_json(path.read_bytes(), f"{path}:") if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if not isinstance(config.get("model"), dict) or not isinstance(config.get("data"), dict):
         raise UserError(f"{path}: is not the configuration of a run; the run's folder is damaged, copy it again.")
     return config
@@ -122,7 +169,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_source(folder: Path, name: str) -> Source:
-    """Reads config.json and generation_config.json of a directory. Raises UserError where one is no JSON object."""
+    """Reads config.json, generation_config.json and sft_jax.json of a directory.
+
+    Raises UserError where one is no JSON object, or names stop ids that are none.
+    """
     texts = []
     for file in (CONFIG, GENERATION_CONFIG):
         path = folder / file
@@ -131,30 +181,20 @@ def read_source(folder: Path, name: str) -> Source:
                 raise UserError(f"{folder}: holds no {CONFIG}; name a Hugging Face directory.")
             texts.append(None)
             continue
-        data = path.read_bytes()
+        data = read_bytes(path)
         parse_json(data, f"{path}:")
         texts.append(data.decode("utf-8"))
-    return Source(name, *texts)
+    source = Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
+    source.stop_ids()  # raises where they are not ids
+    return source
 
 
-def _download(name: str) -> Path:
-    if not _HUB_ID.fullmatch(name):
-        raise UserError(
-            f"{name}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir."
-        )
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_PATTERNS)))
-    except hub_errors.GatedRepoError as error:
-        raise UserError(
-            f"{name}: access is gated; accept its licence on huggingface.co and log in (`hf auth login`)."
-        ) from error
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
-        raise UserError(
-            f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling."
-        ) from error
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: is not a directory here, and the Hugging Face hub cannot be reached ({reason}); "
-            "download it where there is a network and name the directory."
-        ) from error
+def _read_provenance(path: Path) -> Provenance | None:
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    base, data, steps = (values.get(name) for name in ("base_model", "data_fingerprint", "steps"))
+    known = isinstance(base, str) and isinstance(data, str | None) and isinstance(steps, int | None)
+    if not known or isinstance(steps, bool):
+        raise UserError(f"{path}: does not name base_model, data_fingerprint and steps; restore it, or remove it.")
+    return Provenance(base, data, steps)

@@ -156,17 +156,28 @@ def _key_blocks(static: _Static, queries: _Side, keys: _Side) -> tuple[jax.Array
         needed &= k_positions.low <= q_positions.high[:, None]
     if static.window is not None:
         needed &= k_positions.high > q_positions.low[:, None] - static.window
-    needed = needed.any(axis=-1)  # over rows: they walk together
     if static.aligned:
+        # Closer than ranges: the tokens between two tokens of a document are of that document, so their distance in
+        # positions is at least that in indices.
         size = queries.segments.shape[-1]
-        distance = jnp.arange(needed.shape[0])[:, None] - jnp.arange(needed.shape[1])  # in blocks
+        distance = (jnp.arange(needed.shape[0])[:, None] - jnp.arange(needed.shape[1]))[:, :, None]  # in blocks
+        unordered = ~_ordered(keys)
         if static.causal:
-            needed &= distance >= 0
+            needed &= (distance >= 0) | unordered
         if static.window is not None:
-            needed &= (distance - 1) * size + 1 < static.window
+            needed &= ((distance - 1) * size + 1 < static.window) | unordered
+    needed = needed.any(axis=-1)  # over rows: they walk together
     first = jnp.argmax(needed, axis=1)
     end = needed.shape[1] - jnp.argmax(needed[:, ::-1], axis=1)
     return first, jnp.where(needed.any(axis=1), end, first)
+
+
+def _ordered(side: _Side) -> jax.Array:
+    """Returns bool [b]: documents lie one after the other, positions grow within each, and padding comes last."""
+    positions, segments = (jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1) for x in side)
+    before, after = segments[:, :-1], segments[:, 1:]
+    grows = (after > before) | ((after == before) & (positions[:, 1:] > positions[:, :-1]))
+    return (((before > 0) & grows) | (after == 0)).all(axis=1)
 
 
 class _Range(NamedTuple):

@@ -75,7 +75,8 @@ class Decoder(nnx.Module):
         """Returns the states after the final norm, [B, L, D] in the compute dtype.
 
         tokens, positions and segments are int32 [B, L]. Without segments every row is one document; without positions
-        they restart at 0 with every segment. Segment 0 is padding: its states are finite and mean nothing.
+        they restart at 0 with every segment; those given may be any, in any order. Segment 0 is padding: its states are
+        finite and mean nothing.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = segment_positions(segments) if positions is None else positions

@@ -56,7 +56,10 @@ class Linear(nnx.Module):
         # writes transposed copies of both sides first on the CPU.
         rows = x.reshape(-1, x.shape[-1]).astype(self.options.dtype)
         y = jnp.dot(rows, self.materialise(), precision=self.options.dot_precision).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        if self.bias is None:
+            return y
+        # In float32, because the gradient of the bias is a sum over all rows in the dtype of this addition.
+        return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
 
 
 class Embed(nnx.Module):
@@ -72,7 +75,10 @@ class Embed(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Returns the scaled embeddings [..., D] of `tokens` in the compute dtype."""
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.options.dtype)
+        # Whole rows of the table, gathered over fsdp as kernels are. Otherwise the lookup makes the hidden size of its
+        # result follow the table and the rows follow nothing: every device would hold the states of the whole batch.
+        table = self.options.constrain(self.embedding[...], ("vocab", None))
+        x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
         return x * jnp.asarray(self.scale, x.dtype) if self.scale != 1.0 else x
 
 

@@ -16,8 +16,8 @@ NOTHING_SEEN = -1e29  # where maxima begin: no score comes near, and exp(HIDDEN 
 class MaskSpec:
     """A query sees a key of its own segment; segment 0 is padding, which sees nothing and is seen by nobody.
 
-    `aligned` promises that query i and key i are the same token and that positions grow with the index within a
-    segment, as in a packed row: then a kernel may skip by index what causality and the window hide anyway.
+    `aligned` promises that query i and key i are the same token, so that a kernel may look for rows in which positions
+    grow with the index, as in packed rows, and skip there by index what causality and the window hide anyway.
     """
 
     query_positions: jax.Array  # int32 [B, Lq]

@@ -1,6 +1,5 @@
 """Which layers are stacked and scanned together, and where a layer of the checkpoint lies."""
 
-import functools
 from typing import NamedTuple
 
 from sft_jax.model.spec import DecoderSpec, LayerSpec
@@ -29,22 +28,26 @@ def plan_runs(layers: tuple[LayerSpec, ...]) -> tuple[Run, ...]:
     Llama is one run of period 1, Gemma 2 one of period 2; a remainder is a run of its own, after the others.
     """
 
-    @functools.cache
-    def best(start: int) -> tuple[int, tuple[Run, ...]]:
-        if start == len(layers):
-            return 0, ()
-        options = []
-        for size in range(1, min(MAX_PERIOD, len(layers) - start) + 1):
-            period = layers[start : start + size]
-            end, repeats = start, 0
-            while layers[end : end + size] == period:
-                end, repeats = end + size, repeats + 1
-                cost, rest = best(end)
-                options.append((cost + size + 1, -end, (Run(period, repeats), *rest)))
-        cost, _, plan = min(options, key=lambda option: option[:2])
-        return cost, plan
-
-    return best(0)[1]
+    count = len(layers)
+    # From the last layer to the first. `best[i]` is the cost of layers i and after, where the run that begins at i ends,
+    # and the size of its period; `after[i, size]` is the best (cost, -end) at which repeats of layers[i : i + size] end.
+    best: list[tuple[int, int, int]] = [(0, -count, 0)] * (count + 1)
+    after: dict[tuple[int, int], tuple[int, int]] = {}
+    for start in reversed(range(count)):
+        for size in range(1, min(MAX_PERIOD, count - start) + 1):
+            end = start + size
+            after[start, size] = (best[end][0], -end)
+            if layers[start:end] == layers[end : end + size]:
+                after[start, size] = min(after[start, size], after[end, size])
+        costs = [(after[start, size][0] + size + 1, after[start, size][1], size) for size in range(1, MAX_PERIOD + 1)
+                 if (start, size) in after]  # fmt: skip
+        best[start] = min(costs)
+    runs, start = [], 0
+    while start < count:
+        _, end, size = best[start]
+        runs.append(Run(layers[start : start + size], (-end - start) // size))
+        start = -end
+    return tuple(runs)
 
 
 def layer_places(spec: DecoderSpec) -> list[Place]:

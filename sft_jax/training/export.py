@@ -8,8 +8,7 @@ from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData
 from sft_jax.evaluation.prompts import PromptReader
 from sft_jax.hf.export import export_checkpoint
-from sft_jax.hf.save import Provenance
-from sft_jax.hf.source import Source
+from sft_jax.hf.source import Provenance, Source
 from sft_jax.hf.verify import ExportReport
 from sft_jax.training.state import TrainState
 
@@ -27,5 +26,5 @@ def export_state(
     tokenizer = data.tokenizer if reader.template is None else data.tokenizer.with_chat_template(reader.template.source)
     return export_checkpoint(
         decoder, tokenizer, path, stop_ids=reader.end_of_turn_ids(), dtype=source.dtype, overwrite=True,
-        provenance=Provenance(data_fingerprint=data.train.plan_hash, steps=steps),
+        provenance=Provenance(config.model.path, data.train.plan_hash, steps),
     )  # fmt: skip

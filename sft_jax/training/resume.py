@@ -1,5 +1,6 @@
 """Which keys of the configuration may change when a run is resumed, and what a longer run means for the schedule."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from sft_jax.errors import UserError
@@ -12,6 +13,7 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("log", "free"),
     ("eval", "free"),
     ("checkpoint", "free"),
+    ("model.path", "override"),  # a base that was moved: its config.json and tokenizer are compared
     ("model.remat", "free"),  # how the same numbers are computed
     ("model.attention", "free"),
     ("model.compute_dtype", "override"),
@@ -70,7 +72,7 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
     changes = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
-        if old == new:
+        if old == new or (key == "model.path" and _same_place(old, new)):
             continue
         rule = rule_for(key)
         shorter = rule == "longer" and _is_shorter(old, new)
@@ -86,6 +88,12 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
             )
         changes.append(f"{key}: {old!r} -> {new!r}")
     return changes
+
+
+def _same_place(old: str, new: str) -> bool:
+    """Whether two spellings, such as a relative and an absolute one, name the same directory."""
+    old, new = Path(old).expanduser(), Path(new).expanduser()
+    return new.is_dir() and old.resolve() == new.resolve()
 
 
 def _is_shorter(old: Any, new: Any) -> bool:

@@ -5,6 +5,7 @@ is always that of a step that was finished.
 """
 
 import contextlib
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sft_jax.data.pipeline import batches
 from sft_jax.errors import StoppedBySignal
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.hf.load import abstract_decoder, load_decoder
-from sft_jax.hf.source import find_model, read_source
+from sft_jax.hf.source import find_model, lasting_path, read_source
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
@@ -53,6 +54,8 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
     """
     check_versions()
     config = config if isinstance(config, Config) else parse_config(config)
+    model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
+    config = dataclasses.replace(config, model=model)
     set_up_platform(config.train.deterministic)
     join_processes()
     with contextlib.closing(Workdir(workdir, lock=jax.process_index() == 0)) as work, StopSignal() as stop:
@@ -80,6 +83,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     # ---- where the run stands, and its data: every total is known before anything is trained
     checkpoints = Checkpoints(work.path / "checkpoints", config.checkpoint.keep)
     start = find_start(config, work, checkpoints, log=report.say)
+    start.check_model(abstract.spec)
     with phases("data"):
         data = prepare_on_all_processes(
             config, start.rows(config), abstract.spec.vocab_size, start.rendered_at, log=report.say

@@ -1,5 +1,6 @@
 """Where a run stands when it is started: at the beginning, or at its newest sound checkpoint."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from sft_jax.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint, flatt
 from sft_jax.config import Config, to_dict
 from sft_jax.data.prepare import PreparedData
 from sft_jax.errors import UserError
+from sft_jax.model.families import spec_from_config
+from sft_jax.model.spec import DecoderSpec
 from sft_jax.training.resume import check_changes
 from sft_jax.training.workdir import Workdir
 
@@ -49,6 +52,14 @@ class Start:
             return config.train.steps
         left = max(data.train.total_rows - self.position, 0)
         return self.step + math.ceil(left / config.train.batch_size)
+
+    def check_model(self, spec: DecoderSpec) -> None:
+        """Raises UserError if model.path describes another model than the one that the run was begun with."""
+        if self.manifest and spec_from_config(json.loads(self.manifest["model_config"])) != spec:
+            raise UserError(
+                "model.path: its config.json describes another model than the one that this run began with. Restore it, "
+                "or start another run (model.path=WORKDIR begins from this one's weights)."
+            )
 
     def check_data(self, data: PreparedData) -> None:
         """Raises UserError if the rows are not those that the run was begun with."""

@@ -1,5 +1,6 @@
 """An export is read back and compared: whatever differs from the live model is found before anybody uses it."""
 
+import gc
 import json
 import shutil
 
@@ -12,6 +13,7 @@ import tokenizers
 from tiny_models import CONFIGS, random_decoder
 
 from sft_jax.data.tokens import load_tokenizer
+from sft_jax.hf import verify
 from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.files import SINGLE_FILE
 from sft_jax.hf.save import save
@@ -53,6 +55,21 @@ def exported(decoder, tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("exports") / "good"
     report = export_checkpoint(decoder, tokenizer, path, stop_ids=[258])
     return path, report
+
+
+def test_one_copy_of_the_parameters_at_a_time(decoder, tmp_path, monkeypatch):
+    """Beside the live model there is never more than one in the dtype of the export."""
+    held, compute = [], verify._logits
+
+    def logits(model, tokens):
+        held.append(sum(x.nbytes for x in jax.live_arrays() if x.dtype == jnp.bfloat16))
+        return compute(model, tokens)
+
+    monkeypatch.setattr(verify, "_logits", logits)
+    gc.collect()
+    export_checkpoint(decoder, None, tmp_path / "out", dtype="bfloat16")
+    one = 2 * sum(leaf.size for leaf in jax.tree.leaves(decoder))
+    assert len(held) == 3 and max(held) - held[0] == one
 
 
 def test_the_report_of_a_good_export(exported, decoder):

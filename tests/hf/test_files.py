@@ -173,6 +173,21 @@ def test_a_missing_shard(sharded):
         open_tensors(sharded)
 
 
+@pytest.mark.parametrize("stem", ["x" * 300, "a\0b", "\ud800"])
+def test_a_shard_that_no_file_can_be(sharded, stem):
+    write_index(sharded, {**weight_map(sharded), "a": f"{stem}.safetensors"})
+    with pytest.raises(UserError, match="tensor 'a' is placed in .*, which is missing") as error:
+        open_tensors(sharded)
+    str(error.value).encode("utf-8")
+
+
+def test_a_tensor_whose_name_is_no_text(sharded):
+    write_index(sharded, {**weight_map(sharded), "\ud800": "x-1.safetensors"})
+    with pytest.raises(UserError, match="places tensor .*ud800") as error:
+        open_tensors(sharded)
+    str(error.value).encode("utf-8")
+
+
 @pytest.mark.parametrize("shard", ["../x.safetensors", "sub/../../x.safetensors", "/tmp/x.safetensors"])
 def test_an_index_that_leads_outside(sharded, shard):
     safetensors.numpy.save_file(TENSORS, sharded.parent / "x.safetensors")

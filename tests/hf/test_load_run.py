@@ -1,11 +1,15 @@
-"""A run's workdir stands for its export, or for its newest sound checkpoint where that is newer."""
+"""A run's workdir stands for its newest sound checkpoint, or for its export where it has none."""
 
 import json
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import huggingface_hub
 import pytest
 import safetensors.numpy
 from flax import nnx
@@ -16,7 +20,7 @@ from sft_jax.errors import UserError
 from sft_jax.hf.files import SINGLE_FILE
 from sft_jax.hf.load import load, load_decoder
 from sft_jax.hf.save import save
-from sft_jax.hf.source import Source, checkpoint_of, find_model
+from sft_jax.hf.source import Provenance, Source, checkpoint_of, find_model
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import make_mesh, named_leaves, shardings
 
@@ -39,7 +43,9 @@ def save_checkpoint(run, step: int, decoder) -> None:
     _, frozen, params = nnx.split(decoder, is_norm, ...)
     state = State(jnp.int32(step), params, frozen, {"mu": jnp.ones(5)})
     checkpoints = Checkpoints(run / "checkpoints", keep=3)
-    checkpoints.save(step, flatten_state(state), {"model_config": json.dumps(CONFIGS["llama"])})
+    config = json.loads((run / "config.json").read_text())
+    manifest = {"model_config": json.dumps(CONFIGS["llama"]), "config": config, "plan_hash": f"rows of {run.name}"}
+    checkpoints.save(step, flatten_state(state), manifest)
     checkpoints.close()
 
 
@@ -62,10 +68,9 @@ def run(tmp_path):
     return run
 
 
-def export(run, step: int, decoder) -> None:
+def export(run, decoder, dtype=None) -> None:
     decoder.source = Source("base", json.dumps(CONFIGS["llama"]), None)
-    save(decoder, None, run / "export", overwrite=True)
-    (run / "summary.json").write_text(json.dumps({"finished": True, "steps": step}))
+    save(decoder, None, run / "export", dtype=dtype)
 
 
 def test_the_newest_checkpoint_of_a_run_under_way(run):
@@ -73,6 +78,7 @@ def test_the_newest_checkpoint_of_a_run_under_way(run):
     save_checkpoint(run, 20, scaled(3.0))
     decoder, tokenizer = load(run)
     assert tokenizer is None and decoder.source.name == str(run)
+    assert decoder.source.provenance == Provenance(str(run.parent / "base"), "rows of run", 20)
     assert equal(decoder, scaled(3.0))
     mesh = make_mesh(1, 4, 2)
     spread = load_decoder(run, Options(), mesh, "bfloat16")
@@ -93,23 +99,37 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, caplog):
     for path in (run / "checkpoints" / "10").rglob("*"):
         if path.is_file() and path.name != "manifest.json":
             path.unlink()
-    with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
+    with pytest.raises(UserError, match="every checkpoint of this run is damaged; copy one back.$"):
+        load(run)
+    export(run, scaled(3.0))
+    with pytest.raises(UserError, match="is damaged; copy one back, or name .*export.$"):
         load(run)
 
 
-def test_the_export_stands_for_the_run_until_there_is_a_newer_checkpoint(run):
-    save_checkpoint(run, 10, scaled(2.0))
-    export(run, 10, scaled(5.0))
-    assert find_model(run) == run / "export" and checkpoint_of(run) is None
-    assert equal(load(run)[0], scaled(5.0))
-    save_checkpoint(run, 20, scaled(3.0))
-    assert checkpoint_of(run) == run / "checkpoints" / "20"
-    assert equal(load(run)[0], scaled(3.0))
+def test_the_checkpoint_goes_before_the_export_which_is_rounded(run):
+    save_checkpoint(run, 10, scaled(1 / 3))
+    export(run, scaled(1 / 3), dtype="bfloat16")
+    assert find_model(run) == run / "export" and checkpoint_of(run) == run / "checkpoints" / "10"
+    assert equal(load(run)[0], scaled(1 / 3))
 
 
 def test_an_export_without_checkpoints(run):
-    export(run, 10, scaled(5.0))
-    assert equal(load(run)[0], scaled(5.0))
+    export(run, scaled(5.0))
+    assert checkpoint_of(run) is None and equal(load(run)[0], scaled(5.0))
+
+
+def test_the_export_command_names_base_and_data(run, tmp_path):
+    """Of a run, and of an export, which says what the run said; the numbers are those of the checkpoint."""
+    save_checkpoint(run, 1200, scaled(1 / 3))
+    export(run, scaled(1 / 3), dtype="bfloat16")
+    for source, out in ((run, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
+        command = [sys.executable, "-m", "sft_jax.export", f"--model={source}", f"--out={out}", "--dtype=float32"]
+        subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": ""})
+        readme = (out / "README.md").read_text()
+        for part in (f"| base model | `{tmp_path / 'base'}` |", "| data fingerprint | `rows of run` |", "steps | 1,200 |"):
+            assert part in readme, readme
+        assert "# base\n" in readme and "base_model:" not in readme
+        assert equal(load(out)[0], scaled(1 / 3))
 
 
 def test_a_run_that_began_from_a_run(run, tmp_path):
@@ -131,11 +151,17 @@ def test_random_parameters_of_a_run_are_not_its_checkpoint(run):
     ("config", "message"),
     [
         ({"model": {"path": "RUN"}, "data": {}}, "model.path names the run itself"),
-        ({"model": {"path": "/no/such/place"}, "data": {}}, "/no/such/place: there is no such directory"),
+        ({"model": {"path": "/no/such/place"}, "data": {}}, "run/config.json: model.path.*/no/such/place: there is no"),
+        ({"model": {"path": "some/base"}, "data": {}}, "run/config.json: model.path.*some/base: .*no hub.*has moved"),
         ({}, "is not the configuration of a run"),
     ],
 )
-def test_a_run_whose_base_cannot_be_found(run, config, message):
+def test_a_run_whose_base_cannot_be_found(run, config, message, monkeypatch):
+    def no_hub(*_, **__):
+        raise ConnectionError("no hub")
+
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, no_hub)
     save_checkpoint(run, 10, scaled(2.0))
     (run / "config.json").write_text(json.dumps(config).replace("RUN", str(run)))
     with pytest.raises(UserError, match=message):

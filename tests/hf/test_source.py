@@ -1,14 +1,13 @@
 """Finding a model's directory, and what of it is carried along."""
 
 import json
-import types
+from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors
 
 from sft_jax.errors import UserError
-from sft_jax.hf.source import Source, find_model, has_tokenizer, read_source
+from sft_jax.hf.source import Provenance, Source, find_model, has_tokenizer, read_source
 
 
 def source(config: dict, generation: dict | None = None) -> Source:
@@ -30,6 +29,14 @@ def source(config: dict, generation: dict | None = None) -> Source:
 )
 def test_stop_ids(config, generation, expected):
     assert source(config, generation).stop_ids() == expected
+
+
+@pytest.mark.parametrize("stops", ["2", [None], [2, "3"], -1, True, 2.0, [[2]], {}])
+def test_stop_ids_that_are_none(stops, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    with pytest.raises(UserError, match="x: eos_token_id of generation_config.json"):
+        read_source(tmp_path, "x")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,27 @@ def test_read_source(tmp_path):
         read_source(tmp_path, "x")
 
 
+def test_where_an_export_came_from(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert read_source(tmp_path, "x").provenance is None
+    for text in ('{"steps": 5}', '{"base_model": "b", "steps": "5"}', '{"base_model": "b", "data_fingerprint": 1}'):
+        (tmp_path / "sft_jax.json").write_text(text)
+        with pytest.raises(UserError, match="sft_jax.json: does not name base_model"):
+            read_source(tmp_path, "x")
+    (tmp_path / "sft_jax.json").write_text('{"base_model": "b", "data_fingerprint": null, "steps": 5}')
+    assert read_source(tmp_path, "x").provenance == Provenance("b", None, 5)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(UserError, match="config.json: cannot be read: Permission denied"):
+        read_source(tmp_path, "x")
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
 def test_has_tokenizer(name, tmp_path):
     assert not has_tokenizer(tmp_path)
@@ -68,47 +96,10 @@ def test_has_tokenizer(name, tmp_path):
     assert has_tokenizer(tmp_path)
 
 
-# ---- the hub
+IMPOSSIBLE = ["", "x" * 300, "a\0b", "~nobody-here/x", "\ud800"]
 
 
-def test_a_hub_id_is_downloaded_without_pickle(tmp_path, monkeypatch):
-    def download(name, allow_patterns):
-        assert name == "org/model-1.5"
-        assert {"*.safetensors", "*.json", "*.jinja", "*.model"} <= set(allow_patterns)
-        assert not any(".bin" in pattern or pattern in ("*", "*.py") for pattern in allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_model("org/model-1.5") == tmp_path
-
-
-RESPONSE = types.SimpleNamespace(headers={}, request=None, status_code=403)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (errors.GatedRepoError("no", response=RESPONSE), "access is gated; accept its licence"),
-        (
-            errors.RepositoryNotFoundError("no", response=RESPONSE),
-            "neither a directory here nor a model on the Hugging",
-        ),
-        (errors.HfHubHTTPError("too many requests\nmore", response=RESPONSE), r"cannot be reached \(too many requests"),
-        (errors.LocalEntryNotFoundError("not cached"), r"cannot be reached \(not cached\); download it where"),
-        (errors.HFValidationError("bad"), "neither a directory here nor"),
-        (ConnectionError("no route"), r"cannot be reached \(no route\)"),
-    ],
-)
-def test_what_the_hub_may_answer(error, message, monkeypatch):
-    def fail(name, allow_patterns):
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match=f"org/model: .*{message}"):
-        find_model("org/model")
-
-
-@pytest.mark.parametrize("path", ["/no/such/folder", "a/b/c", "gs://bucket/model", "../model", ""])
+@pytest.mark.parametrize("path", ["/no/such/folder", "a/b/c", "gs://bucket/model", "../model", *IMPOSSIBLE])
 def test_what_is_neither_a_directory_nor_a_hub_id(path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(UserError):

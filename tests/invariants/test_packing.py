@@ -19,13 +19,14 @@ def slow_unless(condition, *values):
 @pytest.mark.parametrize(
     "name, kernel",
     [
-        slow_unless(name == "llama" and kernel != "reference", name, kernel)
+        slow_unless(name == "mistral" and kernel == "blocked", name, kernel)
         for name in FAMILY_CONFIGS
         for kernel in KERNELS
     ],
 )
 def test_packed_equals_unpacked(name, kernel):
-    result = contracts.packing(random_decoder(name, Options(attention=kernel)), random_batch(4, 32, seed=1))
+    """Documents begin and end anywhere in the blocks of the kernel, and windows within one."""
+    result = contracts.packing(random_decoder(name, Options(attention=kernel)), random_batch(2, 200, seed=1))
     assert result.holds, result
 
 
@@ -51,7 +52,6 @@ def test_a_leak_breaks_isolation():
     assert not contracts.isolation(leaky(), random_batch(4, 32, seed=2)).holds
 
 
-@pytest.mark.slow
 def test_a_leak_breaks_packing():
     assert not contracts.packing(leaky(), random_batch(4, 32, seed=2)).holds
 

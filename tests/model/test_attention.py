@@ -138,6 +138,24 @@ def test_any_documents_and_positions(causal_window, seed):
     np.testing.assert_allclose(compiled(q, k, v, mask), brute_force(q, k, v, mask), atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([None, 12]), st.sampled_from(["any", "sorted", "packed"]), st.integers(0, 10**6))
+def test_any_documents_and_positions_of_tokens_that_see_each_other(window, kind, seed):
+    """As from `Decoder.hidden`: what is skipped by index must not depend on what the caller's positions are."""
+    rng = np.random.default_rng(seed)
+    rows, length = 2, 75
+    q, k, v = rng.normal(size=(3, rows, length, 2, 4)).astype(np.float32)
+    positions, segments = rng.integers(0, 60, (rows, length)), rng.integers(0, 4, (rows, length))
+    if kind == "sorted":
+        segments = np.sort(segments)
+    if kind == "packed":
+        _, positions, segments = packed_rows(rng, rows, length)
+        positions[1] = positions[1, ::-1]  # one row as from the packer, one with positions that fall
+    positions, segments = positions.astype(np.int32), segments.astype(np.int32)
+    mask = MaskSpec(positions, positions, segments, segments, True, window, 0.5, None, True)
+    np.testing.assert_allclose(compiled(q, k, v, mask), brute_force(q, k, v, mask), atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [None, 20])
 def test_blocks_in_which_nothing_is_seen_are_skipped(window):
     """The loop over key blocks is exactly as long as causality, window and documents demand."""

@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, FAMILY_CONFIGS, abstract, dotted, is_variable, 
 from sft_jax.errors import UserError
 from sft_jax.model.decoder import REMAT_POLICIES, Decoder
 from sft_jax.model.families import spec_from_config
-from sft_jax.model.layers import ACTIVATIONS
+from sft_jax.model.layers import ACTIVATIONS, Linear
 from sft_jax.model.options import Options
 from sft_jax.model.runs import layer_places, plan_runs
 from sft_jax.model.sharding import AXES
@@ -154,6 +154,18 @@ def test_bfloat16_compute():
     assert 1e-4 < error < 0.1
     gradient = jax.eval_shape(jax.grad(lambda d: d(*BATCH).mean()), low)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    """It is a sum over all rows: in bfloat16 it would be off by percents, and more with every row."""
+    rng = np.random.default_rng(0)
+    options = Options(compute_dtype="bfloat16")
+    linear = Linear((8, 16), ("embed", "mlp"), True, jax.random.key(0), 0.02, "float32", options)
+    x, d_y = (jnp.asarray(rng.normal(size=(4, 1000, size)) + 0.5, jnp.bfloat16) for size in (8, 16))
+    _, pull = jax.jit(lambda linear: jax.vjp(lambda linear: linear(x), linear))(linear)
+    (gradient,) = pull(d_y)
+    expected = np.asarray(d_y, np.float64).sum((0, 1))
+    np.testing.assert_allclose(gradient.bias[...], expected, rtol=1e-5)
 
 
 def test_activations_are_laid_out_by_known_axes():

@@ -24,6 +24,29 @@ def test_known_patterns():
     assert shape([OTHER] + [WHOLE] * 27) == [(1, 1), (1, 27)]
 
 
+def least_cost(layers, start=0) -> int:
+    """Blocks plus loops around them, by trying every run at every place."""
+    if start == len(layers):
+        return 0
+    costs = []
+    for size in range(1, MAX_PERIOD + 1):
+        end = start
+        while len(layers[end : end + size]) == size and layers[end : end + size] == layers[start : start + size]:
+            end += size
+            costs.append(size + 1 + least_cost(layers, end))
+    return min(costs)
+
+
+@given(st.lists(st.sampled_from([LOCAL, WHOLE]), min_size=1, max_size=9))
+def test_as_little_to_compile_as_possible(layers):
+    assert sum(len(run.period) + 1 for run in plan_runs(tuple(layers))) == least_cost(layers)
+
+
+def test_very_many_layers():
+    """A damaged config.json must lead to a message about its tensors, not to a RecursionError here."""
+    assert shape([LOCAL, WHOLE] * 5000) == [(2, 5000)]
+
+
 @given(st.lists(st.sampled_from([LOCAL, WHOLE, OTHER]), min_size=1, max_size=24))
 def test_every_layer_has_one_place(layers):
     runs = plan_runs(tuple(layers))

@@ -139,6 +139,15 @@ def test_a_missing_field_is_named(name):
         ({"num_attention_heads": 33, "num_key_value_heads": 33}, ("head_dim", "33")),
         ({"head_dim": 127}, ("even", "127")),
         ({"tie_word_embeddings": "no"}, ("tie_word_embeddings", "'no'")),
+        ({"layer_types": [["x"]]}, ("layer_types", "['x']")),
+        ({"num_hidden_layers": 10**9}, ("num_hidden_layers", "10000")),
+        ({"rms_norm_eps": float("nan")}, ("rms_norm_eps", "nan")),
+        ({"rms_norm_eps": -1.0}, ("rms_norm_eps", "-1.0")),
+        ({"rms_norm_eps": 10**400}, ("rms_norm_eps",)),
+        ({"rope_theta": 0.0}, ("rope_theta", "above 0")),
+        ({"rope_theta": float("inf")}, ("rope_theta", "inf")),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, ("factor", "rope_scaling", "above 0")),
+        ({"rope_scaling": {**LLAMA32["rope_scaling"], "low_freq_factor": 0.0}}, ("low_freq_factor", "above 0")),
     ],
 )
 def test_refusals_name_the_field(change, named):
@@ -155,12 +164,21 @@ def test_refusals_name_the_field(change, named):
         ({"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping",)),
         ({"use_bidirectional_attention": True}, ("use_bidirectional_attention",)),
         ({"sliding_window": None}, ("sliding_window",)),
+        ({"query_pre_attn_scalar": 0}, ("query_pre_attn_scalar", "above 0")),
+        ({"query_pre_attn_scalar": -4}, ("query_pre_attn_scalar", "-4")),
+        ({"final_logit_softcapping": 0.0}, ("final_logit_softcapping", "above 0")),
+        ({"rope_local_base_freq": -1}, ("rope_local_base_freq", "-1")),
     ],
 )
 def test_gemma_refusals_name_the_field(change, named):
     with pytest.raises(UserError) as error:
         spec_from_config({**GEMMA3, **change})
     assert all(word in str(error.value) for word in named), str(error.value)
+
+
+def test_gemma2_caps_are_above_0():
+    with pytest.raises(UserError, match="'attn_logit_softcapping' must be a number above 0, not -1.0"):
+        spec_from_config({**GEMMA2, "attn_logit_softcapping": -1.0})
 
 
 def test_mistral_window():

@@ -1,13 +1,19 @@
 """Every part of the decoder against transformers with the same weights, float32."""
 
+from typing import Any, NamedTuple
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_batches import random_batch
 from tiny_models import CONFIGS, FAMILY_CONFIGS, packed_rows, to_tensors, torch_model, twin
 
 from sft_jax.model.attention import KERNELS
+from sft_jax.model.block import Block
+from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.layers import ACTIVATIONS
+from sft_jax.model.loss import next_token_loss
+from sft_jax.model.mask import MaskSpec
 from sft_jax.model.options import Options
 from sft_jax.model.rope import apply_rope, rope_table
 from sft_jax.model.runs import layer_places
@@ -49,20 +55,30 @@ def test_logits(name, kernel, tokens):
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama_tied_biases", "gemma2", "gemma3"])
-def test_loss_and_gradients(name, tokens):
-    theirs, ours = torch_model(name), twin(name)
+@pytest.mark.parametrize("name", [*FAMILY_CONFIGS, "llama_tied_biases", "llama3_rope"])
+def test_loss_and_gradient(name):
+    """The trainer's own loss on packed rows of several blocks and chunks: theirs is of each document alone.
 
-    def loss(decoder):
-        log_probs = jax.nn.log_softmax(decoder(tokens[:, :-1]))
-        return -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
+    Tokens are above 0, because Gemma's embedding in transformers gives no gradient to token 0 (padding_idx).
+    """
+    batch = random_batch(3, 200, seed=5)
+    batch = batch._replace(tokens=np.maximum(batch.tokens, 1), targets=np.maximum(batch.targets, 1))
+    supervised = int((batch.weights != 0).sum())
+    assert supervised > chunk_rows(batch.tokens.size, 96), "one chunk only"
+    theirs, ours = torch_model(name), twin(name, Options(attention="blocked"))
+    total = lambda decoder: (loss := next_token_loss(decoder, batch)).total / loss.weight  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(total))(ours)
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(ours)
     theirs.zero_grad()
-    expected = theirs(to_torch(tokens).long(), labels=to_torch(tokens).long()).loss
+    expected = 0.0
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segments[row].max() + 1):
+            tokens, targets, weights = (to_torch(x[row, batch.segments[row] == segment]) for x in batch[:3])
+            nll = torch.nn.functional.cross_entropy(theirs(tokens[None].long()).logits[0], targets.long(), reduction="none")
+            expected = expected + (weights * nll).sum() / batch.weights.sum().item()
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
-    ours_by_name = to_tensors(ours, gradients)
+    ours_by_name = to_tensors(ours, gradient)
     named = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
     assert ours_by_name.keys() == named.keys()
     for name, gradient in named.items():
@@ -85,34 +101,77 @@ def test_packed_rows_equal_documents_apart(name):
             np.testing.assert_allclose(logits[row, here], expected, atol=1e-4, rtol=0)
 
 
-def test_norms_attention_and_blocks(pair):
-    """Layer by layer on the same input, so that one wrong part is named."""
+class Layer(NamedTuple):
+    """One layer here and there, with the same input and the same rope and mask."""
+
+    ours: Block
+    theirs: Any
+    table: tuple[jax.Array, jax.Array]
+    mask: MaskSpec
+    arguments: dict[str, Any]  # of their attention and block
+
+
+X = np.random.default_rng(3).normal(size=(2, LENGTH, 32)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def layers(pair) -> list[Layer]:
     theirs, ours = pair
-    x = np.random.default_rng(3).normal(size=(2, LENGTH, 32)).astype(np.float32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (2, LENGTH))
     ones = np.ones_like(positions)
     tables = ours.rope_tables(positions)
+    found = []
     for number, layer in enumerate(ours.spec.layers):
-        block, their_block = block_of(ours, number), theirs.model.layers[number]
         mask = ours.mask(layer, positions, ones, positions, ones, aligned=True)
         bias = to_torch(np.where(np.asarray(mask.visible())[:, None], 0.0, -1e30).astype(np.float32))
-        rotary = theirs.model.rotary_emb
-        args = (to_torch(x), to_torch(positions).long())
-        kinds = getattr(theirs.config, "layer_types", None)
-        per_kind = "gemma3" in theirs.config.model_type
-        angles = rotary(*args, kinds[number]) if per_kind else rotary(*args)
-        kwargs = dict(position_embeddings=angles, attention_mask=bias)
-        with torch.no_grad():
-            norm = their_block.input_layernorm(to_torch(x)).numpy()
-            mixed = their_block.self_attn(to_torch(x), **kwargs)[0].numpy()
-            mlp = their_block.mlp(to_torch(x)).numpy()
-            whole = their_block(to_torch(x), **kwargs)
-            whole = (whole[0] if isinstance(whole, tuple) else whole).numpy()
-        q, k, v = block.attention.project(x, tables[layer.rope])
-        np.testing.assert_allclose(block.attention_norm(x), norm, atol=1e-5, err_msg=f"norm of layer {number}")
-        np.testing.assert_allclose(block.attention.mix(q, k, v, mask), mixed, atol=1e-4, err_msg=f"attention {number}")
-        np.testing.assert_allclose(block.mlp(x), mlp, atol=1e-4, err_msg=f"mlp of layer {number}")
-        np.testing.assert_allclose(block(x, tables[layer.rope], mask), whole, atol=1e-4, err_msg=f"block {number}")
+        kinds = [theirs.config.layer_types[number]] if "gemma3" in theirs.config.model_type else []
+        angles = theirs.model.rotary_emb(to_torch(X), to_torch(positions).long(), *kinds)
+        arguments = dict(position_embeddings=angles, attention_mask=bias)
+        found.append(Layer(block_of(ours, number), theirs.model.layers[number], tables[layer.rope], mask, arguments))
+    return found
+
+
+def compare(ours, theirs, what: str, atol: float) -> None:
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=atol, err_msg=what)
+
+
+def test_norms(pair, layers):
+    """Every RMSNorm of the model, on inputs of very different sizes."""
+    theirs, ours = pair
+    x = X * np.geomspace(1e-3, 30, LENGTH, dtype=np.float32)[:, None]
+    compare(ours.final_norm(x), theirs.model.norm(to_torch(x)), "final norm", 1e-5)
+    after_attention = "post_attention_layernorm"  # of Gemma this is the norm of what attention adds
+    for number, (block, their_block, *_) in enumerate(layers):
+        names = {"attention_norm": "input_layernorm", "mlp_norm": after_attention}
+        if ours.spec.post_norms:
+            names |= {"mlp_norm": "pre_feedforward_layernorm", "post_attention_norm": after_attention,
+                      "post_mlp_norm": "post_feedforward_layernorm"}  # fmt: skip
+        for name, their_name in names.items():
+            found, expected = getattr(block, name)(x), getattr(their_block, their_name)(to_torch(x))
+            compare(found, expected, f"{name} of layer {number}", 1e-5)
+        if ours.spec.qk_norm:
+            heads = x.reshape(2, LENGTH, -1, ours.spec.head_size)
+            for name, their_name in {"query_norm": "q_norm", "key_norm": "k_norm"}.items():
+                found = getattr(block.attention, name)(heads)
+                expected = getattr(their_block.self_attn, their_name)(to_torch(heads))
+                compare(found, expected, f"{name} of layer {number}", 1e-5)
+
+
+def test_attention(layers):
+    for number, (block, their_block, table, mask, arguments) in enumerate(layers):
+        mixed = block.attention.mix(*block.attention.project(X, table), mask)
+        compare(mixed, their_block.self_attn(to_torch(X), **arguments), f"attention of layer {number}", 1e-4)
+
+
+def test_mlp(layers):
+    for number, layer in enumerate(layers):
+        compare(layer.ours.mlp(X), layer.theirs.mlp(to_torch(X)), f"mlp of layer {number}", 1e-4)
+
+
+def test_blocks(layers):
+    for number, (block, their_block, table, mask, arguments) in enumerate(layers):
+        compare(block(X, table, mask), their_block(to_torch(X), **arguments), f"layer {number}", 1e-4)
 
 
 def test_rope(pair):

@@ -31,6 +31,16 @@ def test_keys_that_never_change(section, key, value):
         check_changes(BEFORE, changed(section, key, value), (f"{section}.{key}",))
 
 
+def test_a_model_may_be_named_in_another_way_and_moved_only_knowingly(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before, same, moved = ({"model": {"path": path}} for path in ("model", str(tmp_path / "model"), "elsewhere"))
+    assert check_changes(before, same, ()) == check_changes(same, before, ()) == []
+    with pytest.raises(UserError, match="allow_changes=model.path"):
+        check_changes(before, moved, ())
+    assert check_changes(before, moved, ("model.path",)) == ["model.path: 'model' -> 'elsewhere'"]
+
+
 def test_overrides_are_explicit():
     now = changed("optim", "learning_rate", 2e-5)
     with pytest.raises(UserError, match="allow_changes=optim.learning_rate"):

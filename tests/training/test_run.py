@@ -97,6 +97,25 @@ def test_a_new_run_from_a_run(folder, finished):
     assert again["steps"] == 2
 
 
+def test_a_relative_base_is_found_from_anywhere(folder, finished, monkeypatch):
+    """A run records where its model lies, and continues under either spelling but not with another model."""
+    monkeypatch.chdir(folder)
+    config = tiny_config(folder, model__path="model", train__stop_after_steps=1, train__steps=2)
+    with pytest.raises(StoppedBySignal):
+        fit(config, folder / "relative")
+    assert json.loads((folder / "relative/config.json").read_text())["model"]["path"] == str(folder / "model")
+    monkeypatch.chdir("/")
+    assert sft_jax.load(folder / "relative")[0].source.provenance.base == str(folder / "model")
+    config.model.path = str(folder / "model")
+    config.train.stop_after_steps = 0
+    model_config = (folder / "model/config.json").read_text()
+    (folder / "model/config.json").write_text(json.dumps({**json.loads(model_config), "rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match="model.path: its config.json describes another model"):
+        fit(config, folder / "relative")
+    (folder / "model/config.json").write_text(model_config)
+    assert fit(config, folder / "relative")["steps"] == 2
+
+
 def test_totals_are_printed_before_training(folder, finished, capsys):
     with pytest.raises(StoppedBySignal):
         fit(tiny_config(folder, train__stop_after_steps=1), folder / "totals")

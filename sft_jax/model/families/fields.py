@@ -6,12 +6,16 @@ from sft_jax.errors import UserError, did_you_mean
 from sft_jax.model.layers import ACTIVATIONS
 
 REQUIRED = object()
+MAX_NUMBER = 3e38  # of float32
+MAX_LAYERS = 10_000  # far above every model; a damaged count would fill the memory before anything else is noticed
 
 # Fields that change what a model computes and that no family here has, with the values that mean "off". A family's
 # own fields are read by its function; anything else in the file is not read by the reference implementation either.
+# tests/numerics/test_config_against_transformers.py compares.
 UNSUPPORTED: dict[str, tuple] = {
     "quantization_config": (None,),
     "use_bidirectional_attention": (None, False),
+    "is_causal": (None, True),
     "attention_dropout": (None, 0),
     "partial_rotary_factor": (None, 1),
     "rope_interleaved": (None, False),
@@ -58,9 +62,20 @@ class Fields:
                 f"{', '.join(str(item) for item in allowed)}."
             )
 
-    def number(self, name: str, absent: Any = REQUIRED) -> float:
-        """Returns a number."""
-        return float(self._read(name, absent, (int, float), "a number"))
+    def merged(self, other: "Fields") -> "Fields":
+        """Returns the fields of both; where both have one, that of `other`."""
+        return Fields({**self._values, **other._values}, self.where)
+
+    def only_field(self, name: str) -> "Fields":
+        """Returns the field `name` alone, or nothing where it has no value."""
+        return Fields({name: self._values[name]} if name in self else {}, self.where)
+
+    def positive(self, name: str, absent: Any = REQUIRED) -> float:
+        """Returns a finite number above 0: what divides, is divided by a root, or is raised to a power."""
+        value = self._read(name, absent, (int, float), "a number")
+        if not 0 < value < MAX_NUMBER:  # also where it is NaN
+            raise UserError(f"{self.where}: '{name}' must be a number above 0, not {value}.")
+        return float(value)
 
     def size(self, name: str, absent: Any = REQUIRED) -> int:
         """Returns a whole number above 0."""
@@ -73,9 +88,9 @@ class Fields:
         """Returns true or false."""
         return self._read(name, absent, (bool,), "true or false")
 
-    def optional_number(self, name: str) -> float | None:
-        """Returns a number, or None for null; the field itself must be there."""
-        return None if self._null(name) else self.number(name)
+    def optional_positive(self, name: str) -> float | None:
+        """Returns a finite number above 0, or None for null; the field itself must be there."""
+        return None if self._null(name) else self.positive(name)
 
     def optional_size(self, name: str) -> int | None:
         """Returns a whole number above 0, or None for null; the field itself must be there."""
@@ -87,7 +102,11 @@ class Fields:
 
     def strings(self, name: str) -> list[str]:
         """Returns a list of strings."""
-        return self._read(name, REQUIRED, (list,), "a list")
+        values = self._read(name, REQUIRED, (list,), "a list")
+        for value in values:
+            if not isinstance(value, str):
+                raise UserError(f"{self.where}: '{name}' must hold strings only, not {value!r}.")
+        return values
 
     def text(self, name: str, absent: Any = REQUIRED) -> str:
         """Returns a string."""
@@ -117,8 +136,22 @@ class Fields:
         raise UserError(f"{self.where}: the field '{name}' is missing; the model cannot be built without it.")
 
 
-def dimensions(fields: Fields) -> dict[str, Any]:
-    """Returns the fields of DecoderSpec that all families write alike. Raises UserError where sizes do not fit."""
+def layer_count(fields: Fields) -> int:
+    """Returns the number of layers."""
+    count = fields.size("num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise UserError(f"{fields.where}: 'num_hidden_layers' must be at most {MAX_LAYERS}, not {count}.")
+    return count
+
+
+def dimensions(fields: Fields, stated: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the fields of DecoderSpec that all families write alike.
+
+    `stated` are sizes that must be in the file, because the reference implementation takes a number for them where they
+    are left out that does not follow from the others. Raises UserError where a size is missing or does not fit.
+    """
+    for name in stated:
+        fields.size(name)
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     kv_heads = fields.size("num_key_value_heads", absent=heads)  # left out by models without grouped queries
     if heads % kv_heads:
@@ -139,6 +172,6 @@ def dimensions(fields: Fields) -> dict[str, Any]:
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
-        norm_epsilon=fields.number("rms_norm_eps"),
-        initializer_range=fields.number("initializer_range", absent=0.02),  # used for new weights only
+        norm_epsilon=fields.positive("rms_norm_eps"),
+        initializer_range=fields.positive("initializer_range", absent=0.02),  # used for new weights only
     )

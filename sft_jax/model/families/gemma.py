@@ -16,8 +16,8 @@ def gemma2(fields: Fields) -> DecoderSpec:
         fields,
         layers=tuple(kinds[kind] for kind in read_layer_kinds(fields, absent_period=2)),
         qk_norm=False,
-        attention_soft_cap=fields.optional_number("attn_logit_softcapping"),
-        logit_soft_cap=fields.optional_number("final_logit_softcapping"),
+        attention_soft_cap=fields.optional_positive("attn_logit_softcapping"),
+        logit_soft_cap=fields.optional_positive("final_logit_softcapping"),
     )
 
 
@@ -35,12 +35,12 @@ def gemma3(fields: Fields) -> DecoderSpec:
         layers=tuple(kinds[kind] for kind in read_layer_kinds(fields, absent_period=period)),
         qk_norm=True,
         attention_soft_cap=None,
-        logit_soft_cap=fields.optional_number("final_logit_softcapping"),
+        logit_soft_cap=fields.optional_positive("final_logit_softcapping"),
     )
 
 
 def _gemma(fields: Fields, layers, qk_norm: bool, attention_soft_cap, logit_soft_cap) -> DecoderSpec:
-    sizes = dimensions(fields)
+    sizes = dimensions(fields, stated=("num_key_value_heads", "head_dim"))
     attention_bias = fields.flag("attention_bias", absent=False)
     return DecoderSpec(
         **sizes,
@@ -52,7 +52,7 @@ def _gemma(fields: Fields, layers, qk_norm: bool, attention_soft_cap, logit_soft
         query_bias=attention_bias,
         output_bias=attention_bias,
         mlp_bias=False,
-        attention_scale=fields.number("query_pre_attn_scalar") ** -0.5,
+        attention_scale=fields.positive("query_pre_attn_scalar") ** -0.5,
         attention_soft_cap=attention_soft_cap,
         logit_soft_cap=logit_soft_cap,
         embedding_scale=sizes["hidden_size"] ** 0.5,
@@ -64,9 +64,14 @@ def _ropes_by_kind(fields: Fields) -> tuple[RopeSpec, RopeSpec]:
     """Returns the rope of local and of global layers."""
     if "rope_parameters" in fields:
         section = fields.section("rope_parameters")
+        whole = section.section(GLOBAL)
+        if "rope_scaling" in fields:  # the old form beside the new one goes first, and is of the global layers
+            whole = whole.merged(fields.section("rope_scaling"))
         return (
             read_rope_section(fields, section.section(LOCAL), "rope_local_base_freq"),
-            read_rope_section(fields, section.section(GLOBAL), "rope_theta"),
+            read_rope_section(fields, whole, "rope_theta"),
         )
-    local_rope = RopeSpec(fields.number("rope_local_base_freq"), None)
-    return local_rope, read_rope(fields)
+    local_rope = RopeSpec(fields.positive("rope_local_base_freq"), None)
+    if "rope_scaling" in fields:
+        return local_rope, read_rope_section(fields, fields.section("rope_scaling"), "rope_theta")
+    return local_rope, RopeSpec(fields.positive("rope_theta"), None)

@@ -1,6 +1,6 @@
 """Llama 1, 2, 3, 3.1, 3.2, 3.3 and everything published under the same architecture."""
 
-from sft_jax.model.families.fields import Fields, dimensions
+from sft_jax.model.families.fields import Fields, dimensions, layer_count
 from sft_jax.model.families.positions import GLOBAL, read_rope, refuse_mixed_layers
 from sft_jax.model.spec import DecoderSpec, LayerSpec
 
@@ -13,7 +13,7 @@ def llama(fields: Fields) -> DecoderSpec:
     layer = LayerSpec(window=None, rope=read_rope(fields, absent_theta=10000.0))
     return DecoderSpec(
         **sizes,
-        layers=(layer,) * fields.size("num_hidden_layers"),
+        layers=(layer,) * layer_count(fields),
         activation=fields.activation("hidden_act"),
         norm_offset=0.0,
         post_norms=False,

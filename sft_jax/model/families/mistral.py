@@ -1,6 +1,6 @@
 """Mistral 7B, Nemo and their relatives: Llama with a window, and without biases."""
 
-from sft_jax.model.families.fields import Fields, dimensions
+from sft_jax.model.families.fields import Fields, dimensions, layer_count
 from sft_jax.model.families.positions import GLOBAL, LOCAL, read_rope, refuse_mixed_layers
 from sft_jax.model.spec import DecoderSpec, LayerSpec
 
@@ -9,11 +9,11 @@ def mistral(fields: Fields) -> DecoderSpec:
     """Returns the spec of a MistralForCausalLM; `sliding_window: null` means that every layer sees everything."""
     window = fields.optional_size("sliding_window")
     refuse_mixed_layers(fields, GLOBAL if window is None else LOCAL)
-    sizes = dimensions(fields)
+    sizes = dimensions(fields, stated=("num_key_value_heads",))
     layer = LayerSpec(window=window, rope=read_rope(fields))
     return DecoderSpec(
         **sizes,
-        layers=(layer,) * fields.size("num_hidden_layers"),
+        layers=(layer,) * layer_count(fields),
         activation=fields.activation("hidden_act"),
         norm_offset=0.0,
         post_norms=False,

@@ -8,6 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -22,10 +24,15 @@ def agree(action: Callable[[], T]) -> T:
     if jax.process_count() > 1:
         failed = _processes_where(failure is not None)
         if failure is None and failed:
-            raise RuntimeError(f"Process {failed[0]} failed where this one did not; its message says why.")
+            raise UserError(f"Process {failed[0]} failed where this one did not; its output says why.")
     if failure is not None:
         raise failure
     return result
+
+
+def anywhere(flag: bool) -> bool:
+    """Returns whether `flag` is set in any process; all processes must call this."""
+    return bool(_processes_where(flag)) if jax.process_count() > 1 else flag
 
 
 def _processes_where(flag: bool) -> list[int]:

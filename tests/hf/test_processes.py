@@ -73,7 +73,7 @@ def test_what_they_write_is_the_model(name, model, results):
 
 def test_a_model_that_one_process_cannot_see_ends_all(results):
     first, second = results[1]
-    assert first["absent"].startswith("RuntimeError: Process 1 failed")
+    assert first["absent"].startswith("UserError: Process 1 failed")
     assert second["absent"].startswith("UserError") and "there is no such directory" in second["absent"]
 
 
@@ -81,8 +81,8 @@ def test_a_failure_of_the_first_process_ends_all(results):
     first, second = results[1]
     assert first["taken"].startswith("UserError") and "is there already" in first["taken"]
     assert first["full"].startswith("UserError") and "the disk is full" in first["full"]
-    assert second["taken"].startswith("RuntimeError: Process 0") and second["full"].startswith(
-        "RuntimeError: Process 0"
+    assert second["taken"].startswith("UserError: Process 0") and second["full"].startswith(
+        "UserError: Process 0"
     )
     assert first["after"] == second["after"] == "saved"
     assert {path.name for path in results[0].iterdir()} == {"exported", "after"}

@@ -1,6 +1,7 @@
 """The run as a whole: what it leaves behind, what it refuses, and what it does when something goes wrong."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -10,10 +11,15 @@ from tiny_run import make_rows, metrics, tiny_config
 import sft_jax
 from sft_jax import fit
 from sft_jax.checkpoint import checkpoints as checkpoints_lib
+from sft_jax.checkpoint import manifest as manifest_lib
+from sft_jax.config import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.model.sharding import make_mesh
 from sft_jax.training import run as run_lib
 from sft_jax.training.memory import advice, memory_explained
-from sft_jax.training.metrics import Window
+from sft_jax.training.placement import check_rows
+from sft_jax.training import window as window_lib
+from sft_jax.training.window import Window
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +152,7 @@ def test_a_full_disk_while_saving_ends_the_run(folder, monkeypatch):
     def full(path, body):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints_lib, "_write_manifest", full)
+    monkeypatch.setattr(manifest_lib, "write_manifest", full)
     with pytest.raises(UserError, match="checkpoints.*no space left.*start the same command again"):
         fit(tiny_config(folder), folder / "full_disk")
 
@@ -157,16 +163,43 @@ def test_out_of_memory_is_one_message(folder, monkeypatch):
 
     monkeypatch.setattr(run_lib, "train", exhausted)
     with pytest.raises(UserError, match=r"Out of memory while training \(allocating 1.5G\).*train.micro_batch_size=4 \(now 8"):
-        fit(tiny_config(folder), folder / "memory")
+        fit(tiny_config(folder, mesh__fsdp=4, mesh__tensor=2), folder / "memory")
 
 
-def test_advice_leaves_out_what_is_done(folder):
-    from sft_jax.config import parse_config
+def test_advice_leaves_out_what_is_done_and_what_would_be_refused(folder):
+    mesh = make_mesh(2, 2, 2)
 
-    config = parse_config(tiny_config(folder, model__remat="full", train__micro_batch_size=1, optim__name="adafactor", optim__b2=0.999))
-    assert "micro_batch" not in advice(config) and "remat" not in advice(config) and "adafactor" not in advice(config)
-    with pytest.raises(jax.errors.JaxRuntimeError), memory_explained(config, "testing"):
+    def told(doing, **changes):
+        config = parse_config(tiny_config(folder, train__batch_size=24, **changes))
+        text = advice(config, mesh, doing)
+        for key, value in re.findall(r"([a-z_]+\.[a-z_]+)=(\w+) \(now \d+", text):  # what is proposed is accepted
+            section, _, name = key.partition(".")
+            raw = tiny_config(folder, train__batch_size=24, **changes)
+            raw[section][name] = int(value)
+            parse_config(raw)
+            check_rows(mesh, int(value), key)
+        return text
+
+    done = told("training", model__remat="full", train__micro_batch_size=4, optim__name="adafactor", optim__b2=0.999)
+    assert "micro_batch" not in done and "remat" not in done and "adafactor" not in done  # 2 rows do not divide over the mesh
+    assert "train.micro_batch_size=12 (now 24" in told("training") and "mesh.tensor on more devices (now 2, 2)" in told("training")
+    assert "train.micro_batch_size=8 (now 12" in told("training", train__micro_batch_size=12)
+    held_out = {"data__eval": str(folder / "held_out.jsonl")}
+    assert "eval.batch_size=12 (now 24" in told("evaluating", **held_out)
+    assert "eval.batch_size=4 (now 8" in told("evaluating", eval__batch_size=8, **held_out)
+    for doing in ("evaluating", "exporting", "loading the model"):
+        assert "micro_batch_size" not in told(doing) and "remat" not in told(doing)
+    with pytest.raises(jax.errors.JaxRuntimeError), memory_explained(parse_config(tiny_config(folder)), mesh, "training"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_out_of_memory_while_exporting_is_one_message(folder, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(run_lib, "export_state", exhausted)
+    with pytest.raises(UserError, match="Out of memory while exporting.*sft_jax.export"):
+        fit(tiny_config(folder, train__steps=1, train__export=True), folder / "memory_export")
 
 
 def test_a_data_error_in_the_middle_never_ends_as_success(folder, monkeypatch):
@@ -187,10 +220,10 @@ def test_a_data_error_in_the_middle_never_ends_as_success(folder, monkeypatch):
 
 def test_a_window_keeps_means_of_sums():
     window = Window()
-    steps = [dict.fromkeys(Window.NAMES, 0.0) | {"loss_sum": 10.0, "weight": 2.0, "grad_norm": 1.0, "learning_rate": 0.1},
-             dict.fromkeys(Window.NAMES, 0.0) | {"loss_sum": 2.0, "weight": 8.0, "grad_norm": 2.0, "learning_rate": 0.2}]  # fmt: skip
+    steps = [dict.fromkeys(window_lib.NAMES, 0.0) | {"loss_sum": 10.0, "weight": 2.0, "grad_norm": 1.0, "learning_rate": 0.1},
+             dict.fromkeys(window_lib.NAMES, 0.0) | {"loss_sum": 2.0, "weight": 8.0, "grad_norm": 2.0, "learning_rate": 0.2}]  # fmt: skip
     for metrics_of_step in steps:
-        window.add(metrics_of_step, timed=True)
+        window.add(metrics_of_step, seconds=0.5)
     record = window.take()
     assert record["loss"] == pytest.approx(1.2) and record["learning_rate"] == 0.2  # a mean of means would be 2.625
 

@@ -71,7 +71,7 @@ def test_every_evaluation_asks_the_same_and_compiles_nothing_anew(run):
     asked = [[(r["set"], r["example"], r["prompt"], r["reference"]) for r in records] for _, records in (first, second)]
     assert asked[0] == asked[1]
     assert [r["generation"] for r in first[1]] != [r["generation"] for r in second[1]]
-    assert first[0]["first"]["loss"] != second[0]["first"]["loss"] and sorted(evaluator.history) == [0, 5]
+    assert first[0]["first"]["loss"] != second[0]["first"]["loss"]
 
 
 def test_answers_stop_where_the_model_and_the_tokenizer_say(run):

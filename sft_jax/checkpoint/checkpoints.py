@@ -141,7 +141,7 @@ class Checkpoints:
         removed = []
         for marker in self._folder.glob(f"*{_MARKER}"):
             name = marker.name.removesuffix(_MARKER)
-            if not name.isdecimal():
+            if not name.isdecimal() or not marker.is_file():
                 continue
             place = self._folder / name
             if place.is_dir() and not (place / MANIFEST).is_file():

@@ -6,8 +6,10 @@ codes: 0 done, 2 wrong input.
 """
 
 import contextlib
+import json
 import sys
 from collections.abc import Generator
+from typing import Any
 
 from absl import flags
 
@@ -18,6 +20,9 @@ _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, or 
 _PROMPT = flags.DEFINE_string("prompt", None, "Print the answer to this, instead of a conversation.")
 _SYSTEM = flags.DEFINE_string("system", None, "System message at the start of a conversation.")
 _TEMPLATE = flags.DEFINE_string("chat_template", "auto", "auto (the model's own), none, a built-in name or a file.")
+_TEMPLATE_KWARGS = flags.DEFINE_string(
+    "chat_template_kwargs", None, "Arguments of the template as JSON; default: those that a run was trained with."
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "Tokens of an answer, at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0 = all.")
@@ -32,22 +37,42 @@ def main() -> None:
     if not _MODEL.value:
         raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
 
+    from sft_jax.evaluation.prompts import template_kwargs_of
     from sft_jax.evaluation.sampling import sampling
     from sft_jax.evaluation.session import ChatSession
     from sft_jax.training.platform import set_up_platform
 
     options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)  # refused before anything is loaded
+    given = _template_kwargs()
+    if _PROMPT.value is None and sys.stdin is None:
+        raise UserError("standard input: is closed, so nothing can be typed; give the message with --prompt.")
     set_up_platform(deterministic=False)
     model, tokenizer = _load()
     session = ChatSession(
         model, tokenizer, system=_SYSTEM.value, chat_template=_TEMPLATE.value,
+        chat_template_kwargs=template_kwargs_of(_MODEL.value) if given is None else given,
         max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_SEED.value,
     )  # fmt: skip
-    sys.stdin.reconfigure(errors="replace")
     if _PROMPT.value is not None:
         _print(session, _PROMPT.value)
     else:
+        sys.stdin.reconfigure(errors="replace")
         _talk(session)
+
+
+def _template_kwargs() -> dict[str, Any] | None:
+    """Returns the value of --chat_template_kwargs."""
+    if _TEMPLATE_KWARGS.value is None:
+        return None
+    try:
+        value = json.loads(_TEMPLATE_KWARGS.value)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"--chat_template_kwargs: must be a JSON object such as '{{\"enable_thinking\": false}}', not {_TEMPLATE_KWARGS.value!r}."
+        )
+    return value
 
 
 def _load():

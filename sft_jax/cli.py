@@ -1,10 +1,11 @@
 """What every command shares: flags, exit codes, and one message instead of a traceback.
 
 Exit codes: 0 done; 2 the user's input is wrong; 75 stopped early by a signal with the state saved, start again;
-1 anything else, with its traceback.
+130 ended at once by a second Ctrl-C; 1 anything else, with its traceback.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ from sft_jax.config import Config, is_key, leaf_keys, parse_config
 from sft_jax.errors import StoppedBySignal, UserError, did_you_mean
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
 
 
@@ -63,7 +65,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        _fail(" ".join(str(error).split()))
+        _fail(_flag_message(error))
     except UserError as error:
         _fail(str(error))
     except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, NameError, OSError) as error:
@@ -72,6 +74,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1:
         _fail(f"'{rest[1]}' is not a flag; write --NAME=VALUE.")
     return rest
+
+
+def _flag_message(error: flags.Error) -> str:
+    """Returns the message in one line; of a boolean that is none, absl gives the arguments of an error as a tuple."""
+    text = " ".join(str(error).split())
+    return re.sub(r": \('Non-boolean argument to boolean flag', .*\)$", ": must be True or False", text)
 
 
 def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
@@ -86,6 +94,9 @@ def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
     except StoppedBySignal as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:  # a second Ctrl-C: nothing is waited for, not even threads that write
+        print("Interrupted; the same command continues from the newest checkpoint.", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

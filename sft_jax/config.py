@@ -108,14 +108,14 @@ class OptimConfig:
 class TrainConfig:
     """How long, in which batches, and what happens when a step goes wrong."""
 
-    steps: int = 0  # optimizer steps; wins over epochs when set
+    steps: int = 0  # optimizer steps; wins over epochs when set, and the run says so
     epochs: float = 1.0
     batch_size: int = 8  # rows of max_length per optimizer step, over all devices
     micro_batch_size: int = 0  # rows at a time, over all devices; divides batch_size; 0 = batch_size
     normalize: Literal["tokens", "examples"] = "tokens"  # every supervised token, or every example, counts the same
     nonfinite: Literal["abort", "skip"] = "abort"  # a loss or gradient that is not finite never updates the state
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
-    profile: int = 0  # steps to trace into WORKDIR/profile; 0 = none
+    profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
     deterministic: bool = False  # deterministic kernels on GPU, at a cost in speed
     export: bool = True  # write WORKDIR/export, a Hugging Face directory, at the end
 
@@ -389,6 +389,16 @@ def _check(config: Config) -> None:
     require(
         bool(data.eval) or not (config.eval.every or config.eval.generate),
         "eval.every, eval.generate: are set but data.eval is empty; name a file of held-out rows in data.eval.",
+    )
+    require(
+        bool(data.eval) or (config.eval.batch_size, config.eval.max_new_tokens) == (EvalConfig.batch_size, EvalConfig.max_new_tokens),
+        "eval.batch_size, eval.max_new_tokens: change nothing since data.eval is empty; leave them out, or name a file of "
+        "held-out rows in data.eval.",
+    )
+    require(
+        data.packing or data.max_segments == DataConfig.max_segments,
+        f"data.max_segments: {data.max_segments} changes nothing with data.packing=False, where a row holds one document; "
+        f"leave it at {DataConfig.max_segments}.",
     )
     axes = {f.name: getattr(mesh, f.name) for f in dataclasses.fields(mesh)}
     for name, size in axes.items():

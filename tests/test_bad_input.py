@@ -153,6 +153,7 @@ def test_one_message_and_exit_code_2(name, case, folder):
         (["--config.optim.learnig_rate=1"], "Unknown key 'optim.learnig_rate'; did you mean 'optim.learning_rate'?"),
         (["--config.train.batch_size=many"], "train.batch_size"),
         (["--config.train.micro_batch_size=3"], "train.micro_batch_size"),
+        (["--config.train.export=maybe"], "--config.train.export=maybe: must be True or False"),
         (["--workdirr=x"], "workdirr"),
         (["stray"], "'stray' is not a flag"),
     ],
@@ -167,6 +168,11 @@ def test_a_recipe_that_is_missing(case, folder):
     command = [sys.executable, "-m", "sft_jax.train", "--config=configs/no_such.py", f"--workdir={case / 'run'}"]
     result = subprocess.run(command, env=environment(1, folder / "xdg"), capture_output=True, text=True, timeout=120, cwd=ROOT)
     ends_with_one_message(result, "configs/no_such.py cannot be read", case / "run")
+
+
+def test_a_workdir_that_nobody_can_make(case, folder):
+    result = run_command(tiny_config(case, mesh__fsdp=1), Path("/proc/foo/bar"), folder / "xdg")
+    ends_with_one_message(result, "/proc/foo/bar: the folder of the run could not be written (no such file or directory)", case)
 
 
 def test_a_locked_workdir(case, folder):

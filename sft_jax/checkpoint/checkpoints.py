@@ -1,18 +1,18 @@
 """Checkpoints: flat dicts path -> array with a manifest, saved by Orbax in the background, verified when restored.
 
-A checkpoint is one folder `STEP`. Orbax writes the arrays into it; when all of them are on disk, `manifest.json` is
-written last and is the commit: it holds the shape, dtype and checksum of every array, a digest of every file, and a
-digest of itself. A folder without a manifest does not exist, and only after the commit are older checkpoints removed.
+A checkpoint is one folder `STEP`. A file `STEP.unfinished` beside it says that it is being written (or removed). Orbax
+writes the arrays; when all of them are on disk, `manifest.json` is written and is the commit: it holds the shape, dtype
+and checksum of every array and a digest of every file. Only after that does the marker go, and only then are older
+checkpoints removed. So a folder without a manifest but with a marker is what a kill left and is removed at the next
+start; one without either has been damaged, and is named. Nothing else in the folder is ever touched.
 (Orbax alone restores flipped bits and takes an empty folder for the newest step [measured with 0.12], so neither is
 left to it. The file digests find damage before anything is read; the array checksums are made on the devices and so
 also cover the way from the disk into the shards.)
 """
 
 import concurrent.futures
-import hashlib
-import json
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.errors import UserError
+from sft_jax.checkpoint import manifest as manifest_lib
 from sft_jax.checkpoint.disk import explained
 from sft_jax.checkpoint.integrity import checksums
+from sft_jax.checkpoint.manifest import MANIFEST, DamagedCheckpoint, committed_steps, damaged_file, read_manifest, step_folders
+from sft_jax.errors import StoppedBySignal, UserError
 
-FORMAT = 1
-_MANIFEST = "manifest.json"
+Agree = Callable[[Callable[[], None]], None]
+
 _ARRAYS = "arrays"
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint cannot be used; the message says what of it is wrong."""
+_MARKER = ".unfinished"
+_DAMAGED = ".damaged"
 
 
 def flatten_state(state) -> dict[str, Any]:
@@ -56,44 +56,99 @@ def _path_name(path) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All processes of the run make the same calls."""
+    """The checkpoints of one run. All processes of the run make the same calls.
 
-    def __init__(self, folder: str | Path, keep: int):
+    Use as a context manager: what a save in the background met is raised at the end, also beside another error.
+    """
+
+    def __init__(self, folder: str | Path, keep: int, agree: Agree = lambda action: action()):
+        """Opens the folder, and removes from it what a kill left.
+
+        `agree` runs an action that may fail in one process only, so that it raises in all or in none.
+        """
         self._folder = Path(folder).absolute()
-        self._keep = keep
+        self._keep, self._agree = keep, agree
+        self._pending: concurrent.futures.Future | None = None
+        # The newest step that was saved or resumed from. Kept here, not read from the disk: one process may see a commit
+        # that another does not see yet, and they would part ways.
+        self.last: int | None = None
+        self.removed: list[int] = []  # steps whose save a kill cut short, found and removed at this start
+        self._agree(self._open)
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._committer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._pending: concurrent.futures.Future | None = None
-        self.removed: list[str] = []  # folders of saves that a kill cut short, found and removed at this start
+
+    def _open(self) -> None:
         with explained(self._folder, "checkpoints"):
             self._folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                self.removed = _remove_uncommitted(self._folder)
+                self.removed = self._remove_unfinished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, KeyboardInterrupt):  # at once; a save that is cut short does not exist
+            self._committer.shutdown(wait=False)
+            return
+        try:
+            self.close()
+        except Exception as met:
+            if error is None or isinstance(error, StoppedBySignal):  # which says that the state is saved
+                raise
+            if isinstance(error, UserError) and isinstance(met, UserError):
+                raise UserError(f"{error} And: {met}") from error
+            error.add_note(f"Besides, the checkpoint that was being saved failed: {met}")
 
     def save(self, step: int, state: dict[str, jax.Array], manifest: dict[str, Any]) -> None:
-        """Starts to save and returns as soon as the state may change. A step that is committed is not saved again.
+        """Starts to save and returns as soon as the state may change. The step that was saved last is not saved again.
 
         Raises what the save before this one met in the background; there is never more than one under way.
         """
-        self.wait()
-        if step in self.steps():
+        self._agree(self.wait)
+        if step == self.last:
             return
+        self._agree(lambda: self._mark(step))
         sums = checksums(state)
         arrays = {name: [list(x.shape), str(x.dtype), sums[name]] for name, x in state.items()}
-        body = {"format": FORMAT, "step": step, "arrays": arrays, **manifest}
         place = self._folder / str(step)
         with explained(self._folder, "the checkpoint"):
             self._writer.save(place / _ARRAYS, args=ocp.args.PyTreeSave(state), force=True)
-        self._pending = self._committer.submit(self._commit, place, body)
+        self._pending = self._committer.submit(self._commit, step, {"step": step, "arrays": arrays, **manifest})
+        self.last = step
 
-    def _commit(self, place: Path, body: dict[str, Any]) -> None:
+    def _commit(self, step: int, body: dict[str, Any]) -> None:
         self._writer.wait_until_finished()
         if jax.process_index() != 0:
             return
-        body["files"] = {str(path.relative_to(place)): _file_digest(path) for path in _files(place)}
-        _write_manifest(place / _MANIFEST, body)
-        for step in committed_steps(self._folder)[: -self._keep]:
-            shutil.rmtree(self._folder / str(step))
+        manifest_lib.write_manifest(self._folder / str(step), body)
+        self._marker(step).unlink()
+        for old in committed_steps(self._folder)[: -self._keep]:
+            self._marker(old).touch()
+            (self._folder / str(old) / MANIFEST).unlink()
+            shutil.rmtree(self._folder / str(old))
+            self._marker(old).unlink()
+
+    def _mark(self, step: int) -> None:
+        if jax.process_index() == 0:
+            with explained(self._folder, "the checkpoint"):
+                self._marker(step).touch()
+
+    def _marker(self, step: int) -> Path:
+        return self._folder / f"{step}{_MARKER}"
+
+    def _remove_unfinished(self) -> list[int]:
+        """Removes what a killed process left behind, which its marker tells from everything else; returns the steps."""
+        removed = []
+        for marker in self._folder.glob(f"*{_MARKER}"):
+            name = marker.name.removesuffix(_MARKER)
+            if not name.isdecimal() or not marker.is_file():
+                continue
+            place = self._folder / name
+            if place.is_dir() and not (place / MANIFEST).is_file():
+                shutil.rmtree(place)
+                removed.append(int(name))
+            marker.unlink()
+        return sorted(removed)
 
     def wait(self) -> None:
         """Waits for the save in the background and raises what it met."""
@@ -115,48 +170,34 @@ class Checkpoints:
             self._writer.close()
 
     def steps(self) -> list[int]:
-        """Returns the committed steps, oldest first."""
-        return committed_steps(self._folder)
+        """Returns the steps that have a folder, oldest first; one without a manifest is damaged."""
+        return step_folders(self._folder)
+
+    def aside(self) -> list[Path]:
+        """Returns the damaged steps that `set_aside` has renamed."""
+        return sorted(self._folder.glob(f"[0-9]*{_DAMAGED}*"))
 
     def folder(self, step: int) -> Path:
         return self._folder / str(step)
 
     def set_aside(self, step: int) -> Path:
-        """Renames a damaged step, so that it is neither found again nor lost, and returns its new place."""
+        """Renames a damaged step, so that it is neither found again nor lost, and returns its new place.
+
+        The first process renames.
+        """
         place = next(
             place
             for count in range(1, 1000)
-            if not (place := self._folder / f"{step}.damaged{count if count > 1 else ''}").exists()
+            if not (place := self._folder / f"{step}{_DAMAGED}{count if count > 1 else ''}").exists()
         )
-        _sync("set aside")
-        if jax.process_index() == 0:
-            (self._folder / str(step)).rename(place)
-        _sync("was set aside")
+
+        def rename() -> None:
+            if jax.process_index() == 0:
+                with explained(self._folder, "checkpoints"):
+                    (self._folder / str(step)).rename(place)
+
+        self._agree(rename)
         return place
-
-
-def committed_steps(folder: Path) -> list[int]:
-    """Returns the steps in `folder` that have a manifest, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and (entry / _MANIFEST).is_file())
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of the checkpoint in `folder`. Raises DamagedCheckpoint if it is not what was written."""
-    path = folder / _MANIFEST
-    try:
-        digest, _, text = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
-    if hashlib.sha256(text).hexdigest().encode() != digest:
-        raise DamagedCheckpoint(f"{path} is not what was written: its digest differs")
-    body = json.loads(text)
-    if body["format"] != FORMAT:
-        raise UserError(
-            f"{folder}: has checkpoint format {body['format']}, and this version reads {FORMAT}. Use the version that wrote it."
-        )
-    return body
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -166,7 +207,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = read_manifest(folder)
-        problem = _damaged_file(folder, manifest["files"])
+        problem = damaged_file(folder, manifest["files"], jax.process_index(), jax.process_count())
     except DamagedCheckpoint as error:
         problem = str(error)
     _agree(problem)
@@ -200,20 +241,6 @@ def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, ja
     return arrays
 
 
-def _damaged_file(folder: Path, digests: dict[str, str]) -> str | None:
-    """Returns what is wrong with this process's share of the files, or None."""
-    present = {str(path.relative_to(folder)) for path in _files(folder)} - {_MANIFEST}
-    for name in sorted(present - digests.keys()):
-        return f"{folder / name} was not there when the checkpoint was written"
-    mine = sorted(digests)[jax.process_index() :: jax.process_count()]
-    for name in mine:
-        if name not in present:
-            return f"{folder / name} is missing"
-        if _file_digest(folder / name) != digests[name]:
-            return f"{folder / name} is not what was written: its digest differs"
-    return None
-
-
 def _agree(problem: str | None) -> None:
     """Raises DamagedCheckpoint in every process if any of them met a problem."""
     if jax.process_count() > 1:
@@ -237,37 +264,3 @@ def _check_same_state(written: dict[str, Any], like: dict[str, jax.ShapeDtypeStr
             f"{folder}: is a checkpoint of another model or optimizer ({'; '.join(parts)}). "
             "Continue with the configuration of that run, or use another --workdir."
         )
-
-
-def _write_manifest(path: Path, body: dict[str, Any]) -> None:
-    text = json.dumps(body, sort_keys=True).encode()
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_uncommitted(folder: Path) -> list[str]:
-    """Removes and returns what a killed process left behind: folders of steps that were never committed."""
-    committed = {str(step) for step in committed_steps(folder)}
-    left = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in committed]
-    left = [entry for entry in left if ".damaged" not in entry.name]
-    for entry in left:
-        shutil.rmtree(entry)
-    return [entry.name for entry in left]
-
-
-def _sync(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

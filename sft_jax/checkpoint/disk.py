@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from pathlib import Path
 
 from sft_jax.errors import UserError
@@ -14,9 +15,18 @@ _REASONS = {
     errno.EROFS: "read-only file system",
     errno.EFBIG: "file too large",
     errno.ENOTDIR: "not a directory",
+    errno.EISDIR: "is a directory",
     errno.EEXIST: "file exists",
+    errno.ENOENT: "no such file or directory",
+    errno.ENAMETOOLONG: "file name too long",
+    errno.ELOOP: "too many levels of symbolic links",
+    errno.ESTALE: "stale file handle",
     errno.EIO: "input/output error",
 }
+
+# TensorStore, which writes the arrays, puts the operating system's error into the text of a ValueError:
+# "RESOURCE_EXHAUSTED: Error writing ...: No space left on device [os_error_code='28']".
+_TENSORSTORE = re.compile(r"os_error_code='(\d+)'")
 
 
 @contextlib.contextmanager
@@ -35,18 +45,16 @@ def explained(place: str | Path, what: str):
 
 
 def disk_reason(error: BaseException | None) -> str | None:
-    """Returns why the disk refused, looking through the causes of an error, or None if it was not the disk.
+    """Returns why the disk refused, or None if it was not the disk.
 
-    TensorStore reports the operating system's error as text inside a ValueError, so the text is searched too.
+    Looks at an error and at what it was raised from, not at errors that were merely being handled at the time: those
+    may have nothing to do with it.
     """
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    while error is not None:
         if isinstance(error, OSError) and error.errno in _REASONS:
             return _REASONS[error.errno]
-        text = str(error).lower()
-        for reason in _REASONS.values():
-            if reason in text:
-                return reason
-        error = error.__cause__ or error.__context__
+        found = _TENSORSTORE.search(str(error))
+        if found and int(found[1]) in _REASONS:
+            return _REASONS[int(found[1])]
+        error = error.__cause__
     return None

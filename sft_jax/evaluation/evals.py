@@ -26,6 +26,10 @@ _IN_FLIGHT = 2  # batches whose sums are fetched late, so that the host reads ro
 Values = dict[str, float | int]
 
 
+class Interrupted(Exception):
+    """An evaluation was given up since the run is to stop; it has no result."""
+
+
 class State(Protocol):
     """The part of the train state that is evaluated."""
 
@@ -41,7 +45,12 @@ class EvalData(Protocol):
 
 
 def evaluate_loss(
-    eval_step: Callable[[Any, Batch], LossSum], state: Any, stream: RowStream, batch_size: int, mesh: Mesh | None = None
+    eval_step: Callable[[Any, Batch], LossSum],
+    state: Any,
+    stream: RowStream,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    stopping: Callable[[int], bool] = lambda late: False,
 ) -> Values:
     """Returns the token-weighted loss of a whole set.
 
@@ -51,6 +60,7 @@ def evaluate_loss(
     Args:
         eval_step: (state, Batch [B, L]) -> LossSum, whole on every process.
         batch_size: rows of a batch over all devices; rounded up to a multiple of the devices that rows are split over.
+        stopping: asked between batches with the number of those under way; Interrupted is raised where it says True.
 
     Returns:
         loss: nats per token, weighted; perplexity: exp(loss); accuracy: weighted share of targets that are the argmax;
@@ -76,6 +86,8 @@ def evaluate_loss(
         waiting.append(eval_step(state, _read_rows(stream, first, rows, mesh)))
         if len(waiting) > _IN_FLIGHT:
             collect()
+        if stopping(len(waiting)):
+            raise Interrupted
     while waiting:
         collect()
     if not weight > 0:
@@ -105,41 +117,45 @@ class Evaluator:
         mesh: Mesh | None,
         batch_size: int,
         source: Source,
+        stopping: Callable[[int], bool] = lambda late: False,
     ):
         """Draws the prompts. `batch_size` is the number of rows of a batch, and of prompts that are answered together.
 
-        `source` is where the model was read from, and says what ends its answers.
+        `source` is where the model was read from, and says what ends its answers. `stopping` is asked between batches,
+        with the number of those under way, whether to give up.
         """
         self._streams, self._tokenizer = data.eval, data.tokenizer
         self._graphdef, self._eval_step, self._mesh, self._batch_size = graphdef, eval_step, mesh, batch_size
-        self._max_new_tokens = config.eval.max_new_tokens
+        self._max_new_tokens, self._stopping = config.eval.max_new_tokens, stopping
         self._held_out: dict[str, list[HeldOut]] = {}
         if config.eval.generate:
             reader = PromptReader(data.tokenizer, config.data.chat_template, config.data.chat_template_kwargs)
             self._stop_ids = stop_ids_of(source, data.tokenizer, reader)
             for name, stream in data.eval.items():
                 self._held_out[name] = sample_held_out(stream, config.eval.generate, config.seed)
-        self.history: dict[int, dict[str, Values]] = {}  # step -> set -> values
 
     def __call__(self, state: State, step: int) -> tuple[dict[str, Values], list[dict[str, Any]]]:
-        """Returns the values of every set by name, and the records of samples.jsonl."""
+        """Returns the values of every set by name, and the records of samples.jsonl. Raises Interrupted."""
         results: dict[str, Values] = {}
         records: list[dict[str, Any]] = []
         for name, stream in self._streams.items():
-            results[name] = evaluate_loss(self._eval_step, state, stream, self._batch_size, self._mesh)
+            results[name] = evaluate_loss(self._eval_step, state, stream, self._batch_size, self._mesh, self._stopping)
             if self._held_out:
                 values, answered = self._generate(state, name)
                 results[name].update(values)
                 records += [{"step": step, "set": name, **record} for record in answered]
-        self.history[step] = results
         return results, records
 
     def _generate(self, state: State, name: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         decoder = nnx.merge(self._graphdef, state.params, state.frozen)
         return evaluate_generations(
             decoder, self._tokenizer, self._held_out[name], self._stop_ids,
-            max_new_tokens=self._max_new_tokens, batch_size=self._batch_size,
+            max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, between=self._go_on,
         )  # fmt: skip
+
+    def _go_on(self) -> None:
+        if self._stopping(0):
+            raise Interrupted
 
 
 def _read_rows(stream: RowStream, first: int, count: int, mesh: Mesh | None) -> Batch:

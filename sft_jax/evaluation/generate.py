@@ -91,11 +91,12 @@ def generate_ids(
     options: Sampling = _GREEDY,
     seed: int = 0,
     batch_size: int = 32,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Generation]:
     """Returns the answer to every prompt, in their order. See `generate`.
 
     Prompts of about the same length are decoded together. The parameters may lie on any mesh; rows are split over its
-    data and fsdp axes.
+    data and fsdp axes. `between` is called before each batch; what it raises ends the generation.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: must be at least 1, not {max_new_tokens}.")
@@ -104,6 +105,7 @@ def generate_ids(
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     answers: list[Generation | None] = [None] * len(prompt_ids)
     for first in range(0, len(order), batch_size):
+        between()
         group = order[first : first + batch_size]
         batch = DecodingBatch(decoder, [prompt_ids[i] for i in group], stop_ids, max_new_tokens, options, seed, group)
         batch.advance(max_new_tokens)

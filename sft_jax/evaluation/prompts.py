@@ -1,6 +1,7 @@
 """From a prompt, text or chat, to the ids that the model was trained to continue, and the ids that end an answer."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sft_jax.data.spans import TextPlan
 from sft_jax.data.templates import message_dict, resolve_template
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
-from sft_jax.hf.source import Source
+from sft_jax.hf.source import Source, is_run, run_config
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | np.ndarray
 
@@ -85,6 +86,17 @@ class PromptReader:
             return ()
         ids = self.tokenizer.encode(self._rendering.turn_end.end)
         return (ids[-1],) if ids and ids[-1] in self.tokenizer.added_tokens.values() else ()
+
+
+def template_kwargs_of(path: str | Path) -> dict[str, Any]:
+    """Returns the template arguments that the run at `path` was trained with; none for what is no run.
+
+    A model answers in the form that it was trained in only if it is asked in that form.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or not is_run(folder):
+        return {}
+    return dict(run_config(folder)["data"].get("chat_template_kwargs") or {})
 
 
 def stop_ids_of(source: Source | None, tokenizer: Tokenizer, reader: PromptReader) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Held-out answers: a fixed sample of each eval set, answered greedily and compared with the reference."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,18 +63,20 @@ def evaluate_generations(
     *,
     max_new_tokens: int,
     batch_size: int = 32,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Answers the prompts greedily and scores the answers.
 
     Texts are without special tokens, and the reference ends before its first stop token, as the answer does. Every
-    process of a multi-process run must call this with the same arguments.
+    process of a multi-process run must call this with the same arguments. `between` is called before each batch, and
+    may end the evaluation by raising.
 
     Returns:
         ({name of a scorer: mean}, one record per prompt: "example", "prompt", "reference", "generation", a value per
         scorer, and "finished": whether the model ended the answer itself).
     """
     prompts = [item.prompt_ids for item in held_out]
-    answers = generate_ids(decoder, prompts, list(stop_ids), max_new_tokens, batch_size=batch_size)
+    answers = generate_ids(decoder, prompts, list(stop_ids), max_new_tokens, batch_size=batch_size, between=between)
     totals = dict.fromkeys(SCORERS, Score())
     records = []
     for item, answer in zip(held_out, answers, strict=True):

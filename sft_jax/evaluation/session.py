@@ -1,6 +1,7 @@
 """A chat with a model, whose answers come as text piece by piece."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
@@ -29,13 +30,14 @@ class ChatSession:
         *,
         system: str | None = None,
         chat_template: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_new_tokens: int = 512,
         options: Sampling = _GREEDY,
         seed: int = 0,
     ):
         """Raises UserError for a system message without a chat template, and where an answer may have no tokens."""
         self._model, self._tokenizer = model, tokenizer
-        self._reader = PromptReader(tokenizer, chat_template)
+        self._reader = PromptReader(tokenizer, chat_template, chat_template_kwargs)
         if system is not None and not self.is_chat:
             raise UserError("system: the model has no chat template for it; name one in chat_template, such as chatml.")
         if max_new_tokens < 1:

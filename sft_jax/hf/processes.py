@@ -32,10 +32,15 @@ def agree(action: Callable[[], T]) -> T:
         failed = np.flatnonzero(states)
         if failure is None and len(failed):
             kind = RuntimeError if _FAILED in states else UserError
-            raise kind(f"Process {failed[0]} failed where this one did not; its message says why.")
+            raise kind(f"Process {failed[0]} failed where this one did not; its output says why.")
     if failure is not None:
         raise failure
     return result
+
+
+def anywhere(flag: bool) -> bool:
+    """Returns whether `flag` is set in any process; all processes must call this."""
+    return bool(_of_all_processes([int(flag)]).any()) if jax.process_count() > 1 else flag
 
 
 def of_first_process(value: int) -> int:

@@ -45,17 +45,17 @@ def attention_pairs(batch: Batch, layers: Sequence[LayerSpec]) -> int:
     return sum(count * int((seen if window is None else np.minimum(seen, window)).sum()) for window, count in windows.items())
 
 
-def training_flops(matmul_parameters: int, trained: bool, attention_width: int, tokens: float, pairs: float) -> float:
+def training_flops(trained: int, frozen: int, attention_width: int, tokens: float, pairs: float) -> float:
     """Returns the model FLOPs of training on `tokens` tokens (Kaplan et al. 2020, appendix; PaLM, appendix B).
 
     Args:
-        matmul_parameters: Parameters that multiply every token: all kernels and the head, not the embedding lookup.
-        trained: Whether the kernels have gradients: 6 FLOPs a parameter and token, or 4 where they are frozen.
+        trained, frozen: Parameters that multiply every token (all kernels and the head, not the embedding lookup), with
+            and without a gradient of their own: 6 FLOPs a parameter and token, or 4.
         attention_width: Heads x head size.
         tokens: Real tokens; padding is not work.
         pairs: As `attention_pairs` counts them.
     """
-    return (6 if trained else 4) * matmul_parameters * tokens + 12 * attention_width * pairs
+    return (6 * trained + 4 * frozen) * tokens + 12 * attention_width * pairs
 
 
 def peak_memory() -> dict[str, int]:

@@ -6,7 +6,7 @@ Metrics are fetched two steps late, so the host never waits for the step it has 
 import collections
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,8 +14,11 @@ import jax
 from sft_jax.batch import Batch
 from sft_jax.config import Config
 from sft_jax.errors import UserError
-from sft_jax.training.metrics import MetricsLog, Progress, Window
-from sft_jax.training.signals import StopSignal
+from sft_jax.training.metrics import TRAIN, MetricsLog
+from sft_jax.training.profiler import Profiler
+from sft_jax.training.progress import Progress
+from sft_jax.training.votes import Votes
+from sft_jax.training.window import Window
 
 _LATE = 2  # steps
 
@@ -25,8 +28,9 @@ class Hooks:
     """What the run does between steps. All processes call all of them at the same steps."""
 
     evaluate: Callable[[Any, int], None]  # (state, step)
-    save: Callable[[Any, int, int], None]  # (state, step, position)
+    save: Callable[[Any, int, int, Window], None]  # (state, step, position, window)
     check: Callable[[], None]  # raises what a save in the background met
+    resume_point: Callable[[], str]  # says which step the next start continues from
     describe: Callable[[Batch], str]  # names the examples of a batch, for the message about a step that went wrong
     attention_pairs: Callable[[Batch], int]  # of a batch, over all processes
 
@@ -38,10 +42,20 @@ class Outcome:
     state: Any
     step: int
     position: int
+    window: Window
     stopped: str | None = None  # the signal, or "stop_after_steps"
     first_step_at: float | None = None  # time.time() at the end of the first step
-    window: Window | None = None  # sums over the steps of this process
-    last: dict[str, float] = field(default_factory=dict)  # last record of the log
+    first_step_seconds: float = 0.0
+
+
+@dataclass
+class _Started:
+    """A step that was started and whose metrics have not been fetched."""
+
+    number: int
+    batch: Batch
+    metrics: dict[str, jax.Array]
+    done_at: float | None = None  # time.perf_counter() when it was first seen to have ended
 
 
 def train(
@@ -54,91 +68,99 @@ def train(
     train_step: Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]],
     config: Config,
     hooks: Hooks,
+    window: Window,
     log: MetricsLog | None,
     progress: Progress,
-    stop: StopSignal,
+    profiler: Profiler,
+    votes: Votes,
 ) -> Outcome:
     """Trains from `step` to `total_steps`, or until it is asked to stop.
 
-    Raises UserError when a loss or gradient is not finite and `train.nonfinite` is "abort"; the state of the last
-    good step is on the devices then, and in the newest checkpoint.
+    Raises UserError when a loss or gradient is not finite and `train.nonfinite` is "abort". That is known two steps
+    late, so the devices have made later steps by then; nothing of them, nor of the step itself, has been saved.
     """
-    outcome = Outcome(state, step, position)
+    outcome = Outcome(state, step, position, window)
     first = step
-    window = Window()
-    pending: collections.deque[tuple[int, Batch, dict[str, jax.Array]]] = collections.deque()
-    profiling = False
+    since = begun = time.perf_counter()  # since: the end of the step before, or of what was no training
+    pending: collections.deque[_Started] = collections.deque()
+
+    def look() -> None:
+        """Notes the time for started steps that have ended by now, without waiting for one that has not."""
+        for started in pending:
+            if started.done_at is None:
+                if not started.metrics["loss_sum"].is_ready():
+                    return
+                started.done_at = time.perf_counter()
 
     def settle(keep: int) -> None:
         """Fetches metrics of started steps until only `keep` are left unfetched."""
+        nonlocal since
         while len(pending) > keep:
-            number, batch, metrics = pending.popleft()
-            metrics = jax.device_get(metrics) | {"attention_pairs": hooks.attention_pairs(batch)}
-            if outcome.first_step_at is None:
-                outcome.first_step_at = time.time()
+            started = pending.popleft()
+            number, batch = started.number, started.batch
+            metrics = jax.device_get(started.metrics)
+            done_at = started.done_at or time.perf_counter()
+            seconds, since = done_at - since, done_at
+            metrics["attention_pairs"] = hooks.attention_pairs(batch)
+            if number == first + 1:
+                outcome.first_step_at, outcome.first_step_seconds = time.time(), done_at - begun
             if metrics["nonfinite"] and config.train.nonfinite == "abort":
                 raise UserError(
                     f"step {number}: the loss or a gradient is not finite (loss {metrics['loss_sum'] / max(metrics['weight'], 1e-9):g}, "
-                    f"gradient norm {metrics['grad_norm']:g}); the state was left as it was. The batch held {hooks.describe(batch)}. "
-                    "Look at these rows, lower optim.learning_rate, or set train.nonfinite=skip to leave such steps out."
+                    f"gradient norm {metrics['grad_norm']:g}). The batch held {hooks.describe(batch)}. Look at these rows, lower "
+                    "optim.learning_rate, or set train.nonfinite=skip to leave such steps out. "
+                    f"The same command continues {hooks.resume_point()}."
                 )
-            window.add(metrics, timed=number > first + 1)
+            window.add(metrics, None if number == first + 1 else seconds)  # the first one compiles
             if number % config.log.every == 0 or number == total_steps:
-                record(number)
+                with votes.deferred():
+                    record(number)
+        votes.count(len(pending))
 
     def record(number: int) -> None:
-        outcome.last = window.take()
-        progress.record(number, outcome.last)
+        values = window.take()
+        progress.record(number, values)
         if log is not None:
-            log.write(number, "train", outcome.last)
+            log.write(number, TRAIN, values)
 
     def paused(action: Callable[[], None]) -> None:
         """Runs what is not training with all started steps done, and leaves its time out of the rates."""
+        nonlocal since
         settle(0)
         jax.block_until_ready(outcome.state)
-        start = time.perf_counter()
         action()
-        window.pause(time.perf_counter() - start)
+        since = time.perf_counter()
 
     for next_position, batch in batches:
-        if outcome.step >= total_steps:
+        look()
+        if outcome.step >= total_steps or votes.failed:
             break
-        if stop.requested(outcome.step):
-            outcome.stopped = stop.name or "SIGTERM in another process"
+        made = outcome.step - first
+        outcome.stopped = votes.stop or ("stop_after_steps" if made and made == config.train.stop_after_steps else None)
+        if outcome.stopped:
             break
-        if config.train.stop_after_steps and outcome.step - first >= config.train.stop_after_steps:
-            outcome.stopped = "stop_after_steps"
-            break
-        if config.train.profile and outcome.step - first == 2:
+        if profiler.begins(made):
             settle(0)
-            profiling = _start_trace(config, log)
+            profiler.start()
         outcome.state, metrics = train_step(outcome.state, to_device(batch))
         outcome.step += 1
         outcome.position = next_position
-        pending.append((outcome.step, batch, metrics))
-        settle(_LATE if outcome.step > first + 1 else 0)
-        hooks.check()
+        pending.append(_Started(outcome.step, batch, metrics))
+        look()
+        settle(_LATE if made else 0)
+        with votes.deferred():
+            hooks.check()
         progress.step(outcome.step)
-        if profiling and outcome.step - first == 2 + config.train.profile:
+        if profiler.ends(made + 1):
             settle(0)
-            jax.profiler.stop_trace()
-            profiling = False
+            profiler.stop()
         last = outcome.step == total_steps
-        if config.eval.every and outcome.step % config.eval.every == 0 and not last:
+        if config.eval.every and outcome.step % config.eval.every == 0 and not last and not votes.stop:
             paused(lambda: hooks.evaluate(outcome.state, outcome.step))
-        if config.checkpoint.every and outcome.step % config.checkpoint.every == 0 and not last:
-            paused(lambda: hooks.save(outcome.state, outcome.step, outcome.position))
+        if config.checkpoint.every and outcome.step % config.checkpoint.every == 0 and not last and not votes.stop:
+            paused(lambda: hooks.save(outcome.state, outcome.step, outcome.position, window))
     settle(0)
-    if profiling:
-        jax.profiler.stop_trace()
+    votes.raise_failure()
     if not outcome.stopped and outcome.step < total_steps:
         raise RuntimeError(f"the data ended after step {outcome.step} of {total_steps}")
-    if outcome.step > first and outcome.step % config.log.every and outcome.step < total_steps:
-        window.take()  # the part of a window that a stop cut off counts in the totals
-    outcome.window = window
     return outcome
-
-
-def _start_trace(config: Config, log: MetricsLog | None) -> bool:
-    jax.profiler.start_trace(str(log.profile_folder) if log is not None else "/dev/null")
-    return True

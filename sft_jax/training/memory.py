@@ -2,15 +2,20 @@
 
 import contextlib
 import re
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
+from jax.sharding import Mesh
 
 from sft_jax.config import Config
 from sft_jax.errors import UserError
 
+Doing = Literal["loading the model", "training", "evaluating", "exporting"]
+
 
 @contextlib.contextmanager
-def memory_explained(config: Config, doing: str):
+def memory_explained(config: Config, mesh: Mesh, doing: Doing) -> Iterator[None]:
     """Raises UserError with the keys to change where the devices or the host run out of memory while `doing`."""
     try:
         yield
@@ -18,25 +23,40 @@ def memory_explained(config: Config, doing: str):
         text = str(error)
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
             raise
-        raise UserError(f"Out of memory while {doing}{_amount(text)}. {advice(config)}") from error
+        raise UserError(f"Out of memory while {doing}{_amount(text)}. {advice(config, mesh, doing)}") from error
 
 
-def advice(config: Config) -> str:
-    """Returns what to change, in the order in which it costs least, leaving out what is already done."""
+def advice(config: Config, mesh: Mesh, doing: Doing) -> str:
+    """Returns what to change, in the order in which it costs least.
+
+    What is already done is left out, and so is what would not help or would be refused.
+    """
     micro = config.train.micro_batch_size or config.train.batch_size
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]  # rows are a multiple of them
     options = []
-    if micro > 1:
-        options.append(f"train.micro_batch_size={max(1, micro // 2)} (now {micro}; the result stays the same)")
-    if config.model.remat != "full":
-        options.append(f"model.remat=full (now {config.model.remat}; the result stays the same)")
-    if config.model.compute_dtype == "float32":
+    if doing == "training":
+        smaller = [rows for rows in range(groups, micro, groups) if config.train.batch_size % rows == 0]
+        if smaller:
+            options.append(f"train.micro_batch_size={smaller[-1]} (now {micro}; the result stays the same)")
+        if config.model.remat != "full":
+            options.append(f"model.remat=full (now {config.model.remat}; the result stays the same)")
+    if doing == "evaluating":
+        rows = config.eval.batch_size or micro
+        if rows > groups:
+            options.append(f"eval.batch_size={max(groups, rows // 2 // groups * groups)} (now {rows}; the result stays the same)")
+        if config.eval.generate:
+            options.append(f"eval.max_new_tokens below {config.eval.max_new_tokens}")
+    if doing in ("training", "evaluating") and config.model.compute_dtype == "float32":
         options.append("model.compute_dtype=bfloat16")
-    options.append(f"a larger mesh.fsdp or mesh.tensor on more devices (now {config.mesh.fsdp}, {config.mesh.tensor})")
-    if config.optim.name != "adafactor":
+    options.append(f"a larger mesh.fsdp or mesh.tensor on more devices (now {mesh.shape['fsdp']}, {mesh.shape['tensor']})")
+    if doing in ("training", "loading the model") and config.optim.name != "adafactor":
         options.append("optim.name=adafactor (its state is far smaller)")
     if config.model.dtype == "float32":
         options.append("model.dtype=bfloat16 (parameters and optimizer state)")
-    options.append(f"data.max_length below {config.data.max_length}")
+    if doing == "exporting":
+        options.append("python -m sft_jax.export --model WORKDIR, which needs no optimizer state (with train.export=False here)")
+    if doing in ("training", "evaluating"):
+        options.append(f"data.max_length below {config.data.max_length}")
     return "Try, in this order: " + "; ".join(options) + "."
 
 

@@ -14,7 +14,8 @@ import psutil
 from jax.sharding import Mesh
 
 from sft_jax.batch import Batch
-from sft_jax.config import Config, to_dict
+from sft_jax.checkpoint.checkpoints import Checkpoints
+from sft_jax.config import Config, TrainConfig, to_dict
 from sft_jax.data.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData
 from sft_jax.hf.source import Source
@@ -22,9 +23,11 @@ from sft_jax.model.sharding import largest_replicated
 from sft_jax.model.spec import DecoderSpec
 from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
 from sft_jax.training.loop import Outcome
-from sft_jax.training.optim import Optimizer
+from sft_jax.training.metrics import evaluations, last_training_record
+from sft_jax.training.optim import Choice, Optimizer
 from sft_jax.training.start import Start
 from sft_jax.training.state import TrainState
+from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 
 _PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
@@ -47,12 +50,27 @@ def print_totals(config: Config, data: PreparedData, start: Start, total_steps: 
     )
     for name, held_out in data.eval.items():
         say(f"Held-out data '{name}': {held_out.examples:,} examples, {held_out.supervised_tokens:,} supervised tokens.")
-    say(f"Steps: {total_steps:,} of {config.train.batch_size} rows; {max(total_steps - start.step, 0):,} to go.")
+    unused = f" (train.steps wins: train.epochs={config.train.epochs:g} is not used)" if unused_epochs(config) else ""
+    say(f"Steps: {total_steps:,} of {config.train.batch_size} rows{unused}; {max(total_steps - start.step, 0):,} to go.")
     if start.manifest and start.manifest["total_steps"] != total_steps:
         say(
             f"The run had {start.manifest['total_steps']:,} steps and has {total_steps:,} now: from step {start.step + 1:,} on the learning "
             f"rate follows the {config.optim.schedule} schedule over {total_steps:,} steps."
         )
+
+
+def unused_epochs(config: Config) -> bool:
+    """Returns whether `train.epochs` was set and changes nothing, because `train.steps` wins.
+
+    That is told and not refused: a recipe has its epochs, and a few steps of it on trial are a flag.
+    """
+    return config.train.steps > 0 and config.train.epochs != TrainConfig.epochs
+
+
+def print_finished(config: Config, work: Workdir) -> None:
+    """Prints that there is nothing left to do, and the key that changes it."""
+    key = "train.steps" if config.train.steps else "train.epochs"
+    say(f"This run has finished. Its summary is {work.path / 'summary.json'}; raise {key} to extend it.")
 
 
 def print_model(optimizer: Optimizer, state: TrainState, mesh: Mesh) -> None:
@@ -87,11 +105,19 @@ def describe_rows(stream: RowStream, batch: Batch, count: int = 8) -> str:
     return ", ".join(places) + (f" and {len(examples) - count} more examples" if len(examples) > count else "")
 
 
-def checkpoint_manifest(config: Config, data: PreparedData, source: Source, position: int, total_steps: int) -> dict[str, Any]:
+def resume_point(checkpoints: Checkpoints) -> str:
+    """Returns from where the same command goes on."""
+    return "at the beginning, since nothing was saved yet" if checkpoints.last is None else f"after step {checkpoints.last}, its newest checkpoint"
+
+
+def checkpoint_manifest(
+    config: Config, data: PreparedData, source: Source, position: int, total_steps: int, window: Window
+) -> dict[str, Any]:
     """Returns what a checkpoint says beside its arrays."""
     return {
         "position": position,
         "total_steps": total_steps,
+        "window": window.state(),
         "plan_hash": data.train.plan_hash,
         "rendered_at": data.rendered_at,
         "fingerprints": data.fingerprints,
@@ -142,46 +168,55 @@ def _git_revision() -> str | None:
 
 
 def summary(
-    outcome: Outcome, seconds: dict[str, float], evaluations: dict[int, dict[str, dict[str, float]]],
-    spec: DecoderSpec, choices: Iterable[Any], mesh: Mesh,
+    outcome: Outcome, seconds: dict[str, float], records: list[dict[str, Any]], eval_sets: Iterable[str],
+    spec: DecoderSpec, choices: Iterable[Choice], mesh: Mesh,
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns WORKDIR/summary.json. Rates leave out the first step, which compiles, evaluation and checkpoints."""
-    window = outcome.window
-    rate = 1 / window.timed_seconds if window.timed_seconds else 0.0
-    flops = training_flops(
-        matmul_parameters(choices), True, spec.heads * spec.head_size,
-        window.totals["real_tokens"], window.totals["attention_pairs"],
-    )  # fmt: skip
+    """Returns WORKDIR/summary.json.
+
+    Rates, counts and evaluations are those of the whole run, from its beginning, also where it was stopped and
+    continued. Rates leave out the first step of each start, which compiles, evaluation and checkpoints, and are None
+    where nothing is left. Peak memory and `seconds` are of this process; its phases add up to its life so far.
+    """
+    run = outcome.window.run
+    rates = run.rates()
+    trained, frozen = matmul_parameters(choices)
+    flops = training_flops(trained, frozen, spec.heads * spec.head_size, run.timed["real_tokens"], run.timed["attention_pairs"])
+    flops_per_second = flops / run.seconds if rates else None
     peak = peak_flops(mesh.devices.flat[0])
-    steps = sorted(evaluations)
+    eval_first, eval_last = evaluations(records, set(eval_sets))
+    seconds["train"] = seconds.get("train", 0.0) - outcome.first_step_seconds
     return {
         "finished": True,
         "steps": outcome.step,
         "rows": outcome.position,
-        "train": outcome.last,
-        "eval_first": evaluations[steps[0]] if steps else {},
-        "eval_last": evaluations[steps[-1]] if steps else {},
-        "real_tokens_per_second": window.totals["real_tokens"] * rate,
-        "supervised_tokens_per_second": window.totals["supervised_tokens"] * rate,
-        "seconds_per_step": window.timed_seconds / window.timed_steps if window.timed_steps else None,
-        "model_flops_per_second": flops * rate,
-        "mfu": flops * rate / (peak * mesh.size) if peak else None,
+        "train": last_training_record(records),
+        "eval_first": eval_first,
+        "eval_last": eval_last,
+        "real_tokens_per_second": rates.get("real_tokens_per_second"),
+        "supervised_tokens_per_second": rates.get("supervised_tokens_per_second"),
+        "seconds_per_step": rates.get("seconds_per_step"),
+        "model_flops_per_second": flops_per_second,
+        "mfu": flops_per_second / (peak * mesh.size) if peak and flops_per_second else None,
         "peak_memory_bytes": peak_memory(),
         "seconds_to_first_step": outcome.first_step_at - psutil.Process().create_time() if outcome.first_step_at else None,
-        "seconds": {**seconds, "train": window.timed_seconds},
-        "nonfinite_steps": window.left_out["nonfinite"],
-        "empty_steps": window.left_out["empty"],
+        "seconds": {**seconds, "first_step": outcome.first_step_seconds},
+        "nonfinite_steps": int(run.all["nonfinite"]),
+        "empty_steps": int(run.all["empty"]),
     }
 
 
-def matmul_parameters(choices: Iterable[Any]) -> int:
-    """Returns the number of parameters that multiply every token: kernels and head, not the embedding lookup.
+def matmul_parameters(choices: Iterable[Choice]) -> tuple[int, int]:
+    """Returns (trained, frozen): parameters that multiply every token, kernels and head, not the embedding lookup.
 
     A tied embedding counts once, as the head that it also is.
     """
-    shapes = {choice.path: choice.shape for choice in choices}
-    tied = not any(path.startswith("lm_head") for path in shapes)
-    return sum(math.prod(shape) for path, shape in shapes.items() if path.endswith("kernel") or (tied and path.startswith("embed.")))
+    choices = list(choices)
+    tied = not any(choice.path.startswith("lm_head") for choice in choices)
+    counts = {False: 0, True: 0}  # by whether it is frozen
+    for choice in choices:
+        if choice.path.endswith("kernel") or (tied and choice.path.startswith("embed.")):
+            counts[choice.frozen] += math.prod(choice.shape)
+    return counts[False], counts[True]
 
 
 def print_summary(values: dict[str, Any], work: Workdir, exported: bool) -> None:
@@ -192,10 +227,9 @@ def print_summary(values: dict[str, Any], work: Workdir, exported: bool) -> None
             before = first.get(name, {}).get(key)
             if isinstance(value, float):
                 say(f"{name} {key}: {before:.4f} before, {value:.4f} after" if before is not None else f"{name} {key}: {value:.4f}")
-    say(
-        f"Done: {values['steps']:,} steps, {values['real_tokens_per_second']:,.0f} real and "
-        f"{values['supervised_tokens_per_second']:,.0f} supervised tokens/s. Summary: {work.path / 'summary.json'}"
-    )
+    real, supervised = values["real_tokens_per_second"], values["supervised_tokens_per_second"]
+    rates = f", {real:,.0f} real and {supervised:,.0f} supervised tokens/s" if real is not None else ""
+    say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.path / 'summary.json'}")
     if exported:
         say(f"The tuned model lies in {work.path / 'export'}.")
 

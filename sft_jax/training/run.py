@@ -17,9 +17,9 @@ from flax import nnx
 from sft_jax.checkpoint.checkpoints import Checkpoints, flatten_state
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
-from sft_jax.errors import StoppedBySignal
-from sft_jax.evaluation.evals import Evaluator
+from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
+from sft_jax.hf.processes import agree, anywhere
 from sft_jax.hf.source import find_model, lasting_path, read_source
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
@@ -28,19 +28,21 @@ from sft_jax.training.export import export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
 from sft_jax.training.memory import memory_explained
-from sft_jax.training.metrics import METRICS_FILE, MetricsLog, Phases, Progress
+from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
 from sft_jax.training.placement import check_rows, place_local, row_share
 from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
+from sft_jax.training.profiler import Profiler
+from sft_jax.training.progress import Phases, Progress
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
 from sft_jax.training.state import abstract_state, create_state
 from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.votes import Votes
+from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 from sft_jax.versions import check_versions
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -50,20 +52,24 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
 
     Raises:
         UserError: the configuration, the data, the model or the folder is wrong; the message names what and the remedy.
-        StoppedBySignal: SIGTERM, Ctrl-C or `train.stop_after_steps`; the state is saved.
+        StoppedBySignal: SIGTERM, Ctrl-C or `train.stop_after_steps`; whatever there was to save is saved.
     """
     check_versions()
     config = config if isinstance(config, Config) else parse_config(config)
     model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
     config = dataclasses.replace(config, model=model)
-    set_up_platform(config.train.deterministic)
-    join_processes()
-    with contextlib.closing(Workdir(workdir, lock=jax.process_index() == 0)) as work, StopSignal() as stop:
-        return _fit(config, work, stop)
-
-
-def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     phases = Phases()
+    with contextlib.ExitStack() as stack:  # what is opened last is closed first: the lock outlives every save
+        stop = stack.enter_context(StopSignal())
+        set_up_platform(config.train.deterministic)
+        join_processes()
+        stop.at_once = jax.process_count() == 1  # several stop together
+        work = agree(lambda: Workdir(workdir, lock=jax.process_index() == 0))
+        stack.enter_context(contextlib.closing(work))
+        return _fit(config, work, stop, phases, stack)
+
+
+def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack: contextlib.ExitStack) -> dict[str, Any]:
     first_process = jax.process_index() == 0
     micro_rows = config.train.micro_batch_size or config.train.batch_size
     eval_rows = config.eval.batch_size or micro_rows
@@ -81,7 +87,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
-    checkpoints = Checkpoints(work.path / "checkpoints", config.checkpoint.keep)
+    checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep, agree))
     start = find_start(config, work, checkpoints, log=report.say)
     start.check_model(abstract.spec)
     with phases("data"):
@@ -92,11 +98,13 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
     total_steps = start.total_steps(config, data)
     report.print_totals(config, data, start, total_steps)
     if start.finished(total_steps):
-        report.say(f"This run has finished. Its summary is {work.path / 'summary.json'}; raise train.epochs to extend it.")
+        report.print_finished(config, work)
         return start.summary
+    votes = Votes(stop, mesh)
+    votes.check()
 
     # ---- the model, or the state of the newest checkpoint
-    with phases("model"), memory_explained(config, "loading the model"):
+    with phases("model"), memory_explained(config, mesh, "loading the model"):
         optimizer = make_optimizer(config.optim, nnx.state(abstract), total_steps, seed=config.seed)
         graphdef, like = abstract_state(abstract, optimizer, mesh)
         state = start.restore(like)
@@ -108,73 +116,101 @@ def _fit(config: Config, work: Workdir, stop: StopSignal) -> dict[str, Any]:
                 report.say(f"Tensors of the checkpoint that hold no parameter: {', '.join(decoder.source.ignored)}.")
             graphdef, state = create_state(decoder, optimizer, mesh)
             del decoder
-    if first_process:
+    votes.check()
+    evaluate_first = anywhere(first_process and start.must_evaluate(config, work, data.eval, total_steps))
+
+    def write_start() -> None:
+        work.remove("summary.json")  # of a run that had finished and goes on
         work.write_json("data_report.json", data.report)
         work.write_json("config.json", to_dict(config))
         work.write_json("manifest.json", report.run_manifest(config, data, source, mesh, optimizer))
-        for name in (METRICS_FILE, SAMPLES_FILE):
-            work.cut_back(name, start.step if start.manifest else -1)  # a run that never saved begins anew, step 0 too
+        cut_logs_back(work, start.step if start.manifest else -1, evaluate_first)
+
+    agree(lambda: write_start() if first_process else None)
     report.print_model(optimizer, like, mesh)
 
     # ---- what happens between steps
-    log = MetricsLog(work, config.log.tensorboard, start.step + 1) if first_process else None
-    progress = Progress(total_steps, start.step, shown=first_process)
-    evaluator = Evaluator(config, data, graphdef, make_eval_step(graphdef, mesh), mesh, eval_rows, source)
+    index, count = row_share(mesh)
+    eval_step = votes.ride(make_eval_step(graphdef, mesh))
+    evaluator = Evaluator(config, data, graphdef, eval_step, mesh, eval_rows, source, votes.stopping)
+    shown = stack.enter_context(contextlib.ExitStack())
+    progress = shown.enter_context(Progress(total_steps, start.step, shown=first_process))
+    log = agree(lambda: MetricsLog(work, config.log.tensorboard, start.next_step) if first_process else None)
+    shown.enter_context(log or contextlib.nullcontext())
 
     def evaluate(state, step: int) -> None:
-        with phases("evaluate"), memory_explained(config, "evaluating"):
-            results, samples = evaluator(state, step)
-        for name, values in results.items():
-            progress.print(report.eval_line(step, name, values))
+        try:
+            with phases("evaluate"), memory_explained(config, mesh, "evaluating"):
+                results, samples = evaluator(state, step)
+        except Interrupted:
+            return  # the next start makes this evaluation
+        finally:
+            votes.count(0)
+        with votes.deferred():
             if log is not None:
-                log.write(step, name, values)
-        if first_process and samples:
-            work.append_lines(SAMPLES_FILE, samples)
+                log.write_samples(samples)  # before the values: where those are, all is
+            for name, values in results.items():
+                progress.print(report.eval_line(step, name, values))
+                if log is not None:
+                    log.write(step, name, values)
 
-    def save(state, step: int, position: int) -> None:
+    def save(state, step: int, position: int, window: Window) -> None:
+        manifest = report.checkpoint_manifest(config, data, source, position, total_steps, window)
         with phases("checkpoint"):
-            checkpoints.save(step, flatten_state(state), report.checkpoint_manifest(config, data, source, position, total_steps))
+            checkpoints.save(step, flatten_state(state), manifest)
 
-    index, count = row_share(mesh)
     hooks = Hooks(
-        evaluate, save, checkpoints.check, partial(report.describe_rows, data.train),
+        evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
         lambda batch: attention_pairs(batch, abstract.spec.layers) * count,
     )  # fmt: skip
 
     # ---- train
-    if start.step == 0 and data.eval:
-        evaluate(state, 0)
-    with memory_explained(config, "training"):
+    if evaluate_first:
+        evaluate(state, start.step)
+        votes.raise_failure()
+    votes.check()
+    stop.at_once = False
+    steps = min(total_steps - start.step, config.train.stop_after_steps or total_steps)
+    profiler = shown.enter_context(Profiler(work.path / "profile" if first_process else None, config.train.profile, steps))
+    with phases("train"), memory_explained(config, mesh, "training"):
         outcome = train(
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
-            make_train_step(graphdef, optimizer, mesh),
-            config, hooks, log, progress, stop,
+            votes.ride(make_train_step(graphdef, optimizer, mesh), donate=(0,)),
+            config, hooks, start.window(), log, progress, profiler, votes,
         )  # fmt: skip
+
+    def save_and_stop(by: str | None) -> None:
+        if outcome.step > start.step:
+            save(outcome.state, outcome.step, outcome.position, outcome.window)
+            agree(checkpoints.wait)
+        stop.raise_stopped(by)
+
+    if outcome.step > start.step:
+        stop.where = f"after step {outcome.step} of {total_steps}; the state is saved"
     if outcome.stopped:
-        progress.close()
-        save(outcome.state, outcome.step, outcome.position)
-        checkpoints.close()
-        raise StoppedBySignal(
-            f"Stopped by {outcome.stopped} after step {outcome.step} of {total_steps}; the state is saved. "
-            "Start the same command again to continue."
-        )
+        save_and_stop(outcome.stopped)
 
     # ---- what the run leaves behind
-    if data.eval:
+    if config.checkpoint.save_last and outcome.step > start.step:
+        save(outcome.state, outcome.step, outcome.position, outcome.window)
+    stop.at_once = jax.process_count() == 1 and checkpoints.last == outcome.step
+    if data.eval and outcome.step > start.step and not votes.asked():
         evaluate(outcome.state, outcome.step)
-    progress.close()
-    if config.checkpoint.save_last:
-        save(outcome.state, outcome.step, outcome.position)
+        votes.raise_failure()
+    if votes.asked():
+        save_and_stop(None)
     with phases("checkpoint"):
-        checkpoints.close()
+        agree(checkpoints.wait)
+    shown.close()
     if config.train.export:
-        with phases("export"):
+        with phases("export"), memory_explained(config, mesh, "exporting"):
             export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)
-    summary = report.summary(outcome, phases.seconds, evaluator.history, abstract.spec, optimizer.choices, mesh)
-    if first_process:
-        work.write_json("summary.json", summary)
-        log.close()
+    stop.at_once = False
+    summary = report.summary(
+        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh
+    )
+    agree(lambda: work.write_json("summary.json", summary) if first_process else None)
     report.print_summary(summary, work, exported=config.train.export)
     return summary

@@ -3,15 +3,23 @@
 import signal
 import threading
 
-import jax
-from jax.experimental import multihost_utils
+from sft_jax.errors import StoppedBySignal
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT while it is entered. A second Ctrl-C ends the process at once."""
+    """Notes SIGTERM and SIGINT while it is entered. A second Ctrl-C ends the process at once.
+
+    Attributes:
+        name: of the signal that asked the run to stop, or None.
+        at_once: there is nothing to save, so a signal raises StoppedBySignal where the program stands.
+        where: how far the run is, for the message.
+    """
 
     def __init__(self):
         self.name: str | None = None
+        self.at_once = True
+        self.where = "before the first step of this start; there was nothing to save"
+        self._interrupts = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -25,12 +33,15 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame) -> None:
-        if self.name == "SIGINT" and number == signal.SIGINT:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        first, self.name = self.name is None, self.name or signal.Signals(number).name
+        if self.at_once and first:
+            self.raise_stopped()
 
-    def requested(self, step: int) -> bool:
-        """Returns whether to stop before the next step; with several processes, in all of them at the same step."""
-        if jax.process_count() == 1:
-            return self.name is not None
-        return multihost_utils.reached_preemption_sync_point(step)
+    def raise_stopped(self, by: str | None = None) -> None:
+        """Raises StoppedBySignal; `by` is the reason, where it is not the signal that was noted."""
+        raise StoppedBySignal(
+            f"Stopped by {by or self.name or 'a signal to another process'} {self.where}. Start the same command again to continue."
+        )

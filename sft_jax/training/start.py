@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from sft_jax.data.prepare import PreparedData
 from sft_jax.errors import UserError
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.spec import DecoderSpec
+from sft_jax.training.metrics import METRICS_FILE, is_evaluated
 from sft_jax.training.resume import check_changes
+from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 
 Log = Callable[[str], None]
@@ -24,7 +26,7 @@ class Start:
 
     checkpoints: Checkpoints
     manifest: dict[str, Any] | None  # of the checkpoint to continue from
-    summary: dict[str, Any] | None  # of the run, where it has finished
+    summary: dict[str, Any] | None  # of the run, where it has finished; it may have gone on after its last checkpoint
 
     @property
     def step(self) -> int:
@@ -39,6 +41,15 @@ class Start:
     def rendered_at(self) -> str | None:
         """The day that templates take for today, so that one that writes the date makes the tokens of the run so far."""
         return self.manifest.get("rendered_at") if self.manifest else None
+
+    @property
+    def next_step(self) -> int:
+        """The first step that this start writes to the logs: 0, an evaluation, at the beginning."""
+        return self.step + 1 if self.manifest else 0
+
+    def window(self) -> Window:
+        """Returns the sums of the run so far."""
+        return Window(self.manifest["window"] if self.manifest else None)
 
     def rows(self, config: Config) -> int:
         """Returns the rows that the stream must have for `train.steps`, or 0 where epochs decide."""
@@ -75,7 +86,20 @@ class Start:
             )
 
     def finished(self, total_steps: int) -> bool:
-        return self.summary is not None and self.step >= total_steps
+        return self.summary is not None and self.summary["steps"] >= total_steps
+
+    def must_evaluate(self, config: Config, work: Workdir, names: Iterable[str], total_steps: int) -> bool:
+        """Returns whether the eval sets `names` are evaluated before the first step of this start.
+
+        At the beginning of a run they are. Later, where an evaluation belongs to the step of the checkpoint and is not
+        in the log, since the run was stopped before it.
+        """
+        if not names:
+            return False
+        if self.manifest is None:
+            return True
+        due = self.step == total_steps or (config.eval.every and self.step % config.eval.every == 0)
+        return bool(due) and not is_evaluated(work.read_lines(METRICS_FILE), self.step, names)
 
     def restore(self, like):
         """Returns the state of the checkpoint in the structure and shardings of `like`, or None at the beginning."""
@@ -91,10 +115,11 @@ class Start:
 def find_start(config: Config, work: Workdir, checkpoints: Checkpoints, log: Log) -> Start:
     """Finds the newest sound checkpoint of the run, and refuses changes of the configuration that it does not allow.
 
-    A damaged checkpoint is named, set aside and the one before it used; where all are damaged the run stops.
+    A damaged checkpoint is named, set aside and the one before it used; where all are damaged the run stops, also when
+    it is started once more.
     """
-    for name in checkpoints.removed:
-        log(f"Removed checkpoint {name}: its save was cut short and never took effect.")
+    for step in checkpoints.removed:
+        log(f"Removed checkpoint {step}: its save was cut short and never took effect.")
     manifest, damaged = None, []
     for step in reversed(checkpoints.steps()):
         try:
@@ -104,16 +129,21 @@ def find_start(config: Config, work: Workdir, checkpoints: Checkpoints, log: Log
             place = checkpoints.set_aside(step)
             damaged.append(step)
             log(f"Checkpoint {step} is damaged and was set aside as {place.name}: {error}.")
-    if manifest is None and damaged:
+    if manifest is None and (damaged or checkpoints.aside()):
         raise UserError(
-            f"{work.path / 'checkpoints'}: every checkpoint of this run is damaged. Copy one back from elsewhere, or "
-            "start again in another --workdir."
+            f"{work.path / 'checkpoints'}: every checkpoint of this run is damaged. Copy one back from elsewhere, start again "
+            "in another --workdir, or remove the damaged ones to begin this run anew."
         )
-    if manifest is None:
+    summary = work.read_json("summary.json")
+    if summary is not None and not (isinstance(summary, dict) and summary.get("finished")):
+        summary = None
+    # A run that finished without saving its last step is known by its summary.
+    before = manifest["config"] if manifest else work.read_json("config.json") if summary else None
+    if before is None:
         return Start(checkpoints, None, None)
-    before = manifest["config"]
     for change in check_changes(before, to_dict(config), config.checkpoint.allow_changes):
         log(f"Changed since the run was last started: {change}")
-    summary = work.read_json("summary.json")
-    log(f"Continuing from checkpoint {manifest['step']}.")
+    if manifest:
+        checkpoints.last = manifest["step"]
+        log(f"Continuing from checkpoint {manifest['step']}.")
     return Start(checkpoints, manifest, summary)

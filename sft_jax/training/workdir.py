@@ -2,13 +2,15 @@
 
 import fcntl
 import json
+import math
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_jax.errors import UserError
 from sft_jax.checkpoint.disk import explained
+from sft_jax.errors import UserError
 
 
 class Workdir:
@@ -45,11 +47,7 @@ class Workdir:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a JSON file as a whole: a reader sees the old one or the new one."""
-        place = self.path / name
-        with explained(place, "the file"):
-            temporary = place.with_name(place.name + ".tmp")
-            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-            temporary.rename(place)
+        self._replace(name, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any | None:
         """Returns the content of a JSON file, or None if there is none."""
@@ -57,37 +55,66 @@ class Workdir:
         if not place.is_file():
             return None
         try:
-            return json.loads(place.read_text())
+            return json.loads(place.read_bytes())
         except ValueError as error:
             raise UserError(f"{place}: is not JSON ({error}). Restore it, or use another --workdir.") from error
 
+    def remove(self, name: str) -> None:
+        with explained(self.path / name, "the file"):
+            (self.path / name).unlink(missing_ok=True)
+
     def append_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         """Appends one JSON object a line."""
-        with explained(self.path / name, "the log"), open(self.path / name, "a") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        lines = [json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+        with explained(self.path / name, "the log"), open(self.path / name, "a", encoding="utf-8") as file:
+            file.writelines(lines)
 
-    def cut_back(self, name: str, last_step: int) -> int:
-        """Removes the records of steps after `last_step` from a log of `append_lines`; returns how many went.
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """Returns the records of a log of `append_lines`, without a last line that a kill left unfinished."""
+        return [record for line in self._lines(name) if (record := _record(line)) is not None]
 
-        A line that a kill left unfinished goes too.
+    def cut_back(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> int:
+        """Removes the records that `keep` refuses from a log of `append_lines`; returns how many lines went.
+
+        A line that is no record, such as one that a kill left unfinished, goes too.
         """
-        place = self.path / name
-        if not place.is_file():
-            return 0
-        lines = place.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= last_step]
+        lines = self._lines(name)
+        kept = [line for line in lines if (record := _record(line)) is not None and keep(record)]
         if len(kept) < len(lines):
-            temporary = place.with_name(place.name + ".tmp")
-            with explained(place, "the log"):
-                temporary.write_text("".join(kept))
-                temporary.rename(place)
+            self._replace(name, b"".join(kept))
         return len(lines) - len(kept)
 
+    def _lines(self, name: str) -> list[bytes]:
+        """Returns the lines of a log. They end at a newline and nowhere else: texts may hold U+2028 or U+0085."""
+        place = self.path / name
+        if not place.is_file():
+            return []
+        with open(place, "rb") as file:
+            return file.readlines()
 
-def _step_of(line: str) -> int | None:
-    if not line.endswith("\n"):
+    def _replace(self, name: str, content: str | bytes) -> None:
+        place = self.path / name
+        temporary = place.with_name(place.name + ".tmp")
+        with explained(place, "the file"):
+            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+            temporary.rename(place)
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` with null for every number that JSON does not have: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Returns the record of a line, or None for what `append_lines` has not written."""
+    if not line.endswith(b"\n"):
         return None
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(line)
+    except ValueError:
         return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

@@ -1,6 +1,8 @@
 """Checkpoints: exact, verified to the last byte, atomic, kept in number, and the same on every mesh."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sft_jax.errors import UserError
+from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.checkpoint import checkpoints as checkpoint_lib
+from sft_jax.checkpoint import manifest as manifest_lib
 from sft_jax.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint, committed_steps, flatten_state, restore, unflatten_state, verify
 from sft_jax.checkpoint.integrity import checksums
+from sft_jax.checkpoint.manifest import read_manifest
 
 
 def mesh_of(size: int) -> jax.sharding.Mesh:
@@ -129,10 +133,100 @@ def test_a_save_that_was_cut_short_does_not_exist(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "9")
     (tmp_path / "9" / "manifest.json").unlink()  # the commit never came
     (tmp_path / "9" / "arrays.orbax-checkpoint-tmp").mkdir()
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.steps() == [7] and checkpoints.removed == ["9"]
-    checkpoints.close()
-    assert not (tmp_path / "9").exists()
+    for step in (7, 9, 11):  # 7: a kill between commit and unmarking; 11: one before the folder was made
+        (tmp_path / f"{step}.unfinished").touch()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.steps() == [7] and checkpoints.removed == [9]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["7"]
+    verify(tmp_path / "7")
+
+
+def test_only_what_a_save_left_is_removed(saved, tmp_path):
+    """Folders of the user's stay, and a step that has lost its manifest is damage, not a save that was cut short."""
+    for name in ("7", "8", "best", "7.backup", "007", "notes.unfinished"):
+        shutil.copytree(saved, tmp_path / name)
+    (tmp_path / "8/manifest.json").unlink()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.removed == [] and checkpoints.steps() == [7, 8] and committed_steps(tmp_path) == [7]
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+        with pytest.raises(DamagedCheckpoint, match="8/manifest.json cannot be read"):
+            verify(tmp_path / "8")
+        checkpoints.save(10, state_on(mesh_of(1)), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"8", "10", "best", "7.backup", "007", "notes.unfinished"}
+
+
+def test_a_kill_while_an_old_step_is_removed_is_no_damage(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state_on(mesh_of(1)), {})
+
+    def killed(path):
+        raise InterruptedError
+
+    monkeypatch.setattr(checkpoint_lib.shutil, "rmtree", killed)
+    with pytest.raises(InterruptedError), Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(2, state_on(mesh_of(1)), {})
+    monkeypatch.undo()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.removed == [1] and checkpoints.steps() == [2]
+
+
+def test_a_file_that_cannot_be_read_is_damage(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "7")
+    digests = read_manifest(tmp_path / "7")["files"]
+    victim = next(iter(sorted(digests)))
+    (tmp_path / "7" / victim).unlink()
+    (tmp_path / "7" / victim).mkdir()
+    with pytest.raises(DamagedCheckpoint, match=victim):
+        verify(tmp_path / "7")
+
+
+def test_a_disk_that_fails_while_reading_is_damage(saved, monkeypatch):
+    def broken(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(manifest_lib, "_file_digest", broken)
+    with pytest.raises(DamagedCheckpoint, match=r"cannot be read \(Input/output error\)"):
+        verify(saved)
+
+
+def test_what_was_saved_last_is_not_asked_of_the_disk(tmp_path, monkeypatch):
+    """Of several processes one may see a commit before another does; asked twice for a step, all must do the same."""
+    monkeypatch.setattr(manifest_lib, "write_manifest", lambda folder, body: time.sleep(0.2))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(3, state_on(mesh_of(1)), {})
+        assert checkpoints.last == 3 and committed_steps(tmp_path) == []
+        checkpoints.save(3, state_on(mesh_of(1)), {})
+        assert checkpoints._pending is None  # no second save was begun
+
+
+def test_the_end_waits_for_the_save_also_after_an_error(tmp_path, monkeypatch):
+    """Else another start would take the lock while this one still writes."""
+    write = manifest_lib.write_manifest
+
+    def slow(folder, body):
+        time.sleep(0.5)
+        write(folder, body)
+
+    monkeypatch.setattr(manifest_lib, "write_manifest", slow)
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state_on(mesh_of(1)), {})
+        raise ZeroDivisionError
+    assert committed_steps(tmp_path) == [1] and not any(thread.name.startswith("commit") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(UserError("step 3 is bad."), "step 3 is bad. And: .*no space left"), (StoppedBySignal("the state is saved"), "no space left")],
+)
+def test_a_save_that_fails_is_told_beside_the_error_that_ends_the_run(tmp_path, monkeypatch, error, shown):
+    def full(folder, body):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest_lib, "write_manifest", full)
+    with pytest.raises(UserError, match=shown), Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state_on(mesh_of(1)), {})
+        raise error
 
 
 def test_set_aside_keeps_the_damaged_one_out_of_the_way(saved, tmp_path):
@@ -141,7 +235,8 @@ def test_set_aside_keeps_the_damaged_one_out_of_the_way(saved, tmp_path):
     place = checkpoints.set_aside(7)
     assert checkpoints.steps() == [] and place.is_dir()
     checkpoints.close()
-    assert Checkpoints(tmp_path, keep=2).removed == [] and place.is_dir()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.removed == [] and place.is_dir() and checkpoints.aside() == [place]
 
 
 def test_another_model_is_not_damage(saved):
@@ -164,7 +259,7 @@ def test_a_full_disk_in_the_background_is_one_message(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, state_on(mesh_of(1)), {})
     checkpoints.wait()
-    monkeypatch.setattr(checkpoint_lib, "_write_manifest", full)
+    monkeypatch.setattr(manifest_lib, "write_manifest", full)
     checkpoints.save(2, state_on(mesh_of(1)), {})
     with pytest.raises(UserError, match="no space left.*start the same command again"):
         checkpoints.wait()

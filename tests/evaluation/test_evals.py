@@ -59,7 +59,6 @@ def test_every_set_has_its_values_and_its_samples(run):
         assert len(own) == 3 and {record["step"] for record in own} == {7}
         assert values["exact_match"] == np.mean([record["exact_match"] for record in own])
     assert results["first"]["loss"] != results["second"]["loss"] and results["first"]["examples"] == 20
-    assert evaluator.history == {7: results}
 
 
 def test_every_evaluation_asks_the_same_and_compiles_nothing_anew(run):
@@ -72,7 +71,7 @@ def test_every_evaluation_asks_the_same_and_compiles_nothing_anew(run):
     asked = [[(r["set"], r["example"], r["prompt"], r["reference"]) for r in records] for _, records in (first, second)]
     assert asked[0] == asked[1]
     assert [r["generation"] for r in first[1]] != [r["generation"] for r in second[1]]
-    assert first[0]["first"]["loss"] != second[0]["first"]["loss"] and sorted(evaluator.history) == [0, 5]
+    assert first[0]["first"]["loss"] != second[0]["first"]["loss"]
 
 
 def test_answers_stop_where_the_model_and_the_tokenizer_say(run):

@@ -1,5 +1,8 @@
 """One process, two and four give the same run, and one continues what another number began."""
 
+import fcntl
+import shutil
+import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -22,24 +25,51 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def run_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.CompletedProcess]:
-    """Runs the command in `count` processes that share eight devices; `own` gives the environment of one alone."""
+def start_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.Popen]:
+    """Starts the command in `count` processes that share eight devices; `own` gives the environment of one alone."""
     address = f"127.0.0.1:{free_port()}"
-
-    def run(index: int):
+    started = []
+    for index in range(count):
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-        return subprocess.run(
-            train_command(config, workdir), env=environment(8 // count, cache) | variables | own(index), capture_output=True, text=True, timeout=300
+        started.append(
+            subprocess.Popen(
+                train_command(config, workdir), env=environment(8 // count, cache) | variables | own(index),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
         )
+    return started
 
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
+
+def finish(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
+    """Waits for all; one that waits for another for ever is killed, and has a negative return code."""
+
+    def wait(process):
+        try:
+            output, errors = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, errors = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(wait, processes))
+
+
+def run_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.CompletedProcess]:
+    return finish(start_processes(config, workdir, cache, count, own))
+
+
+def end_with_one_message_each(results: list[subprocess.CompletedProcess]) -> None:
+    for result in results:
+        assert result.returncode == 2, result.stdout + result.stderr
+        own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(own) == 1 and "Traceback" not in result.stderr, result.stderr
 
 
 @pytest.fixture(scope="module")
 def single(folder):
     """The run of one process with eight devices."""
-    config = tiny_config(folder, train__epochs=1.0, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, data__eval=str(folder / "held_out.jsonl"))
+    config = tiny_config(folder, train__epochs=4.0, checkpoint__every=0, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, data__eval=str(folder / "held_out.jsonl"))
     result = run_command(config, folder / "single", folder / "xdg", devices=8)
     assert result.returncode == 0, result.stderr
     return config, folder / "single"
@@ -102,3 +132,63 @@ def test_processes_that_have_other_rows_do_not_train(folder):
     results = run_processes(config, folder / "differing", folder / "xdg", 2, lambda index: {"HOME": str(folder / f"home{index}")})
     assert [result.returncode for result in results] == [2, 2], results[0].stderr
     assert all("process 1 has other rows than process 0" in result.stderr for result in results)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, single):
+    """Only the second process is signalled; both save, end with 75, and go on bit for bit as if nothing had been."""
+    config, _ = single
+    whole, workdir = folder / "not_signalled", folder / "signalled"
+    results = run_processes(config, whole, folder / "xdg", 2)
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr
+    processes = start_processes(config, workdir, folder / "xdg", 2)
+    for line in processes[0].stdout:
+        if line.startswith("step 2/"):
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    results = finish(processes)
+    assert [result.returncode for result in results] == [75, 75], results[0].stderr + results[1].stderr
+    assert "Stopped by a signal to another process after step" in results[0].stderr
+    assert "Stopped by SIGTERM after step" in results[1].stderr
+    stopped = final_checksums(workdir)["step"]
+    assert 2 < stopped < final_checksums(whole)["step"]
+    results = run_processes(config, workdir, folder / "xdg", 2)
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr
+    assert final_checksums(workdir) == final_checksums(whole) and metrics(workdir) == metrics(whole)
+
+
+def test_a_locked_workdir_ends_all_processes(folder, single):
+    """Only the first process takes the lock."""
+    workdir = folder / "locked"
+    workdir.mkdir()
+    with open(workdir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = run_processes(single[0], workdir, folder / "xdg", 2)
+    end_with_one_message_each(results)
+    assert "is in use" in results[0].stderr and "Process 0 failed where this one did not" in results[1].stderr
+
+
+@pytest.mark.slow
+def test_a_log_that_cannot_be_written_ends_all_processes(folder, single):
+    """In the middle of the loop, where the other process has started further steps."""
+    workdir = folder / "no_log"
+    (workdir / "metrics.jsonl").mkdir(parents=True)
+    config = single[0].copy_and_resolve_references()
+    config.data.eval = None
+    results = run_processes(config, workdir, folder / "xdg", 2)
+    end_with_one_message_each(results)
+    assert "metrics.jsonl: the log could not be written (is a directory)" in results[0].stderr
+    assert "Another process of the run failed" in results[1].stderr
+
+
+@pytest.mark.slow
+def test_a_commit_that_fails_ends_all_processes(folder, single):
+    """Only the first process commits, in the background; here it finds a folder where its marker should go."""
+    config = single[0].copy_and_resolve_references()
+    config.data.eval, config.checkpoint.every = None, 2
+    workdir = folder / "no_commit"
+    (workdir / "checkpoints/4.unfinished").mkdir(parents=True)
+    results = run_processes(config, workdir, folder / "xdg", 2)
+    end_with_one_message_each(results)
+    assert "(is a directory)" in results[0].stderr and "failed" in results[1].stderr
+    shutil.rmtree(workdir)

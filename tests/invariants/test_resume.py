@@ -2,7 +2,9 @@
 
 import datetime
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +16,14 @@ from tiny_run import environment, final_checksums, metrics, run_command, tiny_co
 
 from sft_jax import fit
 from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.evaluation import evals
 from sft_jax.training import prepare as prepare_module
+
+
+def config_of(folder, **changes):
+    """A run whose log windows, checkpoints, evaluations and stops do not fall on the same steps."""
+    held_out = {"data__eval": {"held": str(folder / "held_out.jsonl")}, "eval__every": 5}
+    return tiny_config(folder, **{"log__every": 3, **held_out, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +35,97 @@ def folder(tmp_path_factory):
 def whole(folder):
     """A run that was never stopped."""
     workdir = folder / "whole"
-    summary = fit(tiny_config(folder), workdir)
+    summary = fit(config_of(folder), workdir)
     assert summary["finished"] and summary["steps"] > 6
     return workdir
 
 
 def test_stopped_runs_continue_bitwise(folder, whole):
+    """Stopped twice: in the middle of a window, and after a step that is evaluated."""
     workdir = folder / "stopped"
-    with pytest.raises(StoppedBySignal, match="after step 3 of"):
-        fit(tiny_config(folder, train__stop_after_steps=3), workdir)
-    assert not (workdir / "summary.json").exists()
-    fit(tiny_config(folder), workdir)
+    for steps, reached in ((4, 4), (1, 5)):
+        with pytest.raises(StoppedBySignal, match=f"after step {reached} of"):
+            fit(config_of(folder, train__stop_after_steps=steps), workdir)
+        assert not (workdir / "summary.json").exists()
+    summary = fit(config_of(folder), workdir)
     assert final_checksums(workdir) == final_checksums(whole)
     assert metrics(workdir) == metrics(whole)
+    uninterrupted = json.loads((whole / "summary.json").read_text())
+    for key in ("steps", "rows", "eval_first", "eval_last", "nonfinite_steps", "empty_steps"):
+        assert summary[key] == uninterrupted[key], key
+    assert summary["train"]["loss"] == uninterrupted["train"]["loss"] and summary["real_tokens_per_second"] > 0
+
+
+def test_a_stop_while_evaluating_leaves_the_evaluation_to_the_next_start(folder, whole, monkeypatch):
+    """In the middle of the run and at its end; the state is saved before anything else."""
+    workdir = folder / "stopped_evaluating"
+    evaluate = evals.evaluate_loss
+    calls = []
+
+    def signalled(*args):
+        calls.append(args)
+        if len(calls) in (2, 5):  # steps 0 and 5; then 5 once more, 10, and the last one
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr(evals, "evaluate_loss", signalled)
+    with pytest.raises(StoppedBySignal, match="Stopped by SIGTERM after step 5 of"):
+        fit(config_of(folder), workdir)
+    assert [record["step"] for record in metrics(workdir)] == [0, 3]
+    last = final_checksums(whole)["step"]
+    with pytest.raises(StoppedBySignal, match=f"after step {last} of {last}; the state is saved"):
+        fit(config_of(folder), workdir)
+    fit(config_of(folder), workdir)
+    assert final_checksums(workdir) == final_checksums(whole) and metrics(workdir) == metrics(whole)
+
+
+def test_a_run_that_lost_its_end_makes_what_is_missing(folder, whole):
+    """Killed after the last save: in the last evaluation, or before the summary."""
+    workdir = folder / "no_summary"
+    shutil.copytree(whole, workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for left in (lines, lines[:-1]):
+        (workdir / "summary.json").unlink()
+        (workdir / "metrics.jsonl").write_text("".join(left))
+        again = fit(config_of(folder), workdir)
+        assert metrics(workdir) == metrics(whole)
+        clock = ("seconds", "seconds_to_first_step", "peak_memory_bytes")
+        assert {k: v for k, v in again.items() if k not in clock} == {k: v for k, v in summary.items() if k not in clock}
+
+
+def test_a_finished_run_that_saved_no_last_step_is_not_trained_again(folder, capsys):
+    workdir = folder / "not_saved"
+    config = config_of(folder, train__steps=3, checkpoint__save_last=False, checkpoint__every=0)
+    summary = fit(config, workdir)
+    assert not any((workdir / "checkpoints").iterdir())
+    assert fit(config, workdir) == json.loads(json.dumps(summary))
+    assert "has finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="optim.learning_rate: was"):
+        fit(config_of(folder, train__steps=3, optim__learning_rate=1.0), workdir)
+
+
+def test_a_finished_run_that_is_extended_is_not_finished(folder, capsys):
+    workdir = folder / "extending"
+    fit(tiny_config(folder, train__steps=2), workdir)
+    fit(tiny_config(folder, train__steps=2), workdir)
+    assert "raise train.steps to extend it" in capsys.readouterr().out
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__steps=4, train__stop_after_steps=1), workdir)
+    assert not (workdir / "summary.json").exists()
+
+
+def test_checkpoints_that_cannot_be_used_are_never_trained_over(folder):
+    """A step that has lost its manifest is damage; nor does the next start begin anew after all were set aside."""
+    workdir = folder / "no_manifest"
+    with pytest.raises(StoppedBySignal):
+        fit(config_of(folder, train__stop_after_steps=3, checkpoint__every=0), workdir)
+    (workdir / "checkpoints/3/manifest.json").unlink()
+    (workdir / "checkpoints/3.backup").mkdir()
+    for _ in range(2):
+        with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
+            fit(config_of(folder), workdir)
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3.damaged", "3.backup"}
 
 
 def test_a_run_whose_template_writes_the_date_continues_on_another_day(folder, monkeypatch):
@@ -74,13 +161,13 @@ def test_a_run_that_was_killed_before_it_saved_begins_anew(folder, whole):
     workdir = folder / "never_saved"
     workdir.mkdir()
     (workdir / "metrics.jsonl").write_text('{"step": 0, "split": "eval", "loss": 9.0}\n{"step": 1, "split": "train", "loss": 8.0}\n')
-    fit(tiny_config(folder), workdir)
+    fit(config_of(folder), workdir)
     assert metrics(workdir) == metrics(whole)
 
 
 def test_a_finished_run_stays_as_it_is(folder, whole, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    summary = fit(tiny_config(folder), whole)
+    summary = fit(config_of(folder), whole)
     assert summary == json.loads((whole / "summary.json").read_text())
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
     assert "has finished" in capsys.readouterr().out
@@ -89,12 +176,12 @@ def test_a_finished_run_stays_as_it_is(folder, whole, capsys):
 def test_a_longer_run_begins_with_the_shorter_one(folder, whole):
     """Extending from 1 to 2 epochs gives the rows of a run of 2 epochs; only the schedule may differ."""
     workdir = folder / "extended"
-    constant = {"optim__schedule": "constant", "optim__warmup": 1.0}
-    fit(tiny_config(folder, train__epochs=1.0, **constant), workdir)
+    constant = {"optim__schedule": "constant", "optim__warmup": 1.0, "log__every": 1, "data__eval": None, "eval__every": 0}
+    fit(config_of(folder, train__epochs=1.0, **constant), workdir)
     steps = final_checksums(workdir)["step"]
-    fit(tiny_config(folder, train__epochs=2.0, **constant), workdir)
+    fit(config_of(folder, train__epochs=2.0, **constant), workdir)
     reference = folder / "two_epochs"
-    fit(tiny_config(folder, train__epochs=2.0, **constant), reference)
+    fit(config_of(folder, train__epochs=2.0, **constant), reference)
     first, second = metrics(workdir), metrics(reference)
     # The last step of one epoch was padded; the steps before it saw the same rows with the same learning rate.
     assert first[: steps - 1] == second[: steps - 1]
@@ -103,8 +190,9 @@ def test_a_longer_run_begins_with_the_shorter_one(folder, whole):
 
 def test_the_schedule_of_an_extended_run_is_that_of_the_longer_one(folder, capsys):
     workdir = folder / "extended_cosine"
-    fit(tiny_config(folder, train__steps=4), workdir)
-    fit(tiny_config(folder, train__steps=8), workdir)
+    every_step = {"log__every": 1, "data__eval": None, "eval__every": 0}
+    fit(config_of(folder, train__steps=4, **every_step), workdir)
+    fit(config_of(folder, train__steps=8, **every_step), workdir)
     assert "from step 5 on the learning rate follows the cosine schedule over 8 steps" in capsys.readouterr().out
     rates = [record["learning_rate"] for record in metrics(workdir)]
     cosine = lambda step, total: 1e-2 * 0.5 * (1 + np.cos(np.pi * step / (total - 1)))  # noqa: E731 (no warm-up: 3% of 8 steps)
@@ -114,12 +202,12 @@ def test_the_schedule_of_an_extended_run_is_that_of_the_longer_one(folder, capsy
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(folder, whole, capsys):
     workdir = folder / "damaged"
     with pytest.raises(StoppedBySignal):
-        fit(tiny_config(folder, train__stop_after_steps=5), workdir)
+        fit(config_of(folder, train__stop_after_steps=5), workdir)
     victim = next(path for path in sorted((workdir / "checkpoints/5/arrays").rglob("*")) if path.is_file() and path.stat().st_size > 500)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    fit(tiny_config(folder), workdir)
+    fit(config_of(folder), workdir)
     output = capsys.readouterr().out
     assert "Checkpoint 5 is damaged" in output and victim.name in output and "Continuing from checkpoint 4." in output
     assert (workdir / "checkpoints/5.damaged").is_dir()
@@ -130,17 +218,17 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(folder,
 def test_a_run_whose_checkpoints_are_all_damaged_stops(folder):
     workdir = folder / "hopeless"
     with pytest.raises(StoppedBySignal):
-        fit(tiny_config(folder, train__stop_after_steps=3), workdir)
+        fit(config_of(folder, train__stop_after_steps=3), workdir)
     for path in (workdir / "checkpoints").glob("*/manifest.json"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
-        fit(tiny_config(folder), workdir)
+        fit(config_of(folder), workdir)
 
 
 @pytest.mark.parametrize("change, words", [({"optim__learning_rate": 1e-3}, "allow_changes=optim.learning_rate"), ({"data__max_length": 80}, "data.max_length.*cannot change")])
 def test_changes_that_a_run_does_not_allow(folder, whole, change, words):
     with pytest.raises(UserError, match=words):
-        fit(tiny_config(folder, train__epochs=3.0, **change), whole)
+        fit(config_of(folder, train__epochs=3.0, **change), whole)
 
 
 def test_changed_data_is_refused(folder):
@@ -148,10 +236,10 @@ def test_changed_data_is_refused(folder):
     rows = folder / "changing.jsonl"
     rows.write_text((folder / "train.jsonl").read_text())
     with pytest.raises(StoppedBySignal):
-        fit(tiny_config(folder, data__train=str(rows), train__stop_after_steps=1), workdir)
+        fit(config_of(folder, data__train=str(rows), train__stop_after_steps=1), workdir)
     rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
     with pytest.raises(UserError, match="data.train: .*changed since this run began"):
-        fit(tiny_config(folder, data__train=str(rows)), workdir)
+        fit(config_of(folder, data__train=str(rows)), workdir)
 
 
 @pytest.mark.parametrize("batch", [4, 16])
@@ -169,7 +257,7 @@ def test_another_batch_size_goes_on_with_the_next_row(folder, batch):
 @pytest.mark.slow
 def test_sigterm_saves_and_says_to_start_again(folder, whole):
     workdir = folder / "terminated"
-    config = tiny_config(folder, mesh__fsdp=8)
+    config = config_of(folder, mesh__fsdp=8)
     process = subprocess.Popen(train_command(config, workdir), env=environment(8, folder / "xdg"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 2/"):
@@ -188,7 +276,7 @@ def test_sigterm_saves_and_says_to_start_again(folder, whole):
 def test_sigkill_at_random_moments(folder, whole):
     """Killed at any moment, also while a checkpoint is being written, and started again until it ends."""
     workdir = folder / "killed"
-    config = tiny_config(folder, checkpoint__every=1, mesh__fsdp=8)
+    config = config_of(folder, checkpoint__every=1, mesh__fsdp=8)
     rng = random.Random(0)
     kills = 0
     for _ in range(12):

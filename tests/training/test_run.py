@@ -1,6 +1,7 @@
 """The run as a whole: what it leaves behind, what it refuses, and what it does when something goes wrong."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -11,10 +12,16 @@ from tiny_run import make_rows, metrics, tiny_config
 import sft_jax
 from sft_jax import fit
 from sft_jax.checkpoint import checkpoints as checkpoints_lib
+from sft_jax.checkpoint import manifest as manifest_lib
+from sft_jax.config import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.model.sharding import make_mesh
 from sft_jax.training import run as run_lib
+from sft_jax.training.hardware import training_flops
 from sft_jax.training.memory import advice, memory_explained
-from sft_jax.training.metrics import Window
+from sft_jax.training.optim import Choice
+from sft_jax.training.placement import check_rows
+from sft_jax.training.report import matmul_parameters
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +154,8 @@ def test_wrong_values_are_refused_with_their_key(folder, changes, words):
 
 def test_a_step_that_is_not_finite_aborts_and_names_its_rows(folder):
     config = tiny_config(folder, optim__learning_rate=1e30, optim__warmup=0.0, optim__clip_norm=0.0, optim__schedule="constant")
-    with pytest.raises(UserError, match=r"step \d+: the loss or a gradient is not finite.*train.jsonl:\d+.*train.nonfinite=skip"):
+    with pytest.raises(UserError, match=r"step \d+: the loss or a gradient is not finite.*train.jsonl:\d+.*train.nonfinite=skip.*"
+                       "The same command continues (after step 2, its newest checkpoint|at the beginning)"):
         fit(config, folder / "nonfinite")
     for step in checkpoints_lib.committed_steps(folder / "nonfinite/checkpoints"):
         checkpoints_lib.verify(folder / "nonfinite/checkpoints" / str(step))
@@ -160,6 +168,53 @@ def test_steps_that_are_not_finite_can_be_left_out(folder):
     )  # fmt: skip
     summary = fit(config, folder / "skipped")
     assert summary["finished"] and 0 < summary["nonfinite_steps"] < 4
+    for name in ("metrics.jsonl", "summary.json"):
+        text = (folder / "skipped" / name).read_text()
+        [json.loads(part, parse_constant=pytest.fail) for part in (text.splitlines() if name.endswith("l") else [text])]
+
+
+def test_every_loss_but_that_of_the_first_step_has_its_rate(folder, capsys):
+    """Also those of the last steps, which the host sees end all at once: a rate is not better than that of the run."""
+    summary = fit(tiny_config(folder, train__steps=12, train__epochs=7.0), folder / "rates")
+    records = [json.loads(line) for line in (folder / "rates/metrics.jsonl").read_text().splitlines()]
+    rates = [record.get("real_tokens_per_second") for record in records]
+    assert rates[0] is None and all(rates[1:]) and len(rates) == 12
+    seconds = [record["real_tokens"] / rate for record, rate in zip(records[1:], rates[1:], strict=True)]
+    assert sum(seconds) == pytest.approx(summary["seconds_per_step"] * 11)
+    assert summary["seconds"]["first_step"] > 0 and min(seconds) > 0.1 * sum(seconds) / 11
+    first_line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 1/"))
+    assert "tokens/s" not in first_line and "left" not in first_line
+
+
+def test_epochs_that_steps_win_over_are_told(folder, capsys):
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__steps=3, train__epochs=9.0, train__stop_after_steps=1), folder / "epochs")
+    assert "train.epochs=9 is not used" in capsys.readouterr().out
+
+
+def test_frozen_kernels_cost_less(folder):
+    shapes = {"runs.0.0.mlp.up.kernel": (3, 5), "runs.0.0.norm.scale": (5,), "embed.embedding": (7, 3)}
+    choices = [Choice(path, shape, "", 1.0, 0.0, "mlp" in path) for path, shape in shapes.items()]
+    assert matmul_parameters(choices) == (21, 15)
+    assert training_flops(21, 15, 0, 10, 0) == 10 * (6 * 21 + 4 * 15)
+
+
+def test_whatever_is_open_is_closed_before_the_lock_goes(folder, monkeypatch):
+    """Else the next start would meet a writer, or the user a terminal without a cursor."""
+    closed = []
+    for owner, name in ((run_lib.Progress, "progress"), (run_lib.MetricsLog, "log"), (run_lib.Profiler, "profiler"), (run_lib.Checkpoints, "checkpoints")):
+        leave = owner.__exit__
+        monkeypatch.setattr(owner, "__exit__", lambda self, *error, leave=leave, name=name: (closed.append(name), leave(self, *error))[1])
+    unlock = run_lib.Workdir.close
+    monkeypatch.setattr(run_lib.Workdir, "close", lambda self: (closed.append("lock"), unlock(self)))
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run_lib, "train", broken)
+    with pytest.raises(ZeroDivisionError):
+        fit(tiny_config(folder, train__steps=2), folder / "closing")
+    assert closed == ["profiler", "log", "progress", "checkpoints", "lock"]
 
 
 def test_frozen_parameters_stay_bit_equal(folder, capsys):
@@ -178,7 +233,7 @@ def test_a_full_disk_while_saving_ends_the_run(folder, monkeypatch):
     def full(path, body):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints_lib, "_write_manifest", full)
+    monkeypatch.setattr(manifest_lib, "write_manifest", full)
     with pytest.raises(UserError, match="checkpoints.*no space left.*start the same command again"):
         fit(tiny_config(folder), folder / "full_disk")
 
@@ -189,16 +244,43 @@ def test_out_of_memory_is_one_message(folder, monkeypatch):
 
     monkeypatch.setattr(run_lib, "train", exhausted)
     with pytest.raises(UserError, match=r"Out of memory while training \(allocating 1.5G\).*train.micro_batch_size=4 \(now 8"):
-        fit(tiny_config(folder), folder / "memory")
+        fit(tiny_config(folder, mesh__fsdp=4, mesh__tensor=2), folder / "memory")
 
 
-def test_advice_leaves_out_what_is_done(folder):
-    from sft_jax.config import parse_config
+def test_advice_leaves_out_what_is_done_and_what_would_be_refused(folder):
+    mesh = make_mesh(2, 2, 2)
 
-    config = parse_config(tiny_config(folder, model__remat="full", train__micro_batch_size=1, optim__name="adafactor", optim__b2=0.999))
-    assert "micro_batch" not in advice(config) and "remat" not in advice(config) and "adafactor" not in advice(config)
-    with pytest.raises(jax.errors.JaxRuntimeError), memory_explained(config, "testing"):
+    def told(doing, **changes):
+        config = parse_config(tiny_config(folder, train__batch_size=24, **changes))
+        text = advice(config, mesh, doing)
+        for key, value in re.findall(r"([a-z_]+\.[a-z_]+)=(\w+) \(now \d+", text):  # what is proposed is accepted
+            section, _, name = key.partition(".")
+            raw = tiny_config(folder, train__batch_size=24, **changes)
+            raw[section][name] = int(value)
+            parse_config(raw)
+            check_rows(mesh, int(value), key)
+        return text
+
+    done = told("training", model__remat="full", train__micro_batch_size=4, optim__name="adafactor", optim__b2=0.999)
+    assert "micro_batch" not in done and "remat" not in done and "adafactor" not in done  # 2 rows do not divide over the mesh
+    assert "train.micro_batch_size=12 (now 24" in told("training") and "mesh.tensor on more devices (now 2, 2)" in told("training")
+    assert "train.micro_batch_size=8 (now 12" in told("training", train__micro_batch_size=12)
+    held_out = {"data__eval": str(folder / "held_out.jsonl")}
+    assert "eval.batch_size=12 (now 24" in told("evaluating", **held_out)
+    assert "eval.batch_size=4 (now 8" in told("evaluating", eval__batch_size=8, **held_out)
+    for doing in ("evaluating", "exporting", "loading the model"):
+        assert "micro_batch_size" not in told(doing) and "remat" not in told(doing)
+    with pytest.raises(jax.errors.JaxRuntimeError), memory_explained(parse_config(tiny_config(folder)), mesh, "training"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_out_of_memory_while_exporting_is_one_message(folder, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(run_lib, "export_state", exhausted)
+    with pytest.raises(UserError, match="Out of memory while exporting.*sft_jax.export"):
+        fit(tiny_config(folder, train__steps=1, train__export=True), folder / "memory_export")
 
 
 def test_a_data_error_in_the_middle_never_ends_as_success(folder, monkeypatch):
@@ -217,18 +299,8 @@ def test_a_data_error_in_the_middle_never_ends_as_success(folder, monkeypatch):
     assert not (folder / "data_error/summary.json").exists()
 
 
-def test_a_window_keeps_means_of_sums():
-    window = Window()
-    steps = [dict.fromkeys(Window.NAMES, 0.0) | {"loss_sum": 10.0, "weight": 2.0, "grad_norm": 1.0, "learning_rate": 0.1},
-             dict.fromkeys(Window.NAMES, 0.0) | {"loss_sum": 2.0, "weight": 8.0, "grad_norm": 2.0, "learning_rate": 0.2}]  # fmt: skip
-    for metrics_of_step in steps:
-        window.add(metrics_of_step, timed=True)
-    record = window.take()
-    assert record["loss"] == pytest.approx(1.2) and record["learning_rate"] == 0.2  # a mean of means would be 2.625
-
-
 def test_profile_writes_a_trace(folder):
-    fit(tiny_config(folder, train__steps=5, train__profile=2), folder / "profiled")
+    fit(tiny_config(folder, train__steps=2, train__profile=3), folder / "profiled")  # fewer steps than asked for
     assert list((folder / "profiled/profile").rglob("*.xplane.pb"))
 
 

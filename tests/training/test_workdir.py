@@ -26,10 +26,13 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
     Workdir(tmp_path).close()
 
 
-def test_an_unwritable_place_is_one_message(tmp_path):
+@pytest.mark.parametrize("name, reason", [("file/run", "not a directory"), ("loop/run", "symbolic links"), ("x" * 300, "too long"),
+                                          ("/proc/foo/bar", "no such file")])  # fmt: skip
+def test_an_unwritable_place_is_one_message(tmp_path, name, reason):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file.*could not be written"):
-        Workdir(tmp_path / "file" / "run")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=f"could not be written .*{reason}"):
+        Workdir(tmp_path / name)
 
 
 def test_logs_are_cut_back(tmp_path):
@@ -37,10 +40,29 @@ def test_logs_are_cut_back(tmp_path):
     workdir.append_lines("metrics.jsonl", [{"step": step, "split": "train"} for step in range(1, 6)])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "spl')  # a kill in the middle of a line
-    assert workdir.cut_back("metrics.jsonl", 3) == 3
+    until_3 = lambda record: record["step"] <= 3  # noqa: E731
+    assert workdir.read_lines("metrics.jsonl")[-1]["step"] == 5 and workdir.read_lines("no_such_file") == []
+    assert workdir.cut_back("metrics.jsonl", until_3) == 3
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
-    assert workdir.cut_back("metrics.jsonl", 3) == 0 and workdir.cut_back("no_such_file", 3) == 0
+    assert workdir.cut_back("metrics.jsonl", until_3) == 0 and workdir.cut_back("no_such_file", until_3) == 0
+
+
+def test_a_record_ends_at_a_newline_and_nowhere_else(tmp_path):
+    workdir = Workdir(tmp_path)
+    texts = ["a\u2028b", "x\x85y", "\x0b\x0c\x1c", "é"]
+    workdir.append_lines("samples.jsonl", [{"step": 1, "generation": text} for text in [*texts, "gone"]])
+    assert workdir.cut_back("samples.jsonl", lambda record: record["generation"] != "gone") == 1
+    assert [record["generation"] for record in workdir.read_lines("samples.jsonl")] == texts
+
+
+def test_json_has_no_nan(tmp_path):
+    workdir = Workdir(tmp_path)
+    bad = {"step": 1, "loss": float("nan"), "all": [float("inf"), 1.0]}
+    workdir.append_lines("metrics.jsonl", [bad])
+    workdir.write_json("summary.json", bad)
+    for name in ("metrics.jsonl", "summary.json"):
+        assert json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail) == {"step": 1, "loss": None, "all": [None, 1.0]}
 
 
 def test_json_files_are_replaced_as_a_whole(tmp_path):
@@ -62,4 +84,12 @@ def test_reasons_are_found_behind_other_errors():
     except RuntimeError as error:
         assert disk_reason(error) == "no space left on device"
     assert disk_reason(ValueError("shape mismatch")) is None
+    assert disk_reason(RuntimeError("a replica is gone: file exists, permission denied")) is None  # says nothing of our disk
+    try:
+        try:
+            open("/no/such/file")
+        except OSError:
+            raise ValueError("another error, while that one was handled")
+    except ValueError as error:
+        assert disk_reason(error) is None
     assert disk_reason(OSError(13, "denied")) == "permission denied"

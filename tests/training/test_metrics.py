@@ -1,0 +1,134 @@
+"""The log files of a run, and what it shows while it trains."""
+
+import io
+import struct
+import sys
+import time
+
+import psutil
+import pytest
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from sft_jax.errors import UserError
+from sft_jax.training.metrics import MetricsLog, cut_logs_back, evaluations, is_evaluated, last_training_record
+from sft_jax.training.profiler import Profiler
+from sft_jax.training.progress import Phases, Progress
+from sft_jax.training.workdir import Workdir
+
+
+def events(folder) -> list[list[Event]]:
+    """Returns the events of every file, oldest file first."""
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda path: path.name.split(".")[-1]):
+        content, found_here = path.read_bytes(), []
+        while content:
+            (size,) = struct.unpack("Q", content[:8])
+            found_here.append(Event.FromString(content[12 : 12 + size]))
+            content = content[12 + size + 4 :]
+        found.append(found_here)
+    return found
+
+
+def test_every_start_has_an_event_file_that_hides_what_is_made_again(tmp_path):
+    work = Workdir(tmp_path)
+    for purge_step in (0, 4):
+        with MetricsLog(work, True, purge_step) as log:
+            log.write(4, "train", {"loss": 2.5, "grad_norm": None, "accuracy": float("nan")})
+    files = events(tmp_path)
+    assert len(files) == 2
+    for file, purge_step in zip(files, (0, 4), strict=True):
+        assert file[0].file_version == "brain.Event:2"
+        assert (file[1].session_log.status, file[1].step) == (SessionLog.START, purge_step)
+        assert [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in file[2:]] == [(4, "train/loss", 2.5)]
+
+
+def test_a_full_disk_under_tensorboard_is_one_message(tmp_path, monkeypatch):
+    log = MetricsLog(Workdir(tmp_path), True, 0)
+
+    def full(self, event):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "write_event", full)
+    with pytest.raises(UserError, match="tensorboard: .*no space left"), log:
+        log.write(1, "train", {"loss": 1.0})
+
+
+RECORDS = [
+    {"step": 0, "split": "a", "loss": 9.0}, {"step": 0, "split": "b", "loss": 8.0}, {"step": 2, "split": "train", "loss": 7.0},
+    {"step": 4, "split": "train", "loss": 6.0}, {"step": 4, "split": "a", "loss": 5.0}, {"step": 6, "split": "train", "loss": 4.0},
+]  # fmt: skip
+
+
+def test_what_the_log_says_of_evaluations():
+    assert is_evaluated(RECORDS, 0, {"a", "b"}) and not is_evaluated(RECORDS, 4, {"a", "b"}) and is_evaluated(RECORDS, 4, {"a"})
+    first, last = evaluations(RECORDS, {"a", "b"})
+    assert first == {"a": {"loss": 9.0}, "b": {"loss": 8.0}} and last == {"a": {"loss": 5.0}, "b": {"loss": 8.0}}
+    assert last_training_record(RECORDS) == {"loss": 4.0} and last_training_record([]) == {}
+
+
+@pytest.mark.parametrize("step, again, kept", [(-1, True, 0), (4, False, 5), (4, True, 4), (9, False, 6)])
+def test_logs_are_cut_back_to_what_is_not_written_again(tmp_path, step, again, kept):
+    work = Workdir(tmp_path)
+    work.append_lines("metrics.jsonl", RECORDS)
+    work.append_lines("samples.jsonl", [{"step": 0}, {"step": 4}, {"step": 4}])
+    cut_logs_back(work, step, again)
+    assert work.read_lines("metrics.jsonl") == RECORDS[:kept]
+    assert len(work.read_lines("samples.jsonl")) == {0: 0, 4: 1}.get(kept, 3)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_terminal_is_left_as_it_was(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(ZeroDivisionError), Progress(9, 0) as progress:
+        progress.step(1)
+        raise ZeroDivisionError
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") > 0  # cursor hidden, shown
+
+
+def test_rates_are_shown_where_a_step_was_timed(capsys):
+    record = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 2.0}
+    with Progress(9, 0) as progress:
+        progress.record(1, record)
+        progress.record(2, record | {"loss": None, "nonfinite_steps": 1.0})
+        progress.record(3, record | {"seconds_per_step": 10.0, "real_tokens_per_second": 50.0, "supervised_tokens_per_second": 5.0})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "step 1/9  loss 1.5000  lr 1.00e-03  grad 2.00"
+    assert second == "step 2/9  lr 1.00e-03  grad 2.00  nonfinite 1"
+    assert third.endswith("50 real and 5 supervised tokens/s  1m00s left")
+
+
+def test_phases_add_up_to_the_life_of_the_process():
+    phases = Phases()
+    with phases("train"):
+        time.sleep(0.05)
+        with phases("evaluate"):
+            time.sleep(0.1)
+        with phases("evaluate"):
+            time.sleep(0.1)
+    time.sleep(0.02)
+    seconds = phases.seconds
+    assert 0.05 <= seconds["train"] < 0.15 and 0.2 <= seconds["evaluate"] and 0.02 <= seconds["other"]
+    assert sum(seconds.values()) == pytest.approx(time.time() - psutil.Process().create_time(), abs=0.2)
+
+
+@pytest.mark.parametrize("count, steps, traced", [(2, 9, [2, 3]), (2, 3, [1, 2]), (5, 3, [0, 1, 2]), (0, 9, [])])
+def test_a_trace_is_made_of_the_steps_that_there_are(tmp_path, monkeypatch, count, steps, traced):
+    running = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: running.append(folder))
+    monkeypatch.setattr("jax.profiler.stop_trace", running.pop)
+    found = []
+    with Profiler(tmp_path, count, steps) as profiler:
+        for done in range(steps):
+            if profiler.begins(done):
+                profiler.start()
+            found += [done] if running else []
+            if profiler.ends(done + 1):
+                profiler.stop()
+    assert found == traced and not running

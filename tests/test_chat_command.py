@@ -74,10 +74,23 @@ def test_one_prompt_from_a_script(model, environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--model", "no/such/model"], "no/such/model"), (["--prompt", "a"], "--model"),
-     (["--model", "m", "--top_p", "2"], "top_p")],
-    ids=["path", "missing", "range"],
+     (["--model", "m", "--top_p", "2"], "top_p"), (["--model", "m", "--chat_template_kwargs", "[1]"], "JSON object")],
+    ids=["path", "missing", "range", "template arguments"],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(arguments, message, environment):
     result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=240)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
+
+
+def test_without_standard_input_a_prompt_is_answered(model, environment):
+    """A closed one, as `<&-` in a shell or some schedulers give it."""
+
+    def run(*arguments):
+        shell = ["sh", "-c", 'exec "$@" <&-', "sh", *command("--model", model, *arguments)]
+        return subprocess.run(shell, capture_output=True, text=True, env=environment, timeout=240)
+
+    result = run("--prompt", "Once upon a time", "--max_new_tokens", 4)
+    assert result.returncode == 0 and result.stdout.startswith(", there was"), result.stderr
+    result = run()
+    assert result.returncode == 2 and result.stderr.startswith("error: standard input: is closed")

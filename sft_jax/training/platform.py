@@ -67,7 +67,8 @@ def _wait_for(address: str) -> None:
 
 def _initialize(run: str, *arguments) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the only one on CPU that crosses processes
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
     try:
         jax.distributed.initialize(*arguments)
     except (RuntimeError, ValueError, OSError) as error:  # JaxRuntimeError is a RuntimeError

@@ -9,7 +9,7 @@ from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import UserError
-from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
+from sft_jax.evaluation.prompts import PromptReader, stop_ids_of, template_kwargs_of
 from sft_jax.evaluation.samples import last_answer
 from sft_jax.hf.source import Source
 
@@ -115,3 +115,12 @@ def test_stop_ids_come_from_all_three_places(qwen):
     assert stop_ids_of(source({"eos_token_id": 1}), qwen, reader) == tuple(sorted({1, end, eos}))
     assert stop_ids_of(source({"eos_token_id": 0}), qwen, PromptReader(qwen, "none")) == tuple(sorted({0, eos}))
     assert stop_ids_of(source({}), qwen, reader) == tuple(sorted({end, eos}))
+
+
+def test_template_arguments_are_those_of_the_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    config = {"model": {"path": "base"}, "data": {"chat_template_kwargs": {"enable_thinking": False}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert template_kwargs_of(tmp_path) == {"enable_thinking": False}
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    assert template_kwargs_of(tmp_path) == {} == template_kwargs_of("owner/hub_id")

@@ -67,3 +67,16 @@ def test_an_answer_ends_where_the_context_does(stories):
 def test_options_that_make_no_sense_are_named(stories, options, message):
     with pytest.raises(UserError, match=message):
         chat(stories, **options)
+
+
+def test_a_chat_passes_the_arguments_of_its_template(stories, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:"
+        "{% if brief %} In short,{% endif %}{% endif %}"
+    )
+    asked = [{"role": "user", "content": "Hi"}]
+    options = {"max_new_tokens": 6, "chat_template": str(template)}
+    expected = [generate(*stories, [asked], chat_template_kwargs={"brief": brief}, **options)[0] for brief in (True, False)]
+    given = ["".join(chat(stories, chat_template_kwargs={"brief": brief}, **options).answer("Hi")) for brief in (True, False)]
+    assert given == expected and given[0] != given[1]

@@ -269,7 +269,7 @@ def test_advice_leaves_out_what_is_done_and_what_would_be_refused(folder):
     assert "eval.batch_size=12 (now 24" in told("evaluating", **held_out)
     assert "eval.batch_size=4 (now 8" in told("evaluating", eval__batch_size=8, **held_out)
     for doing in ("evaluating", "exporting", "loading the model"):
-        assert "micro_batch_size" not in told(doing) and "remat" not in told(doing)
+        assert "micro_batch_size" not in told(doing, **held_out) and "remat" not in told(doing, **held_out)
     with pytest.raises(jax.errors.JaxRuntimeError), memory_explained(parse_config(tiny_config(folder)), mesh, "training"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 

@@ -1,5 +1,6 @@
 """What a run tells: totals before it starts, the tables at the start, manifests, and the summary at the end."""
 
+import collections
 import math
 import platform
 import subprocess
@@ -23,7 +24,7 @@ from sft_jax.model.sharding import largest_replicated
 from sft_jax.model.spec import DecoderSpec
 from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
 from sft_jax.training.loop import Outcome
-from sft_jax.training.metrics import evaluations, last_training_record
+from sft_jax.training.metrics import SAMPLES_FILE, evaluations, last_training_record
 from sft_jax.training.optim import Choice, Optimizer
 from sft_jax.training.start import Start
 from sft_jax.training.state import TrainState
@@ -227,6 +228,8 @@ def print_summary(values: dict[str, Any], work: Workdir, exported: bool) -> None
             before = first.get(name, {}).get(key)
             if isinstance(value, float):
                 say(f"{name} {key}: {before:.4f} before, {value:.4f} after" if before is not None else f"{name} {key}: {value:.4f}")
+    for line in sample_lines(work.read_lines(SAMPLES_FILE)):
+        say(line)
     real, supervised = values["real_tokens_per_second"], values["supervised_tokens_per_second"]
     rates = f", {real:,.0f} real and {supervised:,.0f} supervised tokens/s" if real is not None else ""
     say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.path / 'summary.json'}")
@@ -234,3 +237,23 @@ def print_summary(values: dict[str, Any], work: Workdir, exported: bool) -> None
         say(f"The tuned model lies in {work.path / 'export'}.")
 
 
+def sample_lines(samples: list[dict[str, Any]], count: int = 3, width: int = 160) -> list[str]:
+    """Returns lines that show the first `count` held-out prompts of each set with the first and the last answer.
+
+    Texts are cut at `width` characters; samples.jsonl has all of all.
+    """
+    answers: dict[tuple, list[dict[str, Any]]] = {}
+    for sample in samples:
+        answers.setdefault((sample["set"], *sample["example"].values()), []).append(sample)
+    lines, shown = [], collections.Counter()
+    for (name, file, line, turn), given in answers.items():
+        shown[name] += 1
+        if shown[name] > count:
+            continue
+        first, last = given[0], given[-1]
+        lines.append(f"{name}, {file}:{line}" + (f" (turn {turn})" if turn >= 0 else ""))
+        texts = {"prompt": first["prompt"], "reference": first["reference"], "before": first["generation"], "after": last["generation"]}
+        for label, text in texts.items():
+            text = text.replace("\n", "\\n")
+            lines.append(f"  {label + ':':<10} {text if len(text) <= width else text[:width] + ' ...'}")
+    return lines

@@ -19,6 +19,7 @@ from sft_jax.model.sharding import make_mesh
 from sft_jax.training import run as run_lib
 from sft_jax.training.hardware import training_flops
 from sft_jax.training.memory import advice, memory_explained
+from sft_jax.training.report import sample_lines
 from sft_jax.training.optim import Choice
 from sft_jax.training.placement import check_rows
 from sft_jax.training.report import matmul_parameters
@@ -311,3 +312,17 @@ def test_rows_of_many_lengths_have_a_count(folder):
     report = json.loads((folder / "dropped/data_report.json").read_text())["train"]["sets"]["train"]
     assert report["rows_read"] == 20
     assert report["documents"] < report["examples"], report["over_length"]
+
+
+def test_the_end_of_a_run_shows_answers_before_and_after(finished):
+    _, workdir = finished
+    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+    lines = sample_lines(samples, count=2)
+    assert [line for line in lines if not line.startswith("  ")] == [
+        f"held, {sample['example']['file']}:{sample['example']['line']}" for sample in samples[:2]
+    ]
+    shown = [line.split(":", 1)[1].strip().removesuffix(" ...") for line in lines if line.startswith("  ")]
+    first, last = samples[0], samples[-4]
+    assert last["step"] == 5 and last["example"] == first["example"]
+    for text, wanted in zip(shown[:4], (first["prompt"], first["reference"], first["generation"], last["generation"]), strict=True):
+        assert text == wanted.replace("\n", "\\n")[:160].strip()

@@ -22,6 +22,7 @@ def get_config():
     config.train.batch_size = 8
     config.optim.learning_rate = 2e-3
     config.optim.b2 = 0.98
+    config.eval.batch_size = 64
     config.eval.generate = 256  # every held-out prompt
     config.eval.max_new_tokens = 64
     config.checkpoint.every = 0

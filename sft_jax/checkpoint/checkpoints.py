@@ -230,7 +230,7 @@ def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, ja
     restore_args = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.PyTreeCheckpointer() as reader:
         arrays = reader.restore(
-            folder / _ARRAYS,
+            folder.absolute() / _ARRAYS,  # Orbax takes no other
             args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True),
         )
     found = checksums(arrays)

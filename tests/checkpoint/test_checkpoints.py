@@ -64,6 +64,12 @@ def test_restores_bit_equal_on_any_mesh(saved, devices):
     assert all(arrays[name].sharding == like[name].sharding for name in like)
 
 
+def test_a_relative_folder_is_as_good(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    like = state_on(mesh_of(1))
+    assert_same(restore(Path("7"), abstract(like)), like)
+
+
 def test_checksums_do_not_depend_on_the_mesh_and_see_every_bit():
     reference = checksums(state_on(mesh_of(1)))
     assert checksums(state_on(mesh_of(8))) == reference

@@ -54,7 +54,18 @@ def run(main: Callable[[], None], usage: str) -> None:
         usage: The text that precedes the list of flags in `--help`.
     """
     sys.modules["__main__"].__doc__ = usage
+    sys.unraisablehook = _show_unraisable
     app.run(lambda argv: _exit(main, argv), flags_parser=_parse_flags)
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what could not be raised as Python does, but for the noise after a save that failed.
+
+    Orbax gives up at the first array that cannot be written; TensorStore then reports each of the others to an event loop
+    that is gone, with a traceback for each.
+    """
+    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -260,7 +260,7 @@ def test_sigterm_saves_and_says_to_start_again(folder, whole):
     config = config_of(folder, mesh__fsdp=8)
     process = subprocess.Popen(train_command(config, workdir), env=environment(8, folder / "xdg"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("step 2/"):
+        if line.startswith("step 3/"):
             process.send_signal(signal.SIGTERM)
             break
     output, errors = process.communicate(timeout=120)

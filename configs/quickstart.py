@@ -18,7 +18,7 @@ def get_config():
     config.data.train = "data/quickstart/train.jsonl"
     config.data.eval = {"held_out": "data/quickstart/held_out.jsonl"}
     config.data.max_length = 256
-    config.train.epochs = 3.0
+    config.train.epochs = 2.0
     config.train.batch_size = 8
     config.optim.learning_rate = 2e-3
     config.optim.b2 = 0.98

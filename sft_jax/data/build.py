@@ -18,7 +18,7 @@ from sft_jax.data.vocabulary import Vocabulary
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
 
-CHUNK = 64  # rows that a worker does at a time
+CHUNK = 256  # rows that a worker does at a time
 LOOK_AHEAD = 10_000  # rows read on after the first bad one, to say how many there are
 WATCHDOG_ROWS = 20  # rows that may run into the watchdog before the template or the data as a whole is to blame
 FIELDS_NAMED = 100  # unused fields that are counted by name, the most frequent; data may have keys for names
@@ -136,12 +136,9 @@ def _results(
         size = max(1, min(CHUNK, -(-len(rows) // (4 * pool.count))))
         for first in range(0, len(rows), size):
             items = []
-            for number in range(first, min(first + size, len(rows))):
-                try:
-                    row = rows[number]
-                except RowError as error:
-                    unreadable[number] = str(error)
-                    row = None
+            for number, row in enumerate(rows.read(first, min(first + size, len(rows))), first):
+                if isinstance(row, RowError):
+                    unreadable[number], row = str(row), None
                 items.append(Item(set_index, number, row))
             yield items
 

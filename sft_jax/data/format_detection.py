@@ -10,6 +10,8 @@ from sft_jax.data.formats import FORMATS, Format
 from sft_jax.data.sources import Rows
 from sft_jax.errors import UserError, did_you_mean
 
+_BLOCK = 1024  # rows that are read in one go
+
 
 def resolve_format(name: str, rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = False) -> str:
     """Returns the format that `data.format` names, or with "auto" the one that the rows have.
@@ -134,14 +136,12 @@ def _tie(rows: Rows, shapes: list[_Shape], best: list[str]) -> str:
 
 def _scan(rows: Rows, strict: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (number, row) of all rows. Those that cannot be read raise UserError, or are left out."""
-    for number in range(len(rows)):
-        try:
-            row = rows[number]
-        except RowError as error:
-            if strict:
-                raise UserError(f"{rows.where(number)}: {error}") from error
-            continue
-        yield number, row
+    for first in range(0, len(rows), _BLOCK):
+        for number, row in enumerate(rows.read(first, min(first + _BLOCK, len(rows))), first):
+            if not isinstance(row, RowError):
+                yield number, row
+            elif strict:
+                raise UserError(f"{rows.where(number)}: {row}") from row
 
 
 def _check_optional(form: Format, columns: ColumnsConfig, known: set[str]) -> None:

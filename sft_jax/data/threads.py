@@ -4,6 +4,7 @@ Rows without a chat template run none of the user's code, and a tokenizer that l
 encodes keeps all cores busy from threads. Starting a process costs as much as some thousand such rows.
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +25,11 @@ class ThreadPool:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="prepare")
 
     def __enter__(self) -> "ThreadPool":
+        gc.freeze()  # each look at all that the process holds would stop every thread
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
         self._executor.shutdown(cancel_futures=True)
 
     def run(self, chunks: Iterable[list[Any]]) -> Iterator[tuple[list[Any], Any]]:

@@ -6,6 +6,7 @@ a second and never loads jax or transformers.
 """
 
 import ctypes
+import gc
 import importlib
 import os
 import resource
@@ -41,6 +42,7 @@ def main(handle: int, parent: int) -> None:
     except Exception:
         connection.send(("error", traceback.format_exc()))
         return
+    gc.freeze()  # what was imported stays, and looking at it time and again costs more than it finds
     _limit(memory_mb, parent)
     connection.send(("ready", None))
     while True:

@@ -220,3 +220,22 @@ def test_real_data_sets(assets):
     found, _ = read(folder / "sgd/sgd_messages.jsonl.gz")
     with gzip.open(folder / "sgd/sgd_messages.jsonl.gz", "rt", encoding="utf-8") as file:
         assert found == [json.loads(line) for line in file]
+
+
+def test_rows_are_the_same_one_by_one_and_in_any_block(tmp_path):
+    """Over the edges of files, of every kind, with rows that cannot be used."""
+    first = write(tmp_path, "a.jsonl", b'{"n": 0}\n\n{"n": 1\n  {"n": 2}\r\n')
+    second = write(tmp_path, "b.json", b'[{"n": 3},\n {"n": [4]} ]')
+    third = write(tmp_path, "c.jsonl.gz", b'{"n": 5}\n{"n": "\xff"}\n{"n": 7}')
+    rows = open_rows([first, second, third], "data.train")
+    single = []
+    for number in range(len(rows)):
+        try:
+            single.append(rows[number])
+        except RowError as error:
+            single.append(str(error))
+    assert [row if isinstance(row, str) else row["n"] for row in single].count(7) == 1 and len(single) == 8
+    for begin in range(9):
+        for stop in range(begin, 9):
+            block = [str(row) if isinstance(row, RowError) else row for row in rows.read(begin, stop)]
+            assert block == single[begin:stop]

@@ -13,7 +13,6 @@ from sft_jax.data.examples import RowError
 from sft_jax.data.row_builder import Built, Item
 from sft_jax.data.sources import Rows
 from sft_jax.data.store_writer import StoreWriter
-from sft_jax.data.threads import ThreadPool
 from sft_jax.data.vocabulary import Vocabulary
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
@@ -34,7 +33,7 @@ def build_store(
     circumstances: Circumstances,
     rows: Rows,
     set_index: int,
-    pool: WorkerPool | ThreadPool,
+    pool: WorkerPool,
     *,
     what: str,
     vocabulary: Vocabulary,
@@ -127,7 +126,7 @@ def _list_of(bad: list[BadRowEntry], rows: Rows) -> str:
 
 
 def _results(
-    rows: Rows, set_index: int, pool: WorkerPool | ThreadPool
+    rows: Rows, set_index: int, pool: WorkerPool
 ) -> Iterator[tuple[int, Built | None, list[tuple[int, str, bool]]]]:
     """Yields (rows done, examples or None, bad rows as (number, reason, whether the watchdog ended it)) in order."""
     unreadable: dict[int, str] = {}

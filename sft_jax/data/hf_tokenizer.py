@@ -21,8 +21,6 @@ PROBES = ("Hello  world,\n it's 12345.67!", " \t leading", "naïve ½ 漢字 �
 class HFTokenizer:
     """See `sft_jax.data.tokens.Tokenizer`. Made by `load_hf`."""
 
-    concurrent = True
-
     def __init__(self, values: dict, files: dict[str, bytes], backend: str):
         """`values` is described in `load_hf`; `files` are the original ones; `backend` is a tokenizer.json."""
         self._values = values

@@ -11,7 +11,7 @@ from sft_jax.data.examples import BadRow, BuiltRow, RowError
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.store import ROLES, Encoded, encode
 from sft_jax.data.templates import ChatTemplate
-from sft_jax.data.tokens import Tokenizer, load_stored_tokenizer
+from sft_jax.data.tokens import load_stored_tokenizer
 
 TARGET = f"{__name__}:make_builder"  # for WorkerPool
 _ROLE_CODES = {role: code for code, role in enumerate(ROLES)} | {"developer": ROLES.index("system")}
@@ -56,9 +56,9 @@ class Built(NamedTuple):
     read_clock: bool  # the template has asked for the date since the worker began
 
 
-def make_builder(setup: Setup, tokenizer: Tokenizer | None = None) -> Callable[[list[Item]], Built]:
-    """Returns the function that builds a list of rows, all of one data set. A worker loads the tokenizer itself."""
-    tokenizer = tokenizer or load_stored_tokenizer(setup.tokenizer_folder)
+def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
+    """Returns the function that builds a list of rows, all of one data set."""
+    tokenizer = load_stored_tokenizer(setup.tokenizer_folder)
     template: list[ChatTemplate] = []
 
     def compiled() -> ChatTemplate | None:

@@ -29,8 +29,6 @@ Piece = schema.ModelProto.SentencePiece
 class SentencePieceTokenizer:
     """See `sft_jax.data.tokens.Tokenizer`. Made by `sentencepiece_load.load_sentencepiece`."""
 
-    concurrent = False
-
     def __init__(self, values: dict, files: dict[str, bytes]):
         """`values` are those that `load_sentencepiece` collects; `files` holds the model and its config."""
         self._values = values

@@ -14,7 +14,6 @@ from sft_jax.data.format_detection import resolve_format
 from sft_jax.data.sources import Rows
 from sft_jax.data.store import Store, StoreDamaged, open_store
 from sft_jax.data.store_writer import remove_store
-from sft_jax.data.threads import ThreadPool
 from sft_jax.data.vocabulary import Vocabulary
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
@@ -96,27 +95,19 @@ class StoreMaker:
             config.allow_special_tokens_in_content, tuple(options),
         )  # fmt: skip
         count = min(config.workers or _cores(), sum(-(-len(item.rows) // build.CHUNK) for item in sets))
-        with self._pool(setup, count) as pool:
+        with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
             self._check_options(pool, sets)
-            if isinstance(pool, WorkerPool):
-                pool.setup = setup._replace(checked=True)  # of workers that start later
+            pool.setup = setup._replace(checked=True)  # of workers that start later
             for index, (item, option) in enumerate(zip(sets, options, strict=True)):
                 self.log(
-                    f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} {pool.of}."
+                    f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} process(es)."
                 )
                 build.build_store(
                     self.parent, item.fingerprint, self.circumstances, item.rows, index, pool, what=item.key,
                     vocabulary=self.vocabulary, bad_rows=config.bad_rows, meta={"format": option.format}, log=self.log,
                 )  # fmt: skip
 
-    def _pool(self, setup: row_builder.Setup, count: int) -> WorkerPool | ThreadPool:
-        """Returns processes under the watchdog where a template is rendered, threads where none of the user's code runs."""
-        tokenizer = self.vocabulary.tokenizer
-        if self.template is None and tokenizer.concurrent:
-            return ThreadPool(row_builder.make_builder(setup, tokenizer), count)
-        return WorkerPool(row_builder.TARGET, setup, count, self.config.row_timeout, self.config.row_memory_mb)
-
-    def _check_options(self, pool: WorkerPool | ThreadPool, sets: list[DataSet]) -> None:
+    def _check_options(self, pool: WorkerPool, sets: list[DataSet]) -> None:
         """Compiles the template in a worker. Raises UserError where that fails, and for wrong options."""
         for index, item in enumerate(sets):
             for _, outcome in pool.run([[row_builder.Item(index, 0, None)]]):

@@ -39,7 +39,6 @@ class Tokenizer(Protocol):
     special_added_tokens: frozenset[str]  # those of `added_tokens` that `skip_special_tokens` leaves out
     plain_prefix: tuple[int, ...]  # ids put before plain text at inference (BOS, or nothing)
     fingerprint: str  # of everything that determines ids and the chat template
-    concurrent: bool  # lets other threads run Python while it encodes
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`: no BOS or EOS added, added tokens recognised."""

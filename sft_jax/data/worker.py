@@ -57,7 +57,7 @@ def main(handle: int, parent: int) -> None:
         except UserError as error:
             answer = ("refused", str(error))
         except Exception as error:  # whatever a row can cause; the parent finds out which row and names it
-            answer = ("error", one_line(error))
+            answer = ("error", _one_line(error))
         connection.send(answer)
 
 
@@ -98,8 +98,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def one_line(error: Exception) -> str:
-    """Returns what an error says and where in the code it was raised."""
+def _one_line(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} ({os.path.basename(last.filename)}:{last.lineno})"

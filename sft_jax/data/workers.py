@@ -66,8 +66,6 @@ class WorkerPool:
         memory_mb: memory that a worker may take beyond what it starts with.
     """
 
-    of = "process(es)"
-
     def __init__(self, target: str, setup: Any, count: int, timeout: float, memory_mb: int):
         self._target, self.setup, self.count = target, setup, count
         self._timeout, self._memory_mb = timeout, memory_mb

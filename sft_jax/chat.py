@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from sft_jax import cli
+from sft_jax.config_checks import check_template_arguments
 from sft_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, or workdir of a run.")
@@ -37,7 +38,7 @@ def main() -> None:
     if not _MODEL.value:
         raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
 
-    from sft_jax.evaluation.prompts import template_kwargs_of
+    from sft_jax.evaluation.prompts import prompt_options_of
     from sft_jax.evaluation.sampling import sampling
     from sft_jax.evaluation.session import ChatSession
     from sft_jax.training.platform import set_up_platform
@@ -46,12 +47,15 @@ def main() -> None:
     given = _template_kwargs()
     if _PROMPT.value is None and sys.stdin is None:
         raise UserError("standard input: is closed, so nothing can be typed; give the message with --prompt.")
+    asked = prompt_options_of(_MODEL.value)
+    if given is not None:
+        check_template_arguments("--chat_template_kwargs", given)
+        asked["chat_template_kwargs"] = given
     set_up_platform(deterministic=False)
     model, tokenizer = _load()
     session = ChatSession(
         model, tokenizer, system=_SYSTEM.value, chat_template=_TEMPLATE.value,
-        chat_template_kwargs=template_kwargs_of(_MODEL.value) if given is None else given,
-        max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_SEED.value,
+        max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_SEED.value, **asked,
     )  # fmt: skip
     if _PROMPT.value is not None:
         _print(session, _PROMPT.value)

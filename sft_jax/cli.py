@@ -1,7 +1,7 @@
 """What every command shares: flags, exit codes, and one message instead of a traceback.
 
-Exit codes: 0 done; 2 the user's input is wrong; 75 stopped early by a signal with the state saved, start again;
-130 ended at once by a second Ctrl-C; 1 anything else, with its traceback.
+Exit codes: 0 done; 2 the user's input is wrong; 75 stopped early by a signal with the state saved, or before there was
+anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its traceback.
 """
 
 import os
@@ -105,8 +105,8 @@ def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
     except StoppedBySignal as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_STOPPED)
-    except KeyboardInterrupt:  # a second Ctrl-C: nothing is waited for, not even threads that write
-        print("Interrupted; the same command continues from the newest checkpoint.", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as interrupt:  # nothing is waited for, not even threads that write
+        print(f"Interrupted{f'; {interrupt}' if str(interrupt) else ''}.", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 class StoppedBySignal(Exception):
-    """The run was asked to stop and its state is saved: exit code 75, start the same command again."""
+    """The run was asked to stop; what there was to save is saved: exit code 75, start the same command again."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

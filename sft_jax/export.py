@@ -22,7 +22,7 @@ def main() -> None:
     if not _MODEL.value:
         raise UserError("--model: is missing; name the workdir of a run or a Hugging Face directory.")
 
-    from sft_jax.evaluation.prompts import PromptReader
+    from sft_jax.evaluation.prompts import PromptReader, prompt_options_of
     from sft_jax.hf.export import export_checkpoint
     from sft_jax.hf.load import load
     from sft_jax.hf.source import EXPORT, as_folder, is_run
@@ -34,7 +34,7 @@ def main() -> None:
         raise UserError(f"--out: is missing, and {folder} is not the workdir of a run; name the folder to write.")
     out = Path(_OUT.value) if _OUT.value else folder / EXPORT
     model, tokenizer = load(_MODEL.value)
-    stop_ids = PromptReader(tokenizer).end_of_turn_ids() if tokenizer is not None else ()
+    stop_ids = PromptReader(tokenizer, **prompt_options_of(_MODEL.value)).end_of_turn_ids() if tokenizer is not None else ()
     report = export_checkpoint(
         model, tokenizer, out, stop_ids=stop_ids, dtype=_DTYPE.value or model.source.dtype,
         overwrite=_OVERWRITE.value or not _OUT.value,

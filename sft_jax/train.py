@@ -1,7 +1,7 @@
 """Fine-tunes a model: python -m sft_jax.train --config configs/sft.py --workdir runs/NAME [--config.KEY=VALUE ...]
 
 The same command continues a run that was stopped. Exit codes: 0 done, 2 wrong input, 75 stopped by a signal with the
-state saved.
+state saved, or before there was anything to save.
 """
 
 from absl import flags

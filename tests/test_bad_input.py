@@ -198,3 +198,14 @@ def test_a_full_disk(kilobytes, case, folder):
     assert result.returncode == 2, result.stdout + result.stderr
     assert result.stderr.startswith("error: ") and "no space left on device" in result.stderr and "start the same command again" in result.stderr
     assert "Traceback" not in result.stderr and "Done:" not in result.stdout
+
+
+def test_a_damaged_newest_checkpoint_is_named_by_the_export_of_the_one_before(case, folder):
+    result = run_command(tiny_config(case, train__steps=2, checkpoint__every=1, mesh__fsdp=1), case / "run", folder / "xdg")
+    assert result.returncode == 0, result.stderr
+    (case / "run/checkpoints/2/manifest.json").write_text("{}")
+    command = [sys.executable, "-m", "sft_jax.export", "--model", "run", "--out", "out"]
+    result = subprocess.run(command, env=environment(1, folder / "xdg") | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, cwd=case)
+    assert result.returncode == 0 and "Wrote out" in result.stdout
+    assert "checkpoints/2 is damaged, the one before it is taken" in result.stderr and "Traceback" not in result.stderr
+    assert "| optimizer steps | 1 |" in (case / "out/README.md").read_text()

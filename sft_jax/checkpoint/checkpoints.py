@@ -12,22 +12,18 @@ also cover the way from the disk into the shards.)
 
 import concurrent.futures
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from sft_jax.checkpoint import manifest as manifest_lib
 from sft_jax.checkpoint.disk import explained
 from sft_jax.checkpoint.integrity import checksums
 from sft_jax.checkpoint.manifest import MANIFEST, DamagedCheckpoint, committed_steps, damaged_file, read_manifest, step_folders
+from sft_jax.checkpoint.processes import agree, processes_where
 from sft_jax.errors import StoppedBySignal, UserError
-
-Agree = Callable[[Callable[[], None]], None]
 
 _ARRAYS = "arrays"
 _MARKER = ".unfinished"
@@ -61,19 +57,16 @@ class Checkpoints:
     Use as a context manager: what a save in the background met is raised at the end, also beside another error.
     """
 
-    def __init__(self, folder: str | Path, keep: int, agree: Agree = lambda action: action()):
-        """Opens the folder, and removes from it what a kill left.
-
-        `agree` runs an action that may fail in one process only, so that it raises in all or in none.
-        """
+    def __init__(self, folder: str | Path, keep: int):
+        """Opens the folder, and removes from it what a kill left."""
         self._folder = Path(folder).absolute()
-        self._keep, self._agree = keep, agree
+        self._keep = keep
         self._pending: concurrent.futures.Future | None = None
         # The newest step that was saved or resumed from. Kept here, not read from the disk: one process may see a commit
         # that another does not see yet, and they would part ways.
         self.last: int | None = None
         self.removed: list[int] = []  # steps whose save a kill cut short, found and removed at this start
-        self._agree(self._open)
+        agree(self._open)
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._committer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
 
@@ -104,10 +97,10 @@ class Checkpoints:
 
         Raises what the save before this one met in the background; there is never more than one under way.
         """
-        self._agree(self.wait)
+        agree(self.wait)
         if step == self.last:
             return
-        self._agree(lambda: self._mark(step))
+        agree(lambda: self._mark(step))
         sums = checksums(state)
         arrays = {name: [list(x.shape), str(x.dtype), sums[name]] for name, x in state.items()}
         place = self._folder / str(step)
@@ -196,7 +189,7 @@ class Checkpoints:
                 with explained(self._folder, "checkpoints"):
                     (self._folder / str(step)).rename(place)
 
-        self._agree(rename)
+        agree(rename)
         return place
 
 
@@ -210,7 +203,7 @@ def verify(folder: Path) -> dict[str, Any]:
         problem = damaged_file(folder, manifest["files"], jax.process_index(), jax.process_count())
     except DamagedCheckpoint as error:
         problem = str(error)
-    _agree(problem)
+    _raise_everywhere(problem)
     return manifest
 
 
@@ -241,12 +234,11 @@ def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, ja
     return arrays
 
 
-def _agree(problem: str | None) -> None:
+def _raise_everywhere(problem: str | None) -> None:
     """Raises DamagedCheckpoint in every process if any of them met a problem."""
-    if jax.process_count() > 1:
-        met = np.asarray(multihost_utils.process_allgather(np.int32(problem is not None))).ravel()
-        if problem is None and met.any():
-            problem = f"process {int(met.argmax())} found a damaged file; its output names it"
+    met = processes_where(problem is not None)
+    if problem is None and met:
+        problem = f"process {met[0]} found a damaged file; its output names it"
     if problem is not None:
         raise DamagedCheckpoint(problem)
 

@@ -126,12 +126,12 @@ class Locator:
             self._skeletons[key] = marked.literals()
         return Located(marked.regions, complete)
 
-    def render_neutral(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot]) -> str | None:
+    def render_neutral(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool) -> str | None:
         """Returns the render with one private-use character in place of each content; None where it is refused."""
         base = _unused_base(messages)
         if base is None or 2 * len(slots) >= _RANGE:
             return None
-        marked = self._render_marked(messages, slots, False, base, chr(base + _RANGE - 1))
+        marked = self._render_marked(messages, slots, prompt, base, chr(base + _RANGE - 1))
         return None if marked is None else marked.text
 
     def _nothing_outside(self, messages, slots: Sequence[Slot], prompt: bool, base: int, marked: _Marked) -> bool:

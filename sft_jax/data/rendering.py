@@ -39,9 +39,9 @@ class Rendering:
             slots = [slot for slot in slots if slot.message < count]
         return self._locator.locate(messages, slots, prompt, text)
 
-    def render_neutral(self, messages: Messages) -> str | None:
+    def render_neutral(self, messages: Messages, prompt: bool) -> str | None:
         """Returns what a template writes around contents of no meaning; None where it refuses them."""
-        return self._locator.render_neutral(messages, slots_of(messages))
+        return self._locator.render_neutral(messages, slots_of(messages), prompt)
 
     @functools.cached_property
     def turn_end(self) -> TurnEnd:

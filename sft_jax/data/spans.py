@@ -195,7 +195,7 @@ def _text_plan(
     else:
         plan.complete = False
     if not plan.complete:
-        plan.neutral = rendering.render_neutral(dicts)
+        plan.neutral = rendering.render_neutral(dicts, False)
     plan.starts = _message_starts(plan, rendering, spans)
     return plan
 

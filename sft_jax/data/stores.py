@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sft_jax.config import DataConfig, DataSetConfig
 from sft_jax.data import build, row_builder

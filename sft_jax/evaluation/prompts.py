@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config_checks import check_template_arguments
 from sft_jax.data.examples import RowError
 from sft_jax.data.guard import guard_of
 from sft_jax.data.locate import slots_of
@@ -41,8 +42,10 @@ class PromptReader:
         self.tokenizer = tokenizer
         self.template = resolve_template(chat_template, tokenizer)  # None: chats are refused
         kwargs = dict(chat_template_kwargs or {})
-        self._rendering = Rendering(self.template, kwargs, tokenizer) if self.template else None
+        check_template_arguments("chat_template_kwargs", kwargs)
         self._guard = None if allow_special_tokens else guard_of(tokenizer)
+        doubtful = (self._guard.doubtful,) if self._guard else ()
+        self._rendering = Rendering(self.template, kwargs, tokenizer, *doubtful) if self.template else None
 
     def ids(self, prompt: Prompt, where: str = "prompt") -> list[int]:
         """Returns the ids of a text, of chat messages or of ids; `where` names the prompt in a UserError."""
@@ -74,6 +77,8 @@ class PromptReader:
                 plan = TextPlan(text, [], roles=tuple(message.role for message in messages), complete=False)
                 if located is not None:
                     plan.regions, plan.complete = located.regions, located.complete
+                if not plan.complete:
+                    plan.neutral = self._rendering.render_neutral(dicts, True)
                 if self._guard.needed(messages) or self._guard.leaks([plan], [encoding]):
                     (encoding,) = self._guard.encoder.encode([self._guard.rewrite(plan).text])
             return encoding.ids.tolist()
@@ -88,15 +93,19 @@ class PromptReader:
         return (ids[-1],) if ids and ids[-1] in self.tokenizer.added_tokens.values() else ()
 
 
-def template_kwargs_of(path: str | Path) -> dict[str, Any]:
-    """Returns the template arguments that the run at `path` was trained with; none for what is no run.
+def prompt_options_of(path: str | Path) -> dict[str, Any]:
+    """Returns the arguments of PromptReader that the run at `path` was trained with; none for what is no run.
 
     A model answers in the form that it was trained in only if it is asked in that form.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir() or not is_run(folder):
         return {}
-    return dict(run_config(folder)["data"].get("chat_template_kwargs") or {})
+    data = run_config(folder)["data"]
+    return {
+        "chat_template_kwargs": dict(data.get("chat_template_kwargs") or {}),
+        "allow_special_tokens": bool(data.get("allow_special_tokens_in_content")),
+    }
 
 
 def stop_ids_of(source: Source | None, tokenizer: Tokenizer, reader: PromptReader) -> tuple[int, ...]:

@@ -31,13 +31,14 @@ class ChatSession:
         system: str | None = None,
         chat_template: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_special_tokens: bool = False,
         max_new_tokens: int = 512,
         options: Sampling = _GREEDY,
         seed: int = 0,
     ):
         """Raises UserError for a system message without a chat template, and where an answer may have no tokens."""
         self._model, self._tokenizer = model, tokenizer
-        self._reader = PromptReader(tokenizer, chat_template, chat_template_kwargs)
+        self._reader = PromptReader(tokenizer, chat_template, chat_template_kwargs, allow_special_tokens)
         if system is not None and not self.is_chat:
             raise UserError("system: the model has no chat template for it; name one in chat_template, such as chatml.")
         if max_new_tokens < 1:

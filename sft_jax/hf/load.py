@@ -1,7 +1,7 @@
 """Reading a model: a Hugging Face directory, a hub id or the newest state of a run, straight into its shards."""
 
 import dataclasses
-import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from sft_jax.checkpoint.checkpoints import (
     unflatten_state,
     verify,
 )
+from sft_jax.checkpoint.processes import agree
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf import names
 from sft_jax.hf.files import TensorDirectory, open_tensors
-from sft_jax.hf.processes import agree
 from sft_jax.hf.rules import Piece, check_bijection, pieces_by_param
 from sft_jax.hf.source import (
     CHECKPOINTS,
@@ -227,6 +227,6 @@ def _newest_sound(run: Path) -> tuple[Path, dict]:
         try:
             return folder, verify(folder)
         except DamagedCheckpoint as error:
-            logging.warning("Checkpoint %s is damaged, the one before it is taken: %s.", folder, error)
+            print(f"Checkpoint {folder} is damaged, the one before it is taken: {error}.", file=sys.stderr)
     remedy = f", or name {run / EXPORT}" if has_export(run) else ""
     raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back{remedy}.")

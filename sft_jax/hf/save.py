@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sft_jax
+from sft_jax.checkpoint.processes import agree
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf import names
-from sft_jax.hf.processes import agree
 from sft_jax.hf.rules import Piece, pieces_by_param, tensor_shape
 from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, PROVENANCE, Provenance, Source
 from sft_jax.hf.writer import (

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from sft_jax.model.cache import Cache, slots, slots_of, store
-from sft_jax.model.mask import MaskSpec
 from sft_jax.model.runs import plan_runs
 
 if TYPE_CHECKING:

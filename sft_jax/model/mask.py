@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-
 HIDDEN = -1e30  # score of a key that is not seen; finite, so that a row that sees nothing gives no NaN
 NOTHING_SEEN = -1e29  # where maxima begin: no score comes near, and exp(HIDDEN - it) is 0
 

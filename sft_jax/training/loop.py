@@ -32,7 +32,8 @@ class Hooks:
     check: Callable[[], None]  # raises what a save in the background met
     resume_point: Callable[[], str]  # says which step the next start continues from
     describe: Callable[[Batch], str]  # names the examples of a batch, for the message about a step that went wrong
-    attention_pairs: Callable[[Batch], int]  # of a batch, over all processes
+    attention_pairs: Callable[[Batch], int]  # of a batch, over all processes, as this one's part tells
+    epoch: Callable[[int], float]  # epochs that so many rows of the stream are
 
 
 @dataclass
@@ -53,6 +54,7 @@ class _Started:
     """A step that was started and whose metrics have not been fetched."""
 
     number: int
+    position: int  # rows of the stream used with it
     batch: Batch
     metrics: dict[str, jax.Array]
     done_at: float | None = None  # time.perf_counter() when it was first seen to have ended
@@ -114,11 +116,11 @@ def train(
             window.add(metrics, None if number == first + 1 else seconds)  # the first one compiles
             if number % config.log.every == 0 or number == total_steps:
                 with votes.deferred():
-                    record(number)
+                    record(number, started.position)
         votes.count(len(pending))
 
-    def record(number: int) -> None:
-        values = window.take()
+    def record(number: int, position: int) -> None:
+        values = {"epoch": hooks.epoch(position), **window.take()}
         progress.record(number, values)
         if log is not None:
             log.write(number, TRAIN, values)
@@ -141,11 +143,12 @@ def train(
             break
         if profiler.begins(made):
             settle(0)
-            profiler.start()
+            with votes.deferred():
+                profiler.start()
         outcome.state, metrics = train_step(outcome.state, to_device(batch))
         outcome.step += 1
         outcome.position = next_position
-        pending.append(_Started(outcome.step, batch, metrics))
+        pending.append(_Started(outcome.step, next_position, batch, metrics))
         look()
         settle(_LATE if made else 0)
         with votes.deferred():
@@ -153,7 +156,8 @@ def train(
         progress.step(outcome.step)
         if profiler.ends(made + 1):
             settle(0)
-            profiler.stop()
+            with votes.deferred():
+                profiler.stop()
         last = outcome.step == total_steps
         if config.eval.every and outcome.step % config.eval.every == 0 and not last and not votes.stop:
             paused(lambda: hooks.evaluate(outcome.state, outcome.step))

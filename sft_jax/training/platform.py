@@ -5,20 +5,15 @@ import importlib.util
 import os
 import socket
 import time
-from pathlib import Path
 
 import jax
 from jax._src import xla_bridge  # has no public equivalent of backends_are_initialized
 
+from sft_jax.data.prepare import default_cache
 from sft_jax.errors import UserError
 
 _START_SECONDS = 300.0  # within which all processes of a run must have started
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-
-
-def cache_folder() -> Path:
-    """Returns the user's cache folder of this package ($XDG_CACHE_HOME/sft_jax or ~/.cache/sft_jax)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sft_jax"
 
 
 def join_processes() -> None:
@@ -99,7 +94,7 @@ def set_up_platform(deterministic: bool) -> None:
     A cache folder that the user chose (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     if deterministic and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         if xla_bridge.backends_are_initialized() and jax.default_backend() == "gpu":

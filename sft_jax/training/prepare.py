@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import jax
 
+from sft_jax.checkpoint.processes import agree, differing_processes, of_first_process
 from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData, prepare
 from sft_jax.errors import UserError
-from sft_jax.hf.processes import agree, differing_processes, of_first_process
 from sft_jax.hf.source import find_model
 
 

@@ -46,11 +46,8 @@ class Progress:
         """Shows the record of a window: rates and what is left only where a step of it was timed."""
         if not self._shown:
             return
-        parts = [
-            f"{label} {record[name]:{form}}"
-            for label, name, form in (("loss", "loss", ".4f"), ("lr", "learning_rate", ".2e"), ("grad", "grad_norm", ".2f"))
-            if record[name] is not None
-        ]
+        shown = (("epoch", "epoch", ".2f"), ("loss", "loss", ".4f"), ("lr", "learning_rate", ".2e"), ("grad", "grad_norm", ".2f"))
+        parts = [f"{label} {record[name]:{form}}" for label, name, form in shown if record[name] is not None]
         parts += [f"{name} {record[f'{name}_steps']:.0f}" for name in ("nonfinite", "empty") if f"{name}_steps" in record]
         timed = "seconds_per_step" in record
         if timed:

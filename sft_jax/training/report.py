@@ -76,8 +76,7 @@ def print_finished(config: Config, work: Workdir) -> None:
 
 def print_model(optimizer: Optimizer, state: TrainState, mesh: Mesh) -> None:
     """Prints the parameter counts, what the groups chose where they chose something, and what the mesh replicates."""
-    trained = sum(math.prod(choice.shape) for choice in optimizer.choices if not choice.frozen)
-    frozen = sum(math.prod(choice.shape) for choice in optimizer.choices if choice.frozen)
+    trained, frozen = parameter_counts(optimizer.choices)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"Model: {trained:,} trained and {frozen:,} frozen parameters on {mesh.size} {mesh.devices.flat[0].platform} devices ({axes}).")
     if any(choice.pattern for choice in optimizer.choices):
@@ -88,6 +87,14 @@ def print_model(optimizer: Optimizer, state: TrainState, mesh: Mesh) -> None:
         say("Largest arrays of which every device holds a copy:")
         for row in replicated:
             say(f"  {row.path}  {'x'.join(map(str, row.shape))} {row.dtype}  {row.bytes_per_device / 2**20:,.0f} MiB x {row.copies}")
+
+
+def parameter_counts(choices: Iterable[Choice]) -> tuple[int, int]:
+    """Returns the numbers of trained and of frozen parameters."""
+    counts = collections.Counter()
+    for choice in choices:
+        counts[choice.frozen] += math.prod(choice.shape)
+    return counts[False], counts[True]
 
 
 def eval_line(step: int, name: str, values: dict[str, float]) -> str:
@@ -139,10 +146,7 @@ def run_manifest(config: Config, data: PreparedData, source: Source, mesh: Mesh,
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
         "device": mesh.devices.flat[0].device_kind,
-        "parameters": {
-            "trained": sum(math.prod(choice.shape) for choice in optimizer.choices if not choice.frozen),
-            "frozen": sum(math.prod(choice.shape) for choice in optimizer.choices if choice.frozen),
-        },
+        "parameters": dict(zip(("trained", "frozen"), parameter_counts(optimizer.choices), strict=True)),
         "seed": config.seed,
     }
 

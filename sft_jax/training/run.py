@@ -15,11 +15,11 @@ import ml_collections
 from flax import nnx
 
 from sft_jax.checkpoint.checkpoints import Checkpoints, flatten_state
+from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
-from sft_jax.hf.processes import agree, anywhere
 from sft_jax.hf.source import find_model, lasting_path, read_source
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
@@ -82,12 +82,13 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
         attention=config.model.attention, constrain=constrain_fn(mesh),
     )  # fmt: skip
-    source = read_source(find_model(config.model.path), config.model.path)
+    source = agree(lambda: read_source(find_model(config.model.path), config.model.path))
+    index, count = agree(lambda: row_share(mesh))
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
     make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
-    checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep, agree))
+    checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep))
     start = find_start(config, work, checkpoints, log=report.say)
     start.check_model(abstract.spec)
     with phases("data"):
@@ -130,7 +131,6 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     report.print_model(optimizer, like, mesh)
 
     # ---- what happens between steps
-    index, count = row_share(mesh)
     eval_step = votes.ride(make_eval_step(graphdef, mesh))
     evaluator = Evaluator(config, data, graphdef, eval_step, mesh, eval_rows, source, votes.stopping)
     shown = stack.enter_context(contextlib.ExitStack())
@@ -161,7 +161,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
-        lambda batch: attention_pairs(batch, abstract.spec.layers) * count,
+        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, data.train.epoch_at,
     )  # fmt: skip
 
     # ---- train
@@ -203,7 +203,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         save_and_stop(None)
     with phases("checkpoint"):
         agree(checkpoints.wait)
-    shown.close()
+    agree(shown.close)
     if config.train.export:
         with phases("export"), memory_explained(config, mesh, "exporting"):
             export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)

@@ -35,7 +35,7 @@ class StopSignal:
     def _note(self, number: int, frame) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("the same command continues from the newest checkpoint")
         first, self.name = self.name is None, self.name or signal.Signals(number).name
         if self.at_once and first:
             self.raise_stopped()

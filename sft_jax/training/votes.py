@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.checkpoint.processes import anywhere
 from sft_jax.errors import UserError
-from sft_jax.hf.processes import anywhere
 from sft_jax.training.signals import StopSignal
 
 _STOP, _FAILED = 1, 2

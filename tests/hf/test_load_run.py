@@ -87,7 +87,7 @@ def test_the_newest_checkpoint_of_a_run_under_way(run):
         assert leaf.get_value().sharding.is_equivalent_to(place.get_value(), leaf.ndim), path
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, caplog):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, capsys):
     save_checkpoint(run, 10, scaled(2.0))
     save_checkpoint(run, 20, scaled(3.0))
     largest = max((run / "checkpoints" / "20").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, caplog):
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     assert equal(load(run)[0], scaled(2.0))
-    assert "20 is damaged" in caplog.text
+    assert "20 is damaged" in capsys.readouterr().err
     for path in (run / "checkpoints" / "10").rglob("*"):
         if path.is_file() and path.name != "manifest.json":
             path.unlink()

@@ -38,9 +38,14 @@ def agree(action: Callable[[], T]) -> T:
     return result
 
 
+def processes_where(flag: bool) -> list[int]:
+    """Returns the processes in which `flag` is set; all processes must call this."""
+    return np.flatnonzero(_of_all_processes([int(flag)])[:, 0]).tolist() if jax.process_count() > 1 else [0] * flag
+
+
 def anywhere(flag: bool) -> bool:
     """Returns whether `flag` is set in any process; all processes must call this."""
-    return bool(_of_all_processes([int(flag)]).any()) if jax.process_count() > 1 else flag
+    return bool(processes_where(flag))
 
 
 def of_first_process(value: int) -> int:

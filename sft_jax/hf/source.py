@@ -115,6 +115,19 @@ def lasting_path(path: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else path
 
 
+def chat_template_of(path: str | Path) -> str:
+    """Returns the `data.chat_template` that a run was trained with; "auto" for what is no run, and where the base's own was.
+
+    A run that goes on from another asks and answers in the form that the other one has learned.
+    """
+    folder = as_folder(path)
+    if not folder.is_dir() or not is_run(folder):
+        return "auto"
+    config = run_config(folder)
+    setting = config["data"].get("chat_template", "auto")
+    return chat_template_of(config["model"]["path"]) if setting == "auto" else "auto" if setting == "none" else setting
+
+
 def is_run(folder: Path) -> bool:
     """Returns whether a directory is the workdir of a run; its config.json is the run's, not a model's."""
     if not (folder / CHECKPOINTS).is_dir() and not has_export(folder):

@@ -20,7 +20,7 @@ from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
-from sft_jax.hf.source import find_model, lasting_path, read_source
+from sft_jax.hf.source import chat_template_of, find_model, lasting_path, read_source
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
@@ -55,9 +55,7 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         StoppedBySignal: SIGTERM, Ctrl-C or `train.stop_after_steps`; whatever there was to save is saved.
     """
     check_versions()
-    config = config if isinstance(config, Config) else parse_config(config)
-    model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
-    config = dataclasses.replace(config, model=model)
+    config = _resolved(config if isinstance(config, Config) else parse_config(config))
     phases = Phases()
     with contextlib.ExitStack() as stack:  # what is opened last is closed first: the lock outlives every save
         stop = stack.enter_context(StopSignal())
@@ -67,6 +65,15 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         work = agree(lambda: Workdir(workdir, lock=jax.process_index() == 0))
         stack.enter_context(contextlib.closing(work))
         return _fit(config, work, stop, phases, stack)
+
+
+def _resolved(config: Config) -> Config:
+    """Returns the configuration as it is recorded: the base wherever the run is used from, the template of an earlier run."""
+    model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
+    data = config.data
+    if data.chat_template == "auto":
+        data = dataclasses.replace(data, chat_template=chat_template_of(model.path))
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack: contextlib.ExitStack) -> dict[str, Any]:

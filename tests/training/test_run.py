@@ -128,6 +128,20 @@ def test_a_relative_base_is_found_from_anywhere(folder, finished, monkeypatch):
     assert fit(config, folder / "relative")["steps"] == 2
 
 
+def test_a_new_run_from_a_run_has_its_chat_template(folder):
+    """Also from one that was stopped and has no export: the rows are those of a run that names the template itself."""
+    with pytest.raises(StoppedBySignal):
+        fit(tiny_config(folder, train__stop_after_steps=1, data__chat_template="zephyr", data__max_length=192), folder / "templated")
+    go_on = {"model__path": str(folder / "templated"), "model__init": "checkpoint", "data__max_length": 192, "train__steps": 1}
+    fit(tiny_config(folder, **go_on), folder / "goes_on")
+    fit(tiny_config(folder, **go_on, data__chat_template="zephyr"), folder / "named")
+    fit(tiny_config(folder, train__steps=1, data__max_length=192), folder / "other_template")
+    found = [json.loads((folder / name / "data_report.json").read_text())["fingerprints"] for name in ("goes_on", "named", "other_template")]
+    assert found[0] == found[1] and found[0]["tokens"] != found[2]["tokens"]
+    again = fit(tiny_config(folder, **go_on), folder / "goes_on")  # the same command finds its own run
+    assert again["finished"]
+
+
 def test_totals_are_printed_before_training(folder, finished, capsys):
     with pytest.raises(StoppedBySignal):
         fit(tiny_config(folder, train__stop_after_steps=1), folder / "totals")

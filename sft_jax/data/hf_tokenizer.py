@@ -147,6 +147,7 @@ class HFTokenizer:
 
 def load_hf(folder: Path) -> HFTokenizer:
     """Loads a directory through transformers and keeps the backend. Raises UserError naming the directory."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell everybody without torch that torch is missing
     from transformers import AutoTokenizer
 
     try:

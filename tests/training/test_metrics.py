@@ -93,14 +93,14 @@ def test_the_terminal_is_left_as_it_was(monkeypatch):
 
 
 def test_rates_are_shown_where_a_step_was_timed(capsys):
-    record = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 2.0}
+    record = {"epoch": 0.25, "loss": 1.5, "learning_rate": 1e-3, "grad_norm": 2.0}
     with Progress(9, 0) as progress:
         progress.record(1, record)
         progress.record(2, record | {"loss": None, "nonfinite_steps": 1.0})
         progress.record(3, record | {"seconds_per_step": 10.0, "real_tokens_per_second": 50.0, "supervised_tokens_per_second": 5.0})
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == "step 1/9  loss 1.5000  lr 1.00e-03  grad 2.00"
-    assert second == "step 2/9  lr 1.00e-03  grad 2.00  nonfinite 1"
+    assert first == "step 1/9  epoch 0.25  loss 1.5000  lr 1.00e-03  grad 2.00"
+    assert second == "step 2/9  epoch 0.25  lr 1.00e-03  grad 2.00  nonfinite 1"
     assert third.endswith("50 real and 5 supervised tokens/s  1m00s left")
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,8 +122,7 @@ def ratios(results: dict[str, list[dict]]) -> dict:
     """Our warm rate over each rival's, medians over rounds; and the same for memory (below 1 is less)."""
 
     def median(case: str, key: str) -> float:
-        values = sorted(result[key] for result in results[case])
-        return values[len(values) // 2]
+        return statistics.median(result[key] for result in results[case])
 
     line = {"case": "ratios"}
     for peer in (name for name in results if not name.startswith("sft_jax")):

@@ -39,10 +39,7 @@ def main() -> None:
         model, tokenizer, out, stop_ids=stop_ids, dtype=_DTYPE.value or model.source.dtype,
         overwrite=_OVERWRITE.value or not _OUT.value,
     )  # fmt: skip
-    print(
-        f"Wrote {out}: {report.parameters:,} parameters and {report.prompts} prompts equal, logits within "
-        f"{report.logit_difference:.1e}, stop ids {list(report.stop_ids)}."
-    )
+    print(f"Wrote {out}: {report}.")
 
 
 if __name__ == "__main__":

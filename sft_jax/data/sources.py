@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import tempfile
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -44,8 +43,7 @@ class File(NamedTuple):
 class Rows(Sequence):
     """The rows of several files in a row, read when they are asked for. Made by `open_rows`.
 
-    An object that was sent to another process opens the files there, and unpacks them again. Objects can be used by
-    several threads. However many files there are, few are open at a time.
+    However many files there are, few are open at a time. One thread of one process reads; workers are sent rows.
     """
 
     def __init__(self, files: Sequence[File], fingerprint: str, unpacked: "_Unpacked"):
@@ -54,34 +52,18 @@ class Rows(Sequence):
         self._files = tuple(files)
         self._bases = np.concatenate([[0], np.cumsum([len(file.index.starts) for file in files])])
         self._unpacked = unpacked
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self._lock = threading.Lock()  # a descriptor is closed only while nobody reads from it
         self._open: dict[int, int] = {}  # number of a file -> descriptor, the one used last at the end
         weakref.finalize(self, _close, self._open)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open", "_unpacked")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._unpacked = _Unpacked()
-        self._prepare()
 
     def __len__(self) -> int:
         return int(self._bases[-1])
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Returns row `row`. Raises RowError where it is not a JSON object in UTF-8, and IndexError beyond the end."""
-        number, local = self._find(row)
-        index = self._files[number].index
-        start, end = int(index.starts[local]), int(index.ends[local])
-        with self._lock:
-            data = self._piece(number).read(start, end - start)
-        if len(data) != end - start:
-            raise self._changed(number)
-        return parse_row(data)
+        (found,) = self.read(row, row + 1)
+        if isinstance(found, RowError):
+            raise found
+        return found
 
     def read(self, first: int, stop: int) -> list[dict[str, Any] | RowError]:
         """Returns the rows [first, stop), each file read once; for one that cannot be used, the error that says why."""
@@ -91,8 +73,7 @@ class Rows(Sequence):
             index = self._files[number].index
             starts, ends = index.starts[local : local + stop - first], index.ends[local : local + stop - first]
             begin, end = int(starts[0]), int(ends[-1])
-            with self._lock:
-                data = self._piece(number).read(begin, end - begin)
+            data = self._piece(number).read(begin, end - begin)
             if len(data) != end - begin:
                 raise self._changed(number)
             for start, end in zip((starts - begin).tolist(), (ends - begin).tolist(), strict=True):

@@ -45,6 +45,18 @@ class ExportReport:
     refused_prompts: int  # conversations that the chat template does not accept
     stop_ids: tuple[int, ...]
 
+    def __str__(self) -> str:
+        """Returns the report as the end of a line that says what was written."""
+        text = (
+            f"{self.parameters:,} parameters and {self.prompts} prompts equal, logits within {self.logit_difference:.1e}, "
+            f"stop ids {list(self.stop_ids)}"
+        )
+        if self.rounding_difference:
+            text += f"; rounding to the dtype of the export moved logits by up to {self.rounding_difference:.1e}"
+        if self.refused_prompts:
+            text += f"; the chat template refused {self.refused_prompts} of {len(PROMPTS)} sample conversations"
+        return text
+
 
 def verify_export(
     folder: Path, decoder: Decoder, tokenizer: Tokenizer | None, stop_ids: Sequence[int], dtype: str | None = None

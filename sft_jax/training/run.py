@@ -213,7 +213,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     agree(shown.close)
     if config.train.export:
         with phases("export"), memory_explained(config, mesh, "exporting"):
-            export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)
+            compared = export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)
+        report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(
         outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh

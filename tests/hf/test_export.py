@@ -78,12 +78,13 @@ def test_the_report_of_a_good_export(exported, decoder):
     assert report.logit_difference == 0 and report.rounding_difference == 0
     assert report.prompts == 11 and report.refused_prompts == 0  # 4 plain, 3 added tokens, 4 through the template
     assert report.stop_ids == (256, 258)
+    assert str(report).endswith("11 prompts equal, logits within 0.0e+00, stop ids [256, 258]")
 
 
 def test_an_export_in_another_dtype_is_compared_in_that_dtype(decoder, tmp_path):
     report = export_checkpoint(decoder, None, tmp_path / "out", dtype="bfloat16")
     assert report.logit_difference == 0 and 0 < report.rounding_difference < 1
-    assert report.prompts == 0
+    assert report.prompts == 0 and "; rounding to the dtype of the export moved logits by up to " in str(report)
 
 
 def test_an_export_from_a_mesh(decoder, tmp_path):
@@ -95,6 +96,7 @@ def test_an_export_from_a_mesh(decoder, tmp_path):
 def test_conversations_that_the_template_refuses_are_counted(decoder, tokenizer, tmp_path):
     report = export_checkpoint(decoder, tokenizer.with_chat_template(STRICT), tmp_path / "out")
     assert report.refused_prompts == 1 and report.prompts == 10
+    assert str(report).endswith("; the chat template refused 1 of 4 sample conversations")
     assert load_tokenizer(tmp_path / "out").chat_template == STRICT
 
 

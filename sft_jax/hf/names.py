@@ -25,7 +25,7 @@ def rules(spec: DecoderSpec) -> list[Rule]:
     biases = {"query": spec.query_bias, "key": spec.query_bias, "value": spec.query_bias, "output": spec.output_bias}
     for ours, theirs in _PROJECTIONS.items():
         table += _linear(f"self_attn.{theirs}", f"attention.{ours}", biases[ours])
-    if spec.qk_norm:
+    if spec.query_key_norm:
         table += [
             _norm(f"self_attn.{theirs}_norm", f"attention.{ours}_norm")
             for theirs, ours in (("q", "query"), ("k", "key"))
@@ -39,7 +39,7 @@ def rules(spec: DecoderSpec) -> list[Rule]:
     else:
         table.append(_norm("post_attention_layernorm", "mlp_norm"))
     for part in _MLP:
-        table += _linear(f"mlp.{part}_proj", f"mlp.{part}", spec.mlp_bias)
+        table += _linear(f"mlp.{part}_proj", f"mlp.{part}", spec.layers[0].mlp.bias)
     table.append(Rule("model.norm.weight", "final_norm.scale"))
     if not spec.tied_head:
         table.append(Rule(HEAD, "lm_head.kernel", transpose=True))

@@ -19,17 +19,24 @@ def attend(
     mask: MaskSpec,
     kernel: str = "auto",
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns softmax(q k^T) v under `mask`, [B, Lq, H, C] in the dtype of v.
+    """Returns softmax(q k^T) v under `mask`, [B, Lq, H, Cv] in the dtype of v.
 
-    q is [B, Lq, H, C]; k and v are [B, Lk, K, C], where K divides H and query head h reads kv head h // (H / K). Scores
-    and softmax are float32. A query that sees no key gives zeros and no gradient. Every kernel of KERNELS honours the
-    whole mask; one that could not must raise.
+    q is [B, Lq, H, C], k [B, Lk, K, C] and v [B, Lk, K, Cv], where K divides H and query head h reads kv head
+    h // (H / K). Scores and softmax are float32. `sinks` [H] are scores of a key that every query sees and whose value
+    is 0. A query that sees no key gives zeros and no gradient. Every kernel of KERNELS honours the whole mask; one that
+    could not must raise.
     """
     check_kernel(kernel)
     if kernel == "auto":
         kernel = auto_kernel(q.shape[1], k.shape[1])
-    return KERNELS[kernel](q, k, v, mask, precision)
+    out, log_total = KERNELS[kernel](q, k, v, mask, precision)
+    if sinks is None:
+        return out
+    # The share of the softmax that the sink leaves: total / (total + exp(sink)).
+    left = jax.nn.sigmoid(log_total - sinks.astype(jnp.float32))
+    return (out.astype(jnp.float32) * left[..., None]).astype(out.dtype)
 
 
 def check_kernel(kernel: str) -> None:
@@ -43,8 +50,12 @@ def auto_kernel(queries: int, keys: int) -> str:
     return "reference" if queries == 1 or queries * keys <= SHORT * SHORT else "blocked"
 
 
-def reference_attention(q, k, v, mask: MaskSpec, precision) -> jax.Array:
-    """Attention over the dense matrix of scores: memory grows with Lq x Lk."""
+def reference_attention(q, k, v, mask: MaskSpec, precision) -> tuple[jax.Array, jax.Array]:
+    """Attention over the dense matrix of scores: memory grows with Lq x Lk.
+
+    As every kernel it returns the output [B, Lq, H, Cv] and the log of the softmax's sum, fp32 [B, Lq, H], which is 0
+    for a query that sees no key.
+    """
     batch, length, heads, size = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], size)
     scores = jnp.einsum("bqkgc,bskc->bkgqs", grouped, k, precision=precision, preferred_element_type=jnp.float32)
@@ -52,12 +63,16 @@ def reference_attention(q, k, v, mask: MaskSpec, precision) -> jax.Array:
     peak = jnp.maximum(jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), NOTHING_SEEN)
     weights = jnp.exp(scores - peak)
     total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0.0, 1.0, total)
-    out = jnp.einsum("bkgqs,bskc->bqkgc", weights.astype(v.dtype), v, precision=precision)
-    return out.reshape(batch, length, heads, v.shape[-1])
+    divisor = jnp.where(total == 0.0, 1.0, total)
+    log_total = jnp.where(total == 0.0, 0.0, peak + jnp.log(divisor))[..., 0]
+    out = jnp.einsum("bkgqs,bskc->bqkgc", (weights / divisor).astype(v.dtype), v, precision=precision)
+    return (
+        out.reshape(batch, length, heads, v.shape[-1]),
+        jnp.transpose(log_total, (0, 3, 1, 2)).reshape(batch, length, heads),
+    )
 
 
-KERNELS: dict[str, Callable[..., jax.Array]] = {
+KERNELS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "reference": reference_attention,
     "blocked": blocked_attention,
 }

@@ -3,72 +3,64 @@
 import jax
 from flax import nnx
 
-from sft_jax.model.attention import attend
-from sft_jax.model.layers import Linear, Mlp, Norm
+from sft_jax.model.experts import Experts, Routed
+from sft_jax.model.layers import Norm
 from sft_jax.model.mask import MaskSpec
+from sft_jax.model.mlp import Mlp
 from sft_jax.model.options import Options
-from sft_jax.model.rope import apply_rope
-from sft_jax.model.spec import DecoderSpec
-
-
-class Attention(nnx.Module):
-    """Projections around `attend`. Heads appear by reshape only, so that every kernel stays 2-D."""
-
-    def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
-        keys = jax.random.split(key, 4)
-        hidden, heads, kv_heads = spec.hidden_size, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-        units = {"heads": spec.heads, "kv_heads": spec.kv_heads}  # a head is never cut in two
-
-        def linear(key, shape, axes, bias):
-            return Linear(shape, axes, bias, key, spec.initializer_range, dtype, options, units)
-
-        self.query = linear(keys[0], (hidden, heads), ("embed", "heads"), spec.query_bias)
-        self.key = linear(keys[1], (hidden, kv_heads), ("embed", "kv_heads"), spec.query_bias)
-        self.value = linear(keys[2], (hidden, kv_heads), ("embed", "kv_heads"), spec.query_bias)
-        self.output = linear(keys[3], (heads, hidden), ("heads", "embed"), spec.output_bias)
-        self.query_norm = Norm(spec.head_size, spec, dtype) if spec.qk_norm else None
-        self.key_norm = Norm(spec.head_size, spec, dtype) if spec.qk_norm else None
-        self.head_size = spec.head_size
-        self.options = options
-
-    def project(self, x: jax.Array, table) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [B, L, H, C], keys and values [B, L, K, C] of x [B, L, D]; the first two with rope."""
-        heads = lambda y: y.reshape(*x.shape[:2], -1, self.head_size)  # noqa: E731
-        q, k, v = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
-        if self.query_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q = self.options.constrain(apply_rope(q, table), ("batch", "length", "act_heads", None))
-        k = self.options.constrain(apply_rope(k, table), ("batch", "length", "act_kv_heads", None))
-        return q, k, self.options.constrain(v, ("batch", "length", "act_kv_heads", None))
-
-    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
-        """Returns the attention output [B, Lq, D]."""
-        out = attend(q, k, v, mask, self.options.attention, self.options.dot_precision)
-        return self.output(out.reshape(*out.shape[:2], -1))
+from sft_jax.model.rope import RopeTable
+from sft_jax.model.self_attention import Attention, LatentAttention
+from sft_jax.model.spec import DecoderSpec, ExpertsSpec, LayerSpec
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); with `post_norms` what is added is normed as well."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
+    With `post_norms` what is added is normed as well, without `pre_norms` it alone; a `parallel` block has one norm, and
+    adds what attention and MLP make of it at once.
+    """
+
+    def __init__(self, spec: DecoderSpec, layer: LayerSpec, key: jax.Array, dtype, options: Options):
         attention_key, mlp_key = jax.random.split(key)
-        norm = lambda: Norm(spec.hidden_size, spec, dtype)  # noqa: E731
-        self.attention_norm = norm()
-        self.attention = Attention(spec, attention_key, dtype, options)
-        self.post_attention_norm = norm() if spec.post_norms else None
-        self.mlp_norm = norm()
-        self.mlp = Mlp(spec, mlp_key, dtype, options)
-        self.post_mlp_norm = norm() if spec.post_norms else None
+        norm = lambda wanted: Norm(spec.hidden_size, spec.norm, dtype) if wanted else None  # noqa: E731
+        self.attention_norm = norm(spec.pre_norms)
+        attention = Attention if spec.latent is None else LatentAttention
+        self.attention = attention(spec, layer, attention_key, dtype, options)
+        self.post_attention_norm = norm(spec.post_norms)
+        self.mlp_norm = norm(spec.pre_norms and not spec.parallel)
+        mlp = Experts if isinstance(layer.mlp, ExpertsSpec) else Mlp
+        self.mlp = mlp(layer.mlp, spec.hidden_size, mlp_key, spec.initializer_range, dtype, options)
+        self.post_mlp_norm = norm(spec.post_norms)
+        self.parallel = spec.parallel
+        self.residual_scale = spec.residual_scale
         self.options = options
 
-    def __call__(self, x: jax.Array, table, mask: MaskSpec) -> jax.Array:
-        """Maps x [B, L, D] to [B, L, D]; `table` is the rope table of this kind of layer."""
-        q, k, v = self.attention.project(self.attention_norm(x), table)
-        return self.finish(x, self.attention.mix(q, k, v, mask))
+    def __call__(
+        self, x: jax.Array, table: RopeTable | None, mask: MaskSpec, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, Routed | None]:
+        """Maps x [B, L, D] to [B, L, D]; `table` is the rope table of this kind of layer.
 
-    def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        """Adds the attention output `mixed` and then the MLP to the residual stream x, both [B, L, D]."""
-        x = x + (mixed if self.post_attention_norm is None else self.post_attention_norm(mixed))
-        y = self.mlp(self.mlp_norm(x))
-        x = x + (y if self.post_mlp_norm is None else self.post_mlp_norm(y))
-        return self.options.constrain(x, ("batch", "length", "act_embed"))
+        With `segments` [B, L] a layer of experts also returns how it routed the tokens, per document.
+        """
+        normed = self.enter(x)
+        q, k, v = self.attention.project(normed, table)
+        return self.finish(x, normed, self.attention.mix(q, k, v, mask), segments)
+
+    def enter(self, x: jax.Array) -> jax.Array:
+        """Returns what attention reads of the residual stream x."""
+        return x if self.attention_norm is None else self.attention_norm(x)
+
+    def finish(
+        self, x: jax.Array, normed: jax.Array, mixed: jax.Array, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, Routed | None]:
+        """Adds the attention output `mixed` and the MLP to the residual stream x, all [B, L, D]; `normed` is `enter(x)`."""
+        x = self._add(x, mixed, self.post_attention_norm)
+        if not self.parallel:
+            normed = x if self.mlp_norm is None else self.mlp_norm(x)
+        y, routed = self.mlp(normed, segments) if isinstance(self.mlp, Experts) else (self.mlp(normed), None)
+        x = self._add(x, y, self.post_mlp_norm)
+        return self.options.constrain(x, ("batch", "length", "act_embed")), routed
+
+    def _add(self, x: jax.Array, y: jax.Array, norm: Norm | None) -> jax.Array:
+        y = y if norm is None else norm(y)
+        return x + (y if self.residual_scale == 1.0 else y * self.residual_scale)

@@ -39,7 +39,7 @@ class _Side(NamedTuple):
 
 
 def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, precision, block: int | None = None):
-    """See `sft_jax.model.attention.attend`. Lengths that `block` does not divide are padded."""
+    """See `sft_jax.model.attention.reference_attention`. Lengths that `block` does not divide are padded."""
     block = block or BLOCKS.get(jax.default_backend(), BLOCK)
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
@@ -47,7 +47,7 @@ def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, 
     queries = _Side(_blocks(mask.query_positions, block), _blocks(mask.query_segments, block))
     keys = _Side(_blocks(mask.key_positions, block), _blocks(mask.key_segments, block))
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    out = _attention(
+    out, log_total = _attention(
         static,
         jnp.transpose(_blocks(grouped, block), (0, 1, 3, 4, 2, 5)),  # nbkgqc
         jnp.transpose(_blocks(k, block), (0, 1, 3, 2, 4)),  # nbksc
@@ -56,7 +56,11 @@ def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, 
         keys,
     )
     out = jnp.transpose(out, (1, 0, 4, 2, 3, 5))  # b n q k g c
-    return out.reshape(batch, -1, heads, v.shape[-1])[:, :length]
+    log_total = jnp.transpose(log_total, (1, 0, 4, 2, 3))
+    return (
+        out.reshape(batch, -1, heads, v.shape[-1])[:, :length],
+        log_total.reshape(batch, -1, heads)[:, :length],
+    )
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
@@ -69,11 +73,12 @@ def _blocks(x: jax.Array, block: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(static: _Static, q, k, v, queries: _Side, keys: _Side):
+    """Returns the output [n, b, k, g, q, c] and the log of the softmax's sum [n, b, k, g, q]."""
     return _forward(static, q, k, v, queries, keys)[0]
 
 
 def _forward(static: _Static, q, k, v, queries: _Side, keys: _Side):
-    """Returns the output [n, b, k, g, q, c] and what the backward pass needs."""
+    """Returns what `_attention` does and what the backward pass needs."""
 
     def one_query_block(_, block):
         q, positions, segments, first, end = block
@@ -96,13 +101,15 @@ def _forward(static: _Static, q, k, v, queries: _Side, keys: _Side):
 
     first, end = _key_blocks(static, queries, keys)
     _, (out, log_total) = jax.lax.scan(one_query_block, None, (q, *queries, first, end))
-    return out, (q, k, v, queries, keys, out, log_total)
+    return (out, log_total), (q, k, v, queries, keys, out, log_total)
 
 
-def _backward(static: _Static, residuals, d_out):
+def _backward(static: _Static, residuals, gradients):
     q, k, v, queries, keys, out, log_total = residuals
-    # The gradient of a softmax is p * (dp - sum(p * dp)), and the sum over all keys is d_out . out.
-    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    d_out, d_log_total = gradients
+    # The gradient of a softmax is p * (dp - sum(p * dp)), and the sum over all keys is d_out . out; that of the log of
+    # its sum is p.
+    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_log_total
 
     def one_query_block(d_kv, block):
         q, positions, segments, first, end, d_out, log_total, inner = block

@@ -21,7 +21,7 @@ class Cache:
     """
 
     keys: tuple[tuple[jax.Array, ...], ...]  # by run and place: [repeats, B, S, K, C], after rope
-    values: tuple[tuple[jax.Array, ...], ...]
+    values: tuple[tuple[jax.Array, ...], ...]  # [repeats, B, S, K, Cv]
     positions: dict[int, jax.Array]  # S -> int32 [B, S], EMPTY where nothing is kept
     max_length: int = dataclasses.field(metadata={"static": True})  # positions must stay below
 
@@ -34,10 +34,10 @@ def slots(layer: LayerSpec, max_length: int) -> int:
 def new_cache(spec: DecoderSpec, batch: int, max_length: int, dtype) -> Cache:
     """Returns an empty cache for `batch` sequences of at most `max_length` tokens."""
 
-    def stacks():
+    def stacks(size: int):
         return tuple(
             tuple(
-                jnp.zeros((run.repeats, batch, slots(layer, max_length), spec.kv_heads, spec.head_size), dtype)
+                jnp.zeros((run.repeats, batch, slots(layer, max_length), spec.kv_heads, size), dtype)
                 for layer in run.period
             )
             for run in plan_runs(spec.layers)
@@ -45,7 +45,7 @@ def new_cache(spec: DecoderSpec, batch: int, max_length: int, dtype) -> Cache:
 
     sizes = {slots(layer, max_length) for layer in spec.layers}
     positions = {size: jnp.full((batch, size), EMPTY, jnp.int32) for size in sizes}
-    return Cache(stacks(), stacks(), positions, max_length)
+    return Cache(stacks(spec.head_size), stacks(spec.value_size), positions, max_length)
 
 
 def slots_of(positions: jax.Array, segments: jax.Array, size: int) -> jax.Array:

@@ -11,12 +11,13 @@ from sft_jax.model.attention import check_kernel
 from sft_jax.model.block import Block
 from sft_jax.model.cache import Cache, new_cache
 from sft_jax.model.decoding import extend
+from sft_jax.model.experts import Routed
 from sft_jax.model.layers import Embed, Linear, Norm
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
 from sft_jax.model.options import Options
-from sft_jax.model.rope import rope_table
+from sft_jax.model.rope import RopeTable, depends_on_length, document_lengths, rope_table
 from sft_jax.model.runs import plan_runs
-from sft_jax.model.spec import DecoderSpec, LayerSpec
+from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
 
 # What the backward pass keeps of a period of blocks; the rest is computed again. None: everything is kept.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -32,12 +33,18 @@ class Decoder(nnx.Module):
     Parameters by path, where r and p are the run and the place in its period (sft_jax.model.runs), and everything
     under `runs` has a first dimension of one entry per repeat:
 
-        embed.embedding [V, D]                            runs.r.p.attention_norm.scale [D]
-        runs.r.p.attention.{query,key,value,output}.kernel [in, out] (.bias [out])
-        runs.r.p.attention.{query_norm,key_norm}.scale [C]   with qk_norm
+        embed.embedding [V, D]                            embed.positions [n, D] where they are learned
+        runs.r.p.{attention_norm,mlp_norm}.scale [D] (.bias)   with pre_norms; a parallel block has the first alone
         runs.r.p.{post_attention_norm,post_mlp_norm}.scale [D]   with post_norms
-        runs.r.p.mlp_norm.scale [D]                       runs.r.p.mlp.{gate,up,down}.kernel (.bias)
-        final_norm.scale [D]                              lm_head.kernel [D, V] unless the head is tied
+        runs.r.p.attention.{query,key,value,output}.kernel [in, out] (.bias [out])
+        runs.r.p.attention.{query_norm,key_norm}.scale [C] or [H * C]   with query_key_norm
+        runs.r.p.attention.sinks [H]                      with sinks
+        runs.r.p.attention.{query_down,query_up,latent_down,latent_up}.kernel,
+            .{query_norm,latent_norm}.scale               of latent attention, in place of key and value
+        runs.r.p.mlp.{gate,up,down}.kernel (.bias)        a plain MLP has no gate
+        runs.r.p.mlp.router.kernel [D, E] (.bias), .correction [E], .{gate,up,down}.kernel [E, in, out] (.bias [E, out]),
+            .shared.{gate,up,down}.kernel, .shared_gate.kernel [D, 1]   of a layer of experts
+        final_norm.scale [D] (.bias)                      lm_head.kernel [D, V] unless the head is tied
     """
 
     def __init__(self, spec: DecoderSpec, options: Options, key: jax.Array, param_dtype="float32"):
@@ -56,11 +63,13 @@ class Decoder(nnx.Module):
         embed_key, head_key, *run_keys = jax.random.split(key, 2 + len(runs))
         self.embed = Embed(spec, embed_key, param_dtype, options)
         self.runs = nnx.List([])
-        new_stack = jax.vmap(lambda block_key: Block(spec, block_key, param_dtype, options))
         for run, run_key in zip(runs, run_keys, strict=True):
             places = jax.random.split(run_key, (len(run.period), run.repeats))
-            self.runs.append(nnx.List([_name_stacked_axis(new_stack(keys)) for keys in places]))
-        self.final_norm = Norm(spec.hidden_size, spec, param_dtype)
+            self.runs.append(nnx.List([]))
+            for layer, keys in zip(run.period, places, strict=True):
+                stack = jax.vmap(lambda key, layer=layer: Block(spec, layer, key, param_dtype, options))(keys)
+                self.runs[-1].append(_name_stacked_axis(stack))
+        self.final_norm = Norm(spec.hidden_size, spec.norm, param_dtype)
         if not spec.tied_head:
             shape = (spec.hidden_size, spec.vocab_size)
             self.lm_head = Linear(
@@ -78,26 +87,43 @@ class Decoder(nnx.Module):
         they restart at 0 with every segment; those given may be any, in any order. Segment 0 is padding: its states are
         finite and mean nothing.
         """
+        return self._hidden(tokens, positions, segments, route=False)[0]
+
+    def hidden_and_routed(
+        self, tokens: jax.Array, positions: jax.Array | None, segments: jax.Array | None
+    ) -> tuple[jax.Array, Routed | None]:
+        """As `hidden`, with how the tokens were routed: the mean over layers of experts, `load` by layer [layers, E].
+
+        None for a model without experts. Segments must count from 1 to at most the length.
+        """
+        return self._hidden(tokens, positions, segments, route=True)
+
+    def _hidden(self, tokens, positions, segments, route: bool) -> tuple[jax.Array, Routed | None]:
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = segment_positions(segments) if positions is None else positions
-        x = self.options.constrain(self.embed(tokens), ("batch", "length", "act_embed"))
-        tables = self.rope_tables(positions)
+        x = self.options.constrain(self.embed(tokens, positions), ("batch", "length", "act_embed"))
+        lengthy = any(depends_on_length(layer.rope) for layer in self.spec.layers)
+        tables = self.rope_tables(positions, document_lengths(positions, segments) if lengthy else None)
         masks = {
             layer: self.mask(layer, positions, segments, positions, segments, aligned=True)
             for layer in dict.fromkeys(self.spec.layers)
         }
+        routed = []
         for run, blocks in zip(plan_runs(self.spec.layers), self.runs, strict=True):
 
             def period(x, blocks, run=run):
+                found = []
                 for layer, block in zip(run.period, blocks, strict=True):
-                    x = block(x, tables[layer.rope], masks[layer])
-                return x, None
+                    x, of_layer = block(x, tables[layer.rope], masks[layer], segments if route else None)
+                    found.append(of_layer)
+                return x, tuple(found)
 
             policy = REMAT_POLICIES[self.options.remat]
             if policy is not None:
                 period = jax.checkpoint(period, policy=policy, prevent_cse=False)
-            x, _ = jax.lax.scan(period, x, tuple(blocks))
-        return self.final_norm(x)
+            x, found = jax.lax.scan(period, x, tuple(blocks))
+            routed += [of_place for of_place in found if of_place is not None]
+        return self.final_norm(x), _over_layers(routed)
 
     def head_kernel(self) -> jax.Array:
         """Returns the kernel [D, V] of the head in the compute dtype, tied or not."""
@@ -105,10 +131,16 @@ class Decoder(nnx.Module):
             return self.embed.embedding[...].astype(self.options.dtype).T
         return self.lm_head.materialise()
 
+    def head_input(self, hidden: jax.Array) -> jax.Array:
+        """Returns hidden states [..., D] as the head reads them: the scale of the logits is put on this, smaller, side."""
+        if self.spec.logit_scale != 1.0:
+            hidden = hidden.astype(jnp.float32) * self.spec.logit_scale
+        return hidden.astype(self.options.dtype)
+
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits [..., V] of hidden states [..., D], soft cap applied."""
+        """Returns float32 logits [..., V] of hidden states [..., D], scaled and capped."""
         logits = jnp.dot(
-            hidden.astype(self.options.dtype), self.head_kernel(),
+            self.head_input(hidden), self.head_kernel(),
             precision=self.options.dot_precision, preferred_element_type=jnp.float32,
         )  # fmt: skip
         return cap(logits, self.logit_soft_cap)
@@ -137,10 +169,15 @@ class Decoder(nnx.Module):
         """
         return extend(self, tokens, positions, segments, cache)
 
-    def rope_tables(self, positions: jax.Array) -> dict:
-        """Returns the rope table at `positions` [B, L] for every kind of rope in the model."""
+    def rope_tables(
+        self, positions: jax.Array, lengths: jax.Array | None = None
+    ) -> dict[RopeSpec | None, RopeTable | None]:
+        """Returns the rope table at `positions` [B, L] for every kind of rope in the model, None for no rope.
+
+        `lengths`: see `sft_jax.model.rope.rope_table`.
+        """
         kinds = dict.fromkeys(layer.rope for layer in self.spec.layers)
-        return {rope: rope_table(rope, self.spec.head_size, positions) for rope in kinds}
+        return {rope: None if rope is None else rope_table(rope, positions, lengths) for rope in kinds}
 
     def mask(self, layer: LayerSpec, positions, segments, key_positions, key_segments, aligned: bool) -> MaskSpec:
         """Returns the mask of a kind of layer for queries and keys at these positions and segments."""
@@ -150,6 +187,14 @@ class Decoder(nnx.Module):
             causal=True, window=layer.window, scale=self.spec.attention_scale,
             soft_cap=self.spec.attention_soft_cap, aligned=aligned,
         )  # fmt: skip
+
+
+def _over_layers(routed: list[Routed]) -> Routed | None:
+    """Returns the mean over stacks [repeats, ...] of layers of experts; the load of every layer."""
+    if not routed:
+        return None
+    balance, z, load = (jnp.concatenate(parts) for parts in zip(*routed, strict=True))
+    return Routed(balance.mean(axis=0), z.mean(axis=0), load)
 
 
 def _name_stacked_axis(blocks: Block) -> Block:

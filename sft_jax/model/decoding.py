@@ -25,7 +25,9 @@ def extend(
     single = tokens.shape[1] == 1
     slot = {size: slots_of(positions, segments, size) for size in cache.positions}
     new_positions = {size: store(old, positions, slot[size]) for size, old in cache.positions.items()}
-    tables = decoder.rope_tables(positions)
+    # A model whose angles depend on the length takes those of the longest sequence that the cache holds, since keys that
+    # are in it keep theirs.
+    tables = decoder.rope_tables(positions, jnp.full_like(positions, cache.max_length))
     masks = {
         layer: decoder.mask(
             layer, positions, segments,
@@ -37,7 +39,8 @@ def extend(
 
     def through(block, layer, index, x, keys, values):
         """Takes x through one block; keys and values are the stacks of its place, of which `index` is its own."""
-        q, k, v = block.attention.project(block.attention_norm(x), tables[layer.rope])
+        normed = block.enter(x)
+        q, k, v = block.attention.project(normed, tables[layer.rope])
         place = slot[keys.shape[2]]
         if not single:
             k_seen = jnp.concatenate([keys[index], k.astype(keys.dtype)], axis=1)
@@ -46,10 +49,10 @@ def extend(
         if single:
             k_seen, v_seen = keys[index], values[index]
         mixed = block.attention.mix(q, k_seen.astype(q.dtype), v_seen.astype(q.dtype), masks[layer])
-        return block.finish(x, mixed), keys, values
+        return block.finish(x, normed, mixed)[0], keys, values
 
     too_far = (positions >= cache.max_length) & (segments > 0)
-    x = jnp.where(too_far[..., None], jnp.nan, decoder.embed(tokens))
+    x = jnp.where(too_far[..., None], jnp.nan, decoder.embed(tokens, positions))
     x = options.constrain(x, ("batch", "length", "act_embed"))
     all_keys, all_values = [], []
     for number, (run, blocks) in enumerate(zip(plan_runs(spec.layers), decoder.runs, strict=True)):

@@ -1,6 +1,5 @@
-"""The parts of a block that hold parameters: Linear, Embed, Norm, and the gated MLP."""
+"""The parts of a block that hold parameters: Linear, ExpertLinear, Embed and Norm."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,13 +8,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from sft_jax.model.options import Options
-from sft_jax.model.spec import DecoderSpec
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
+from sft_jax.model.spec import DecoderSpec, NormSpec
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], deviation: float, dtype) -> jax.Array:
@@ -58,69 +51,94 @@ class Linear(nnx.Module):
         y = jnp.dot(rows, self.materialise(), precision=self.options.dot_precision).reshape(*x.shape[:-1], -1)
         if self.bias is None:
             return y
-        # In float32, because the gradient of the bias is a sum over all rows in the dtype of this addition.
-        return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
+        return add_bias(y, self.bias[...])
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns y + bias in the dtype of y.
+
+    Added in float32, because the gradient of the bias is a sum over all rows in the dtype of this addition.
+    """
+    return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
+
+
+class ExpertLinear(nnx.Module):
+    """The projections of all experts: kernels [E, in, out] and biases [E, out], applied to rows sorted by expert."""
+
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, int],
+        axes: tuple[str, str],
+        bias: bool,
+        key: jax.Array,
+        deviation: float,
+        dtype,
+        options: Options,
+    ):
+        self.kernel = nnx.Param(
+            draw(key, (count, *shape), deviation, dtype), axes=("expert", *axes), units=FrozenDict()
+        )
+        self.bias = nnx.Param(jnp.zeros((count, shape[1]), dtype), axes=("expert", "norm")) if bias else None
+        self.options = options
+
+    def materialise(self) -> jax.Array:
+        """Returns the kernels [E, in, out] in the compute dtype."""
+        return self.kernel[...].astype(self.options.dtype)
 
 
 class Embed(nnx.Module):
-    """Token embeddings [V, D]; also the head of a model that ties them."""
+    """Token embeddings [V, D], also the head of a model that ties them; and position embeddings, where they are learned."""
 
     def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
         shape = (spec.vocab_size, spec.hidden_size)
         self.embedding = nnx.Param(
             draw(key, shape, spec.initializer_range, dtype), axes=("vocab", "embed"), units=FrozenDict()
         )
+        self.positions = None
+        if spec.learned_positions is not None:
+            shape = (spec.learned_positions, spec.hidden_size)
+            self.positions = nnx.Param(
+                draw(jax.random.fold_in(key, 1), shape, spec.initializer_range, dtype), axes=(None, "embed"), units=FrozenDict()
+            )
         self.scale = spec.embedding_scale
         self.options = options
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Returns the scaled embeddings [..., D] of `tokens` in the compute dtype."""
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Returns the embeddings [B, L, D] of `tokens` at `positions` in the compute dtype.
+
+        Where positions are learned, one beyond the table gives NaN.
+        """
         # Whole rows of the table, gathered over fsdp as kernels are. Otherwise the lookup makes the hidden size of its
         # result follow the table and the rows follow nothing: every device would hold the states of the whole batch.
         table = self.options.constrain(self.embedding[...], ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
-        return x * jnp.asarray(self.scale, x.dtype) if self.scale != 1.0 else x
+        if self.scale != 1.0:
+            x = x * jnp.asarray(self.scale, x.dtype)
+        if self.positions is None:
+            return x
+        table = self.options.constrain(self.positions[...], (None, None))
+        return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
 
 
 class Norm(nnx.Module):
-    """RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467) over the last axis, in float32."""
+    """RMSNorm or LayerNorm over the last axis, in float32."""
 
-    def __init__(self, size: int, spec: DecoderSpec, dtype):
-        self.scale = nnx.Param(jnp.full((size,), 1.0 - spec.norm_offset, dtype), axes=("norm",))
-        self.offset = spec.norm_offset
-        self.epsilon = spec.norm_epsilon
+    def __init__(self, size: int, spec: NormSpec, dtype):
+        self.scale = nnx.Param(jnp.full((size,), 1.0 - spec.offset, dtype), axes=("norm",))
+        self.bias = nnx.Param(jnp.zeros((size,), dtype), axes=("norm",)) if spec.bias else None
+        self.spec = spec
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _rms_norm(x, self.scale[...], self.offset, self.epsilon)
+        return _normalize(x, self.scale[...], None if self.bias is None else self.bias[...], self.spec)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
-def _rms_norm(x: jax.Array, scale: jax.Array, offset: float, epsilon: float) -> jax.Array:
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array | None, spec: NormSpec) -> jax.Array:
     """Keeps x alone for the backward pass: what is in between is cheaper to compute again than to store."""
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    return (y * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
-
-
-class Mlp(nnx.Module):
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
-        keys = jax.random.split(key, 3)
-        wide, narrow = (spec.hidden_size, spec.mlp_size), (spec.mlp_size, spec.hidden_size)
-        rest = (spec.initializer_range, dtype, options)
-        self.gate = Linear(wide, ("embed", "mlp"), spec.mlp_bias, keys[0], *rest)
-        self.up = Linear(wide, ("embed", "mlp"), spec.mlp_bias, keys[1], *rest)
-        self.down = Linear(narrow, ("mlp", "embed"), spec.mlp_bias, keys[2], *rest)
-        self.activation = spec.activation
-        self.options = options
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        inner = _gated(self.gate(x), self.up(x), ACTIVATIONS[self.activation])
-        return self.down(self.options.constrain(inner, ("batch", "length", "act_mlp")))
-
-
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
-def _gated(gate: jax.Array, up: jax.Array, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Returns activation(gate) * up; the backward pass keeps the two inputs and no intermediate of the activation."""
-    return activation(gate) * up
+    if spec.kind == "layer":
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + spec.epsilon)
+    y = y * (scale.astype(jnp.float32) + spec.offset)
+    return (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)

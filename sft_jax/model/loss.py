@@ -44,7 +44,7 @@ def head_of(decoder: Decoder) -> tuple[jax.Array, int]:
 
 def next_token_loss(decoder: Decoder, batch: Batch, mesh: AnyMesh | None = None) -> LossSum:
     """Returns the sums of the loss of `decoder` on `batch` [B, L]; `targets` hold the next tokens already."""
-    hidden = decoder.hidden(batch.tokens, batch.positions, batch.segments)
+    hidden = decoder.head_input(decoder.hidden(batch.tokens, batch.positions, batch.segments))
     kernel, vocab_axis = head_of(decoder)
     loss = cross_entropy(
         hidden,

@@ -29,6 +29,11 @@ class Options:
     constrain: Constrain = no_constraint  # lays out an activation by its logical axes (sft_jax.model.sharding)
 
     @property
+    def mesh(self):
+        """The mesh over which activations are laid out, or None."""
+        return getattr(self.constrain, "mesh", None)
+
+    @property
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(self.compute_dtype)
 

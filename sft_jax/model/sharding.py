@@ -31,6 +31,9 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),  # heads x head size
     "kv_heads": ("tensor",),  # kv heads x head size
     "mlp": ("tensor",),
+    "expert": (),  # experts of a layer; their kernels are cut like those of an MLP
+    "router": (),  # the router's output, one number an expert
+    "latent": (),  # the latent states that keys and values are made from
     "vocab": ("tensor",),
     "norm": (),  # scales and biases: too small to be worth a gather
     # activations

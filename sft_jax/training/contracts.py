@@ -77,7 +77,7 @@ def layout(build: Callable[[AnyMesh | None], Decoder], batch: Batch, meshes: dic
 
 def chunking(decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | None = None) -> Result:
     """The chunked loss == dense cross-entropy in float64: values, and gradients of hidden states and head."""
-    hidden = jax.jit(lambda d, b: d.hidden(b.tokens, b.positions, b.segments))(decoder, batch)
+    hidden = jax.jit(lambda d, b: d.head_input(d.hidden(b.tokens, b.positions, b.segments)))(decoder, batch)
     kernel, vocab_axis = head_of(decoder)
 
     def total(hidden, kernel):
@@ -139,7 +139,7 @@ def token_losses(decoder: Decoder, batch: Batch) -> np.ndarray:
     """Returns the negative log-likelihood [B, L] of each supervised token, 0 elsewhere."""
 
     def nll(decoder: Decoder, batch: Batch) -> jax.Array:
-        hidden = decoder.hidden(batch.tokens, batch.positions, batch.segments)
+        hidden = decoder.head_input(decoder.hidden(batch.tokens, batch.positions, batch.segments))
         kernel, vocab_axis = head_of(decoder)
         return cross_entropy(
             hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis,

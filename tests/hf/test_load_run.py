@@ -185,4 +185,4 @@ def test_a_base_that_has_changed_since(run):
     save_checkpoint(run, 10, scaled(2.0))
     (run.parent / "base" / "config.json").write_text(json.dumps({**CONFIGS["llama"], "rms_norm_eps": 1e-4}))
     decoder = load(run)[0]
-    assert decoder.spec.norm_epsilon == CONFIGS["llama"]["rms_norm_eps"] and equal(decoder, scaled(2.0))
+    assert decoder.spec.norm.epsilon == CONFIGS["llama"]["rms_norm_eps"] and equal(decoder, scaled(2.0))

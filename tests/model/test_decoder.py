@@ -13,7 +13,8 @@ from tiny_models import CONFIGS, FAMILY_CONFIGS, abstract, dotted, is_variable, 
 from sft_jax.errors import UserError
 from sft_jax.model.decoder import REMAT_POLICIES, Decoder
 from sft_jax.model.families import spec_from_config
-from sft_jax.model.layers import ACTIVATIONS, Linear
+from sft_jax.model.layers import Linear
+from sft_jax.model.mlp import ACTIVATIONS
 from sft_jax.model.options import Options
 from sft_jax.model.runs import layer_places, plan_runs
 from sft_jax.model.sharding import AXES
@@ -98,7 +99,7 @@ def test_scanned_equals_unrolled(name):
         tables = decoder.rope_tables(positions)
         for layer, place in zip(decoder.spec.layers, layer_places(decoder.spec), strict=True):
             block = jax.tree.map(lambda leaf, i=place.index: leaf[i], decoder.runs[place.run][place.place])
-            x = block(x, tables[layer.rope], decoder.mask(layer, positions, segments, positions, segments, True))
+            x, _ = block(x, tables[layer.rope], decoder.mask(layer, positions, segments, positions, segments, True))
         unrolled = decoder.head(decoder.final_norm(x))
     np.testing.assert_allclose(unrolled, logits(decoder, tokens, positions, segments), atol=1e-4)
 

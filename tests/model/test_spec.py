@@ -54,7 +54,7 @@ def test_llama_from_the_old_form():
     rope = RopeSpec(500000.0, Llama3Scaling(32.0, 1.0, 4.0, 8192))
     assert spec.layers == (LayerSpec(None, rope),) * 16
     assert (spec.heads, spec.kv_heads, spec.head_size, spec.tied_head) == (32, 8, 64, True)
-    assert spec.attention_scale == 64**-0.5 and spec.embedding_scale == 1.0 and spec.norm_offset == 0.0
+    assert spec.attention_scale == 64**-0.5 and spec.embedding_scale == 1.0 and spec.norm.offset == 0.0
 
 
 def test_what_old_llama_files_leave_out():

@@ -11,7 +11,7 @@ from tiny_models import CONFIGS, FAMILY_CONFIGS, packed_rows, to_tensors, torch_
 from sft_jax.model.attention import KERNELS
 from sft_jax.model.block import Block
 from sft_jax.model.cross_entropy import chunk_rows
-from sft_jax.model.layers import ACTIVATIONS
+from sft_jax.model.mlp import ACTIVATIONS
 from sft_jax.model.loss import next_token_loss
 from sft_jax.model.mask import MaskSpec
 from sft_jax.model.options import Options

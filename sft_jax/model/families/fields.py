@@ -3,17 +3,17 @@
 from typing import Any
 
 from sft_jax.errors import UserError, did_you_mean
-from sft_jax.model.layers import ACTIVATIONS
+from sft_jax.model.mlp import ACTIVATIONS
+from sft_jax.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 
 REQUIRED = object()
 MAX_NUMBER = 3e38  # of float32
 MAX_LAYERS = 10_000  # far above every model; a damaged count would fill the memory before anything else is noticed
 
-# Fields that change what a model computes and that no family here has, with the values that mean "off". A family's
-# own fields are read by its function; anything else in the file is not read by the reference implementation either.
+# Fields that change what a model computes, with the values that mean "off". Where a family's function has not read one,
+# it must be off; anything else in the file is not read by the reference implementation either.
 # tests/numerics/test_config_against_transformers.py compares.
 UNSUPPORTED: dict[str, tuple] = {
-    "quantization_config": (None,),
     "use_bidirectional_attention": (None, False),
     "is_causal": (None, True),
     "attention_dropout": (None, 0),
@@ -23,8 +23,16 @@ UNSUPPORTED: dict[str, tuple] = {
     "add_cross_attention": (None, False),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
+    "n_routed_experts": (None, 0),
     "clip_qkv": (None,),
     "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "use_parallel_residual": (None, False),
+    "scale_attn_weights": (None, True),
+    "scale_attn_by_inverse_layer_idx": (None, False),
+    "moe_layer_freq": (None, 1),
+    "scoring_func": (None,),
+    "topk_method": (None,),
     "embedding_multiplier": (None, 1),
     "residual_multiplier": (None, 1),
     "attention_multiplier": (None,),
@@ -38,6 +46,7 @@ class Fields:
 
     def __init__(self, values: dict[str, Any], where: str = "config.json"):
         self._values = values
+        self._read_names: set[str] = set()
         self.where = where
 
     def __contains__(self, name: str) -> bool:
@@ -48,12 +57,14 @@ class Fields:
         return [name for name, value in self._values.items() if value is not None]
 
     def refuse_unsupported(self) -> None:
-        """Raises UserError naming the first field that changes the model in a way that is not supported."""
+        """Raises UserError naming the first field that changes the model, is not off, and was not read until now."""
         for name, off in UNSUPPORTED.items():
-            self.only(name, off)
+            if name not in self._read_names:
+                self.only(name, off)
 
     def only(self, name: str, allowed: tuple) -> None:
         """Raises UserError unless the field has one of the values `allowed`; None stands for null and for left out."""
+        self._read_names.add(name)
         value = self._values.get(name)
         if value not in allowed:
             shown = value if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
@@ -66,6 +77,10 @@ class Fields:
         """Returns the fields of both; where both have one, that of `other`."""
         return Fields({**self._values, **other._values}, self.where)
 
+    def renamed(self, names: dict[str, str]) -> "Fields":
+        """Returns the fields under other names: `names` maps those of this file to those that they have elsewhere."""
+        return Fields({names.get(name, name): value for name, value in self._values.items()}, self.where)
+
     def only_field(self, name: str) -> "Fields":
         """Returns the field `name` alone, or nothing where it has no value."""
         return Fields({name: self._values[name]} if name in self else {}, self.where)
@@ -77,11 +92,25 @@ class Fields:
             raise UserError(f"{self.where}: '{name}' must be a number above 0, not {value}.")
         return float(value)
 
+    def number(self, name: str, absent: Any = REQUIRED) -> float:
+        """Returns a finite number."""
+        value = self._read(name, absent, (int, float), "a number")
+        if not -MAX_NUMBER < value < MAX_NUMBER:
+            raise UserError(f"{self.where}: '{name}' must be a finite number, not {value}.")
+        return float(value)
+
     def size(self, name: str, absent: Any = REQUIRED) -> int:
         """Returns a whole number above 0."""
         value = self._read(name, absent, (int,), "a whole number")
         if value < 1:
             raise UserError(f"{self.where}: '{name}' must be at least 1, not {value}.")
+        return value
+
+    def count(self, name: str, absent: Any = REQUIRED) -> int:
+        """Returns a whole number of 0 or more."""
+        value = self._read(name, absent, (int,), "a whole number")
+        if value < 0:
+            raise UserError(f"{self.where}: '{name}' must be 0 or more, not {value}.")
         return value
 
     def flag(self, name: str, absent: Any = REQUIRED) -> bool:
@@ -108,6 +137,22 @@ class Fields:
                 raise UserError(f"{self.where}: '{name}' must hold strings only, not {value!r}.")
         return values
 
+    def positives(self, name: str, count: int) -> tuple[float, ...]:
+        """Returns a list of `count` numbers above 0."""
+        values = self._read(name, REQUIRED, (list,), "a list")
+        sound = all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < MAX_NUMBER for v in values)
+        if len(values) != count or not sound:
+            raise UserError(f"{self.where}: '{name}' must be {count} numbers above 0.")
+        return tuple(float(value) for value in values)
+
+    def integers(self, name: str) -> list[int]:
+        """Returns a list of whole numbers of 0 or more; nothing where the field is left out or null."""
+        values = self._read(name, [], (list,), "a list")
+        for value in values:
+            if type(value) is not int or value < 0:
+                raise UserError(f"{self.where}: '{name}' must hold whole numbers of 0 or more, not {value!r}.")
+        return values
+
     def text(self, name: str, absent: Any = REQUIRED) -> str:
         """Returns a string."""
         return self._read(name, absent, (str,), "a string")
@@ -120,11 +165,13 @@ class Fields:
         return value
 
     def _null(self, name: str) -> bool:
+        self._read_names.add(name)
         if name not in self._values:
             self._missing(name)
         return self._values[name] is None
 
     def _read(self, name: str, absent: Any, kinds: tuple[type, ...], what: str):
+        self._read_names.add(name)
         value = self._values.get(name)
         if value is None:
             return self._missing(name) if absent is REQUIRED else absent
@@ -145,7 +192,7 @@ def layer_count(fields: Fields) -> int:
 
 
 def dimensions(fields: Fields, stated: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the fields of DecoderSpec that all families write alike.
+    """Returns the sizes of DecoderSpec that all families write alike.
 
     `stated` are sizes that must be in the file, because the reference implementation takes a number for them where they
     are left out that does not follow from the others. Raises UserError where a size is missing or does not fit.
@@ -163,15 +210,46 @@ def dimensions(fields: Fields, stated: tuple[str, ...] = ()) -> dict[str, Any]:
             f"{fields.where}: 'num_attention_heads' {heads} does not divide 'hidden_size' {hidden}; state 'head_dim'."
         )
     head_size = fields.size("head_dim", absent=hidden // heads)
-    if head_size % 2:
-        raise UserError(f"{fields.where}: the size of a head must be even for rotary positions, not {head_size}.")
     return dict(
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
-        mlp_size=fields.size("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
-        norm_epsilon=fields.positive("rms_norm_eps"),
+        value_size=head_size,
         initializer_range=fields.positive("initializer_range", absent=0.02),  # used for new weights only
     )
+
+
+def gated_mlp(fields: Fields, activation: str = "hidden_act", bias: bool = False) -> MlpSpec:
+    """Returns the MLP of Llama's block; `activation` is the field that names it."""
+    return MlpSpec(fields.size("intermediate_size"), True, fields.activation(activation), bias)
+
+
+def rms_norm(fields: Fields, offset: float = 0.0) -> NormSpec:
+    """Returns the RMSNorm that `rms_norm_eps` describes."""
+    return NormSpec("rms", fields.positive("rms_norm_eps"), offset, bias=False)
+
+
+def llama_like(
+    sizes: dict[str, Any], layers: tuple[LayerSpec, ...], norm: NormSpec, tied_head: bool, **changes: Any
+) -> DecoderSpec:
+    """Returns a decoder of Llama's blocks with `changes`: what a family does in another way."""
+    llama = dict(
+        pre_norms=True,
+        post_norms=False,
+        parallel=False,
+        query_key_norm=None,
+        query_bias=False,
+        output_bias=False,
+        latent=None,
+        sinks=False,
+        attention_scale=sizes["head_size"] ** -0.5,
+        attention_soft_cap=None,
+        logit_soft_cap=None,
+        logit_scale=1.0,
+        embedding_scale=1.0,
+        residual_scale=1.0,
+        learned_positions=None,
+    )
+    return DecoderSpec(**(sizes | llama | dict(layers=layers, norm=norm, tied_head=tied_head) | changes))

@@ -1,0 +1,168 @@
+"""A mixture of experts: each token goes to the few that its router chooses, and none is dropped.
+
+Tokens are sorted by expert and each projection is one grouped matmul over the sorted rows (`jax.lax.ragged_dot`), so the
+work is that of the chosen experts whatever the balance is, and a token's result does not depend on other tokens.
+
+Letters: B rows, L length, N = B * L tokens, D hidden size, E experts, k experts of a token.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.model.layers import ExpertLinear, Linear, add_bias
+from sft_jax.model.mlp import Mlp, gated
+from sft_jax.model.options import Options
+from sft_jax.model.spec import ExpertsSpec, MlpSpec, RouterSpec
+
+
+class Choice(NamedTuple):
+    """Which experts tokens use."""
+
+    experts: jax.Array  # int32 [B, L, k]
+    weights: jax.Array  # fp32 [B, L, k]
+    scores: jax.Array  # fp32 [B, L, E]
+    logits: jax.Array  # fp32 [B, L, E]
+
+
+class Routed(NamedTuple):
+    """How evenly tokens were spread, as numbers a token that the loss weighs like its own."""
+
+    balance: jax.Array  # fp32 [B, L], see `balance`
+    z: jax.Array  # fp32 [B, L], the squared log of the sum of exponentials of the router's logits
+    load: jax.Array  # fp32 [E], choices of each expert by tokens that are no padding
+
+
+class Experts(nnx.Module):
+    """sum of weight * expert(x) over the chosen experts, plus the shared MLP where there is one."""
+
+    def __init__(self, spec: ExpertsSpec, hidden_size: int, key: jax.Array, deviation: float, dtype, options: Options):
+        keys = jax.random.split(key, 6)
+        rest = (deviation, dtype, options)
+        wide, narrow = (hidden_size, spec.size), (spec.size, hidden_size)
+        self.router = Linear((hidden_size, spec.count), ("embed", "router"), spec.router.bias, keys[0], *rest)
+        self.correction = nnx.Param(jnp.zeros((spec.count,), dtype), axes=("norm",)) if spec.router.correction else None
+        self.gate = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[1], *rest)
+        self.up = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[2], *rest)
+        self.down = ExpertLinear(spec.count, narrow, ("mlp", "embed"), spec.bias, keys[3], *rest)
+        self.shared = self.shared_gate = None
+        if spec.shared_size is not None:
+            shared = MlpSpec(spec.shared_size, gated=True, activation=spec.activation, bias=False)
+            self.shared = Mlp(shared, hidden_size, keys[4], *rest)
+        if spec.shared_gate:
+            self.shared_gate = Linear((hidden_size, 1), ("embed", None), False, keys[5], *rest)
+        self.spec = spec
+        self.options = options
+
+    def __call__(self, x: jax.Array, segments: jax.Array | None) -> tuple[jax.Array, Routed | None]:
+        """Maps x [B, L, D] to [B, L, D]; with `segments` [B, L] also says how the documents were routed."""
+        choice = self.route(x)
+        y = self._mix(x, choice)
+        if self.shared is not None:
+            shared = self.shared(x)
+            if self.shared_gate is not None:
+                shared = shared * jax.nn.sigmoid(self.shared_gate(x))
+            y = y + shared
+        return y, None if segments is None else routed(choice, self.spec, segments)
+
+    def route(self, x: jax.Array) -> Choice:
+        """Returns the choice for every token of x [B, L, D], in float32 at the highest precision."""
+        logits = jnp.dot(
+            x.astype(jnp.float32), self.router.kernel[...].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+        )
+        if self.router.bias is not None:
+            logits = logits + self.router.bias[...].astype(jnp.float32)
+        correction = None if self.correction is None else self.correction[...].astype(jnp.float32)
+        return choose(logits, correction, self.spec.router, self.spec.chosen)
+
+    def _mix(self, x: jax.Array, choice: Choice) -> jax.Array:
+        """Returns the weighted sum of the chosen experts' outputs, [B, L, D].
+
+        Over a mesh each device sorts its own rows, with all experts gathered but cut over `tensor`: sorting over devices
+        would send every token everywhere.
+        """
+        kernels = tuple(part.materialise() for part in (self.gate, self.up, self.down))
+        biases = None
+        if self.spec.bias:
+            biases = tuple(part.bias[...] for part in (self.gate, self.up, self.down))
+        mesh = self.options.mesh
+        if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+            return self._mix_local(x, choice.experts, choice.weights, kernels, biases, None)
+        rows, wide, narrow = P(("data", "fsdp")), P(None, None, "tensor"), P(None, "tensor", None)
+        local = lambda *arguments: self._mix_local(*arguments, axis="tensor")  # noqa: E731
+        return jax.shard_map(
+            local, mesh=mesh, check_vma=False, out_specs=rows,
+            in_specs=(rows, rows, rows, (wide, wide, narrow), (P(None, "tensor"), P(None, "tensor"), P())),
+        )(x, choice.experts, choice.weights, kernels, biases)  # fmt: skip
+
+    def _mix_local(self, x, experts, weights, kernels, biases, axis: str | None) -> jax.Array:
+        count, chosen, hidden = self.spec.count, self.spec.chosen, x.shape[-1]
+        flat = experts.reshape(-1)  # [N * k]
+        order = jnp.argsort(flat, stable=True)
+        back = jnp.argsort(order)
+        sizes = jnp.bincount(flat, length=count).astype(jnp.int32)
+        copies = jnp.repeat(x.reshape(-1, hidden).astype(self.options.dtype), chosen, axis=0)
+        rows = copies.at[order].get(unique_indices=True)
+
+        def grouped(rows, kernel):
+            return jax.lax.ragged_dot(rows, kernel, sizes, precision=self.options.dot_precision)
+
+        gate, up = grouped(rows, kernels[0]), grouped(rows, kernels[1])
+        if biases is not None:
+            gate, up = (add_bias(y, bias[flat[order]]) for y, bias in zip((gate, up), biases[:2], strict=True))
+        out = grouped(gated(gate, up, self.spec.activation), kernels[2])
+        out = out.at[back].get(unique_indices=True).reshape(-1, chosen, hidden)
+        weights = weights.reshape(-1, chosen)
+        y = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=1)
+        if axis is not None:
+            y = jax.lax.psum(y, axis)
+        if biases is not None:  # after the sum over devices, which each hold all of it
+            y = y + jnp.sum(biases[2][experts.reshape(-1, chosen)].astype(jnp.float32) * weights[..., None], axis=1)
+        return y.astype(x.dtype).reshape(x.shape)
+
+
+def choose(logits: jax.Array, correction: jax.Array | None, spec: RouterSpec, chosen: int) -> Choice:
+    """Returns the `chosen` experts of each token and their weights, from fp32 logits [B, L, E]."""
+    scores = jax.nn.sigmoid(logits) if spec.score == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+    ranking = jax.lax.stop_gradient(scores if correction is None else scores + correction)
+    if spec.groups > 1:
+        grouped = ranking.reshape(*ranking.shape[:-1], spec.groups, -1)
+        best = grouped.max(axis=-1) if spec.group_score == "max" else jax.lax.top_k(grouped, 2)[0].sum(axis=-1)
+        _, allowed = jax.lax.top_k(best, spec.chosen_groups)
+        open_groups = jnp.any(allowed[..., None] == jnp.arange(spec.groups), axis=-2)
+        ranking = jnp.where(open_groups[..., None], grouped, -jnp.inf).reshape(ranking.shape)
+    _, experts = jax.lax.top_k(ranking, chosen)
+    weights = jnp.take_along_axis(scores, experts, axis=-1)
+    if spec.normalize:
+        weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+    return Choice(experts, weights * spec.scale, scores, logits)
+
+
+def routed(choice: Choice, spec: ExpertsSpec, segments: jax.Array) -> Routed:
+    """Returns the numbers that the auxiliary losses are made of.
+
+    `balance` is, for a token of document d, E * sum over experts of f * p: f is the share of d's tokens that chose the
+    expert (so that they sum to k) and p the token's normalised score. Its mean over a document is the sequence-wise balance
+    loss of DeepSeek-V3 (arXiv:2412.19437, eq. 17), k where documents are spread evenly, and the loss of Switch
+    Transformers (arXiv:2101.03961, eq. 4) times k for a batch of one document. Since it never leaves a document, k
+    micro-batches give what one batch gives.
+    """
+    picked = jax.nn.one_hot(choice.experts, spec.count, dtype=jnp.float32).sum(axis=-2)  # [B, L, E]
+    real = segments > 0
+
+    def shares(picked, segments):
+        documents = segments.shape[0] + 1
+        chosen = jax.ops.segment_sum(picked, segments, documents)
+        tokens = jax.ops.segment_sum(jnp.ones_like(segments, jnp.float32), segments, documents)
+        return (chosen / jnp.maximum(tokens, 1.0)[:, None])[segments]
+
+    share = jax.lax.stop_gradient(jax.vmap(shares)(picked, segments))
+    normalised = choice.scores / jnp.sum(choice.scores, axis=-1, keepdims=True)
+    return Routed(
+        balance=jnp.where(real, spec.count * jnp.sum(share * normalised, axis=-1), 0.0),
+        z=jnp.where(real, jnp.square(jax.nn.logsumexp(choice.logits, axis=-1)), 0.0),
+        load=jnp.sum(jnp.where(real[..., None], picked, 0.0), axis=(0, 1)),
+    )

@@ -80,25 +80,36 @@ class Decoder(nnx.Module):
     def logit_soft_cap(self) -> float | None:
         return self.spec.logit_soft_cap
 
-    def hidden(self, tokens: jax.Array, positions: jax.Array | None, segments: jax.Array | None) -> jax.Array:
+    def hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        segments: jax.Array | None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
         """Returns the states after the final norm, [B, L, D] in the compute dtype.
 
         tokens, positions and segments are int32 [B, L]. Without segments every row is one document; without positions
         they restart at 0 with every segment; those given may be any, in any order. Segment 0 is padding: its states are
-        finite and mean nothing.
+        finite and mean nothing. `key` is the randomness of a training call; without it nothing is random.
         """
-        return self._hidden(tokens, positions, segments, route=False)[0]
+        return self._hidden(tokens, positions, segments, key, route=False)[0]
 
     def hidden_and_routed(
-        self, tokens: jax.Array, positions: jax.Array | None, segments: jax.Array | None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        segments: jax.Array | None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Routed | None]:
         """As `hidden`, with how the tokens were routed: the mean over layers of experts, `load` by layer [layers, E].
 
         None for a model without experts. Segments must count from 1 to at most the length.
         """
-        return self._hidden(tokens, positions, segments, route=True)
+        return self._hidden(tokens, positions, segments, key, route=True)
 
-    def _hidden(self, tokens, positions, segments, route: bool) -> tuple[jax.Array, Routed | None]:
+    def _hidden(self, tokens, positions, segments, key, route: bool) -> tuple[jax.Array, Routed | None]:
+        del key  # no option is random
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = segment_positions(segments) if positions is None else positions
         x = self.options.constrain(self.embed(tokens, positions), ("batch", "length", "act_embed"))

@@ -42,9 +42,14 @@ def head_of(decoder: Decoder) -> tuple[jax.Array, int]:
     return decoder.head_kernel(), 1
 
 
-def next_token_loss(decoder: Decoder, batch: Batch, mesh: AnyMesh | None = None) -> LossSum:
-    """Returns the sums of the loss of `decoder` on `batch` [B, L]; `targets` hold the next tokens already."""
-    hidden = decoder.head_input(decoder.hidden(batch.tokens, batch.positions, batch.segments))
+def next_token_loss(
+    decoder: Decoder, batch: Batch, mesh: AnyMesh | None = None, key: jax.Array | None = None
+) -> LossSum:
+    """Returns the sums of the loss of `decoder` on `batch` [B, L]; `targets` hold the next tokens already.
+
+    `key` is the randomness of a training call; without it, as in evaluation, nothing is random.
+    """
+    hidden = decoder.head_input(decoder.hidden(batch.tokens, batch.positions, batch.segments, key))
     kernel, vocab_axis = head_of(decoder)
     loss = cross_entropy(
         hidden,

@@ -105,7 +105,7 @@ class Optimizer:
     transform: optax.GradientTransformation
     schedule: Schedule  # updates made so far (int32 []) -> learning rate (fp32 []) of the next one
     clip_norm: float  # global norm that the mean gradient is cut to; 0 = never
-    seed: int  # of the rounding of bfloat16 parameters
+    seed: int  # of the rounding of bfloat16 parameters, and of what is random in training
     choices: tuple[Choice, ...]  # one a parameter, in the order of the tree
 
     def trainable(self, path, value) -> bool:
@@ -133,7 +133,8 @@ class Optimizer:
             new = p_exact - learning_rate * choice.learning_rate * (direction + choice.weight_decay * p_exact)
             if p.dtype == jnp.float32:
                 return new
-            return round_stochastic(new, p.dtype, jax.random.fold_in(key, order[choice.path]))
+            # From 2**31 on: the numbers below are those of micro-batches.
+            return round_stochastic(new, p.dtype, jax.random.fold_in(key, 2**31 + order[choice.path]))
 
         return jax.tree_util.tree_map_with_path(move, params, exact, directions), opt_state
 

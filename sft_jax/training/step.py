@@ -29,7 +29,8 @@ def make_train_step(
     """Returns the jitted step (state, Batch [A, B, ...]) -> (state, metrics); the state that goes in is overwritten.
 
     A step whose loss or gradient is not finite, or that has no supervised token, leaves the whole state as it was, bit
-    for bit, `step` included. Nothing waits for the host: metrics are device arrays, the same on every process,
+    for bit, `step` included. Randomness depends on `optimizer.seed`, `step` and the number of the micro-batch only.
+    Nothing waits for the host: metrics are device arrays, the same on every process,
 
         loss_sum            fp32, sum of weight * nll; loss_sum / weight is the loss
         weight              fp32, sum of weights
@@ -42,12 +43,15 @@ def make_train_step(
         per_example_loss, per_example_weight   fp32 [A, B, S], sums over each segment
     """
 
-    def loss_sum(params: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[jax.Array, LossSum]:
-        loss = next_token_loss(nnx.merge(graphdef, params, frozen), batch, mesh)
+    def loss_sum(
+        params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, LossSum]:
+        loss = next_token_loss(nnx.merge(graphdef, params, frozen), batch, mesh, key)
         return loss.total, loss
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient, losses = _accumulate(jax.grad(loss_sum, has_aux=True), state, batch, mesh)
+        key = jax.random.fold_in(jax.random.key(optimizer.seed), state.step)
+        gradient, losses = _accumulate(jax.grad(loss_sum, has_aux=True), state, batch, key, mesh)
         total, weight = jnp.sum(losses.total), jnp.sum(losses.weight)
         divisor = jnp.where(weight > 0, weight, 1.0)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))) / divisor
@@ -97,19 +101,23 @@ def place_batch(batch: Batch, mesh: AnyMesh | None, batch_dim: int = 0) -> Batch
     return jax.device_put(batch, None if mesh is None else batch_sharding(mesh, batch_dim))
 
 
-def _accumulate(grad_fn, state: TrainState, batch: Batch, mesh: AnyMesh | None) -> tuple[nnx.State, LossSum]:
+def _accumulate(
+    grad_fn, state: TrainState, batch: Batch, key: jax.Array, mesh: AnyMesh | None
+) -> tuple[nnx.State, LossSum]:
     """Returns the fp32 sum of the gradients of all micro-batches and their losses, stacked [A, ...]."""
 
-    def micro_step(total, micro: Batch):
-        gradient, loss = grad_fn(state.params, state.frozen, micro)
+    def micro_step(total, numbered: tuple[jax.Array, Batch]):
+        number, micro = numbered
+        gradient, loss = grad_fn(state.params, state.frozen, micro, jax.random.fold_in(key, number))
         gradient = _keep_layout(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), mesh)
         return gradient if total is None else jax.tree.map(jnp.add, total, gradient), loss
 
+    numbered = (jnp.arange(batch.tokens.shape[0]), batch)
     if batch.tokens.shape[0] == 1:
-        gradient, loss = micro_step(None, jax.tree.map(lambda x: x[0], batch))
+        gradient, loss = micro_step(None, jax.tree.map(lambda x: x[0], numbered))
         return gradient, jax.tree.map(lambda x: x[None], loss)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-    return jax.lax.scan(micro_step, _keep_layout(zeros, mesh), batch)
+    return jax.lax.scan(micro_step, _keep_layout(zeros, mesh), numbered)
 
 
 def _keep_layout(tree, mesh: AnyMesh | None):

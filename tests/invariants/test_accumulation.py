@@ -30,8 +30,8 @@ def test_micro_batches_equal_one_batch(name, parts):
 
 
 def test_a_mean_of_means_is_noticed(monkeypatch):
-    def mean_of_means(grad_fn, state, batch, mesh):
-        gradients, losses = jax.vmap(lambda micro: grad_fn(state.params, state.frozen, micro))(batch)
+    def mean_of_means(grad_fn, state, batch, key, mesh):
+        gradients, losses = jax.vmap(lambda micro: grad_fn(state.params, state.frozen, micro, key))(batch)
         mean = lambda g: jnp.mean(g / jnp.maximum(losses.weight, 1).reshape(-1, *[1] * (g.ndim - 1)), 0)  # noqa: E731
         return jax.tree.map(lambda g: mean(g) * losses.weight.sum(), gradients), losses
 

@@ -38,8 +38,8 @@ def test_documents_are_isolated():
 class Leaky(Decoder):
     """A decoder whose documents see those before them in the row."""
 
-    def hidden(self, tokens, positions, segments):
-        return super().hidden(tokens, positions, jax.numpy.minimum(segments, 1))
+    def hidden(self, tokens, positions, segments, key=None):
+        return super().hidden(tokens, positions, jax.numpy.minimum(segments, 1), key)
 
 
 def leaky() -> Decoder:

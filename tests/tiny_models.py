@@ -7,11 +7,12 @@ import numpy as np
 from flax import nnx
 
 from sft_jax.hf.names import rules
-from sft_jax.hf.rules import pieces_by_param
+from sft_jax.hf.rules import Stored, expand
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
 from sft_jax.model.runs import layer_places
+from sft_jax.model.sharding import named_leaves
 
 _SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -111,28 +112,30 @@ def abstract(name: str, options: Options = Options()) -> Decoder:
     return jax.eval_shape(lambda: Decoder(spec, options, jax.random.key(0)))
 
 
+def stored_tensors(decoder: Decoder) -> list[Stored]:
+    """The tensors of the checkpoint that a decoder, abstract or not, is stored as."""
+    shapes = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
+    return expand(rules(decoder.spec), layer_places(decoder.spec), shapes)
+
+
 def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray]) -> Decoder:
     """Fills an abstract decoder from the tensors of a checkpoint by the table of names."""
-    pieces = pieces_by_param(rules(decoder.spec), layer_places(decoder.spec))
-
-    def fill(path, leaf: nnx.Variable) -> nnx.Variable:
-        parts = pieces[dotted(path)]
-        arrays = [tensors[part.name].T if part.transpose else tensors[part.name] for part in parts]
-        return leaf.replace(jax.numpy.asarray(arrays[0] if parts[0].index is None else np.stack(arrays)))
-
+    arrays = {path: np.empty(leaf.get_value().shape, np.float32) for path, leaf in named_leaves(decoder)}
+    for tensor in stored_tensors(decoder):
+        for number, path in enumerate(tensor.paths):
+            arrays[path][tensor.index] = tensor.packing.cut(tensors[tensor.name], number)
+    fill = lambda path, leaf: leaf.replace(jax.numpy.asarray(arrays[dotted(path)]))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
 
 def to_tensors(decoder: Decoder, state) -> dict[str, np.ndarray]:
     """The inverse, for a tree like the decoder such as its gradient: arrays by the checkpoint's names."""
-    tensors = {}
-    pieces = pieces_by_param(rules(decoder.spec), layer_places(decoder.spec))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_variable):
-        for part in pieces[dotted(path)]:
-            value = np.asarray(leaf[...])
-            value = value if part.index is None else value[part.index]
-            tensors[part.name] = value.T if part.transpose else value
-    return tensors
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_variable)
+    arrays = {dotted(path): np.asarray(leaf[...]) for path, leaf in leaves}
+    return {
+        tensor.name: tensor.packing.join([arrays[path][tensor.index] for path in tensor.paths])
+        for tensor in stored_tensors(decoder)
+    }
 
 
 def dotted(path) -> str:

@@ -24,7 +24,7 @@ from sft_jax.data.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf import names
 from sft_jax.hf.files import TensorDirectory, open_tensors
-from sft_jax.hf.rules import Piece, check_bijection, pieces_by_param
+from sft_jax.hf.rules import Stored, check_bijection, expand
 from sft_jax.hf.source import (
     CHECKPOINTS,
     EXPORT,
@@ -39,7 +39,7 @@ from sft_jax.hf.source import (
     read_source,
     run_config,
 )
-from sft_jax.hf.stream import stream_parameter
+from sft_jax.hf.stream import stream_parameters
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
@@ -94,14 +94,12 @@ def load_decoder(
         return _restored_decoder(source, options, mesh, run, param_dtype)
     decoder = abstract_decoder(source, options, mesh)
     tensors = agree(lambda: open_tensors(folder))
-    pieces, ignored = agree(lambda: match(decoder, tensors))
+    stored, ignored = agree(lambda: match(decoder, tensors))
     decoder.source = dataclasses.replace(source, ignored=tuple(ignored))
-
-    def fill(path, leaf: nnx.Variable) -> nnx.Variable:
-        parts = pieces[path_name(path)]
-        dtype = _dtype(tensors, parts, param_dtype)
-        return leaf.replace(stream_parameter(tensors, mesh, leaf.get_value(), parts, dtype))
-
+    like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
+    dtypes = dict.fromkeys(like, jnp.dtype(param_dtype)) if param_dtype else _dtypes(stored, tensors)
+    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes))
+    fill = lambda path, leaf: leaf.replace(arrays.pop(path_name(path)))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
 
@@ -135,35 +133,36 @@ def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: 
     return jax.tree.map(place, decoder, shardings(decoder, mesh))
 
 
-def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[dict[str, tuple[Piece, ...]], list[str]]:
-    """Returns the tensors that make up every parameter of `decoder`, and those that are left out.
+def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[list[Stored], list[str]]:
+    """Returns the tensors that make up the parameters of `decoder`, and those that are left out.
 
     Decided from the headers; only a head that is stored although config.json ties it is read and compared. Raises
     UserError unless tensors and parameters match one to one, in shape too, and are 16 or 32 bit floating point.
     """
     spec = decoder.spec
-    pieces = pieces_by_param(names.rules(spec), layer_places(spec))
     params = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
+    stored = expand(names.rules(spec), layer_places(spec), params)
     shapes = {name: info.shape for name, info in tensors.tensors.items()}
-    left_out = check_bijection(pieces, params, shapes, names.ignored(spec), str(tensors.folder))
-    for parts in pieces.values():
-        for piece in parts:
-            info = tensors.tensors[piece.name]
-            if info.dtype.name not in PARAM_DTYPES:
-                raise UserError(
-                    f"{info.file}: tensor '{info.name}' is {info.dtype.name}; parameters must be "
-                    f"{', '.join(PARAM_DTYPES)}. Take the checkpoint that is not quantised, or convert it."
-                )
+    left_out = check_bijection(stored, shapes, names.ignored(spec), str(tensors.folder))
+    for tensor in stored:
+        info = tensors.tensors[tensor.name]
+        if info.dtype.name not in PARAM_DTYPES:
+            raise UserError(
+                f"{info.file}: tensor '{info.name}' is {info.dtype.name}; parameters must be "
+                f"{', '.join(PARAM_DTYPES)}. Take the checkpoint that is not quantised, or convert it."
+            )
     if names.HEAD in left_out:
         _check_tied_head(tensors)
-    return pieces, left_out
+    return stored, left_out
 
 
-def _dtype(tensors: TensorDirectory, parts: Sequence[Piece], param_dtype: str | None) -> jnp.dtype:
-    """Returns the dtype of a parameter: the one asked for, or the one that holds all its tensors exactly."""
-    if param_dtype is not None:
-        return jnp.dtype(param_dtype)
-    return jnp.result_type(*{tensors.tensors[part.name].dtype for part in parts})
+def _dtypes(stored: Sequence[Stored], tensors: TensorDirectory) -> dict[str, jnp.dtype]:
+    """Returns for each parameter the dtype that holds all its tensors exactly."""
+    found: dict[str, set] = {}
+    for tensor in stored:
+        for path in tensor.paths:
+            found.setdefault(path, set()).add(tensors.tensors[tensor.name].dtype)
+    return {path: jnp.result_type(*dtypes) for path, dtypes in found.items()}
 
 
 def _check_tied_head(tensors: TensorDirectory) -> None:

@@ -17,7 +17,7 @@ from sft_jax.checkpoint.processes import agree
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf import names
-from sft_jax.hf.rules import Piece, pieces_by_param, tensor_shape
+from sft_jax.hf.rules import Packing, Stored, expand
 from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, PROVENANCE, Provenance, Source
 from sft_jax.hf.writer import (
     MAX_SHARD_SIZE,
@@ -84,26 +84,23 @@ class Tensors:
     """The tensors that a decoder has in the Hugging Face format, computed one by one."""
 
     def __init__(self, decoder: Decoder, dtype: str | None = None):
-        spec = decoder.spec
-        params = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
-        pieces = pieces_by_param(names.rules(spec), layer_places(spec))
-        assert pieces.keys() == params.keys(), sorted(pieces.keys() ^ params.keys())
-        self._parts: dict[str, tuple[jax.Array, Piece, np.dtype]] = {}
-        for path, parts in pieces.items():
-            for piece in parts:
-                self._parts[piece.name] = (params[path], piece, np.dtype(jnp.dtype(dtype or params[path].dtype)))
-        order = sorted(self._parts, key=_reading_order)
-        self.specs = [
-            TensorSpec(name, self._parts[name][2], tensor_shape(self._parts[name][1], self._parts[name][0].shape))
-            for name in order
-        ]
+        self._params = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
+        shapes = {path: param.shape for path, param in self._params.items()}
+        stored = expand(names.rules(decoder.spec), layer_places(decoder.spec), shapes)
+        self._stored = {tensor.name: tensor for tensor in stored}
+        self._asked = dtype
+        self.specs = [TensorSpec(tensor.name, self._dtype(tensor), tensor.packing.shape) for tensor in stored]
         self.nbytes = sum(spec.nbytes for spec in self.specs)
 
     def gather(self, name: str) -> jax.Array:
         """Returns one tensor. Of several processes all must call this, in the same order."""
-        param, piece, dtype = self._parts[name]
-        take = _taker(_readable(param.sharding), piece.index is not None, piece.transpose, jnp.dtype(dtype))
-        return take(param, np.int32(piece.index or 0))
+        tensor = self._stored[name]
+        parts = tuple(self._params[path] for path in tensor.paths)
+        take = _taker(_readable(parts[0].sharding), tensor.packing, self._dtype(tensor))
+        return take(parts, np.asarray(tensor.index, np.int32))
+
+    def _dtype(self, tensor: Stored) -> np.dtype:
+        return np.dtype(self._asked or jnp.result_type(*(self._params[path].dtype for path in tensor.paths)))
 
     @property
     def dtype(self) -> str:
@@ -115,10 +112,14 @@ class Tensors:
 
 
 @functools.lru_cache(maxsize=256)
-def _taker(sharding, stacked: bool, transpose: bool, dtype) -> Callable[..., jax.Array]:
-    def take(param, index):
-        x = jax.lax.dynamic_index_in_dim(param, index, 0, keepdims=False) if stacked else param
-        return (x.T if transpose else x).astype(dtype)
+def _taker(sharding, packing: Packing, dtype: np.dtype) -> Callable[..., jax.Array]:
+    def take(params, index):
+        parts = []
+        for param in params:
+            start = [*index, *[0] * (param.ndim - len(index))]
+            part = jax.lax.dynamic_slice(param, start, (*[1] * len(index), *param.shape[len(index) :]))
+            parts.append(part.reshape(param.shape[len(index) :]).astype(dtype))
+        return packing.join(parts)
 
     return jax.jit(take, out_shardings=sharding)
 
@@ -128,14 +129,6 @@ def _readable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding | None:
     if isinstance(sharding, NamedSharding) and not sharding.is_fully_addressable:
         return NamedSharding(sharding.mesh, P())
     return None
-
-
-def _reading_order(name: str) -> tuple:
-    """Orders embedding, layers by number, final norm, head, so that shards hold neighbouring layers."""
-    layer = re.match(r"model\.layers\.(\d+)\.", name)
-    if layer:
-        return 1, int(layer[1]), name
-    return (0 if name == names.EMBEDDING else 2), 0, name
 
 
 def _write_all(folder: Path, tensors: Tensors, max_shard_size: int, first: bool) -> None:

@@ -10,16 +10,12 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny_models import CONFIGS
+from tiny_models import CONFIGS, stored_tensors
 
 from sft_jax.hf.files import SINGLE_FILE
-from sft_jax.hf.names import rules
-from sft_jax.hf.rules import pieces_by_param, tensor_shape
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
-from sft_jax.model.runs import layer_places
-from sft_jax.model.sharding import named_leaves
 
 WORKER = Path(__file__).with_name("memory_worker.py")
 LARGE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "vocab_size": 8192, "head_dim": 128}
@@ -29,13 +25,11 @@ def write_zeros(folder: Path, config: dict) -> Path:
     """Writes a model whose weights are a hole in the file: zeros that take no space on the disk."""
     spec = spec_from_config(config)
     decoder = jax.eval_shape(lambda: Decoder(spec, Options(), jax.random.key(0)))
-    shapes = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
     header, stop = {}, 0
-    for path, parts in pieces_by_param(rules(spec), layer_places(spec)).items():
-        for part in parts:
-            shape = tensor_shape(part, shapes[path])
-            start, stop = stop, stop + 4 * math.prod(shape)
-            header[part.name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}
+    for tensor in stored_tensors(decoder):
+        shape = tensor.packing.shape
+        start, stop = stop, stop + 4 * math.prod(shape)
+        header[tensor.name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}
     text = json.dumps(header).encode()
     folder.mkdir()
     with open(folder / SINGLE_FILE, "wb") as file:

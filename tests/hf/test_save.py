@@ -295,4 +295,4 @@ def test_layers_stay_together(decoder):
     names = [spec.name for spec in save_module.Tensors(decoder).specs]
     layers = [name.split(".")[2] for name in names if ".layers." in name]
     assert layers == sorted(layers, key=int)
-    assert names[0] == "model.embed_tokens.weight" and names[-2:] == ["lm_head.weight", "model.norm.weight"]
+    assert names[0] == "model.embed_tokens.weight" and names[-2:] == ["model.norm.weight", "lm_head.weight"]

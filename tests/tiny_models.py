@@ -1,13 +1,15 @@
 """Tiny random models of every family, as config.json dicts, and the same weights in transformers and here."""
 
 import functools
+import json
 
 import jax
 import numpy as np
 from flax import nnx
 
-from sft_jax.hf.names import rules
+from sft_jax.hf.names import name_table
 from sft_jax.hf.rules import Stored, expand
+from sft_jax.hf.source import Source
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
@@ -115,7 +117,7 @@ def abstract(name: str, options: Options = Options()) -> Decoder:
 def stored_tensors(decoder: Decoder) -> list[Stored]:
     """The tensors of the checkpoint that a decoder, abstract or not, is stored as."""
     shapes = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
-    return expand(rules(decoder.spec), layer_places(decoder.spec), shapes)
+    return expand(name_table(decoder.source.config_dict()).rules(decoder.spec), layer_places(decoder.spec), shapes)
 
 
 def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray]) -> Decoder:

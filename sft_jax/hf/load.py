@@ -141,9 +141,10 @@ def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[list[Stored], lis
     """
     spec = decoder.spec
     params = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
-    stored = expand(names.rules(spec), layer_places(spec), params)
+    table = names.name_table(decoder.source.config_dict())
+    stored = expand(table.rules(spec), layer_places(spec), params)
     shapes = {name: info.shape for name, info in tensors.tensors.items()}
-    left_out = check_bijection(stored, shapes, names.ignored(spec), str(tensors.folder))
+    left_out = check_bijection(stored, shapes, names.ignored(table, spec), str(tensors.folder))
     for tensor in stored:
         info = tensors.tensors[tensor.name]
         if info.dtype.name not in PARAM_DTYPES:
@@ -151,8 +152,8 @@ def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[list[Stored], lis
                 f"{info.file}: tensor '{info.name}' is {info.dtype.name}; parameters must be "
                 f"{', '.join(PARAM_DTYPES)}. Take the checkpoint that is not quantised, or convert it."
             )
-    if names.HEAD in left_out:
-        _check_tied_head(tensors)
+    if table.heads[0] in left_out:
+        _check_tied_head(tensors, table.heads[0], table.roots[0] + table.embedding)
     return stored, left_out
 
 
@@ -165,18 +166,18 @@ def _dtypes(stored: Sequence[Stored], tensors: TensorDirectory) -> dict[str, jnp
     return {path: jnp.result_type(*dtypes) for path, dtypes in found.items()}
 
 
-def _check_tied_head(tensors: TensorDirectory) -> None:
+def _check_tied_head(tensors: TensorDirectory, head_name: str, embedding_name: str) -> None:
     """Raises UserError where a head that config.json ties to the embedding is stored with other values."""
-    head, embedding = tensors.tensors[names.HEAD], tensors.tensors[names.EMBEDDING]
+    head, embedding = tensors.tensors[head_name], tensors.tensors[embedding_name]
     same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
     rows = max(1, _COMPARE_BYTES * embedding.shape[0] // embedding.nbytes)
     for first in range(0, embedding.shape[0] if same else 0, rows):
         count = min(rows, embedding.shape[0] - first)
-        parts = [tensors.read(name, first, count).tobytes() for name in (names.HEAD, names.EMBEDDING)]
+        parts = [tensors.read(name, first, count).tobytes() for name in (head_name, embedding_name)]
         same = same and parts[0] == parts[1]
     if not same:
         raise UserError(
-            f"{head.file}: tensor '{names.HEAD}' differs from '{names.EMBEDDING}', but config.json ties them "
+            f"{head.file}: tensor '{head_name}' differs from '{embedding_name}', but config.json ties them "
             "(tie_word_embeddings); set it to false to use this head, or remove the tensor."
         )
 

@@ -86,7 +86,7 @@ class Tensors:
     def __init__(self, decoder: Decoder, dtype: str | None = None):
         self._params = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
         shapes = {path: param.shape for path, param in self._params.items()}
-        stored = expand(names.rules(decoder.spec), layer_places(decoder.spec), shapes)
+        stored = expand(names.name_table(decoder.source.config_dict()).rules(decoder.spec), layer_places(decoder.spec), shapes)
         self._stored = {tensor.name: tensor for tensor in stored}
         self._asked = dtype
         self.specs = [TensorSpec(tensor.name, self._dtype(tensor), tensor.packing.shape) for tensor in stored]

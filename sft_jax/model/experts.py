@@ -48,12 +48,9 @@ class Experts(nnx.Module):
         self.gate = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[1], *rest)
         self.up = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[2], *rest)
         self.down = ExpertLinear(spec.count, narrow, ("mlp", "embed"), spec.bias, keys[3], *rest)
-        self.shared = self.shared_gate = None
-        if spec.shared_size is not None:
-            shared = MlpSpec(spec.shared_size, gated=True, activation=spec.activation, bias=False)
-            self.shared = Mlp(shared, hidden_size, keys[4], *rest)
-        if spec.shared_gate:
-            self.shared_gate = Linear((hidden_size, 1), ("embed", None), False, keys[5], *rest)
+        shared = MlpSpec(spec.shared_size, gated=True, activation=spec.activation, bias=False)
+        self.shared = Mlp(shared, hidden_size, keys[4], *rest) if spec.shared_size is not None else None
+        self.shared_gate = Linear((hidden_size, 1), ("embed", None), False, keys[5], *rest) if spec.shared_gate else None
         self.spec = spec
         self.options = options
 

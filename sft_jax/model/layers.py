@@ -95,12 +95,7 @@ class Embed(nnx.Module):
         self.embedding = nnx.Param(
             draw(key, shape, spec.initializer_range, dtype), axes=("vocab", "embed"), units=FrozenDict()
         )
-        self.positions = None
-        if spec.learned_positions is not None:
-            shape = (spec.learned_positions, spec.hidden_size)
-            self.positions = nnx.Param(
-                draw(jax.random.fold_in(key, 1), shape, spec.initializer_range, dtype), axes=(None, "embed"), units=FrozenDict()
-            )
+        self.positions = _learned_positions(spec, jax.random.fold_in(key, 1), dtype)
         self.scale = spec.embedding_scale
         self.options = options
 
@@ -119,6 +114,13 @@ class Embed(nnx.Module):
             return x
         table = self.options.constrain(self.positions[...], (None, None))
         return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
+
+
+def _learned_positions(spec: DecoderSpec, key: jax.Array, dtype) -> nnx.Param | None:
+    if spec.learned_positions is None:
+        return None
+    table = draw(key, (spec.learned_positions, spec.hidden_size), spec.initializer_range, dtype)
+    return nnx.Param(table, axes=(None, "embed"), units=FrozenDict())
 
 
 class Norm(nnx.Module):

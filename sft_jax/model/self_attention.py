@@ -72,9 +72,7 @@ class LatentAttention(nnx.Module):
         # What comes up from a latent state is cut over fsdp along the latent dimension, so its axis is "embed" as well.
         if latent.query_rank is None:
             self.query = linear(keys[0], (hidden, heads), ("embed", "heads"))
-            self.query_down = self.query_norm = self.query_up = None
         else:
-            self.query = None
             self.query_down = linear(keys[0], (hidden, latent.query_rank), ("embed", "latent"), latent.bias)
             self.query_norm = Norm(latent.query_rank, norm, dtype)
             self.query_up = linear(keys[1], (latent.query_rank, heads), ("embed", "heads"))
@@ -93,7 +91,7 @@ class LatentAttention(nnx.Module):
     def project(self, x: jax.Array, table: RopeTable | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries and keys [B, L, H, C] with rope and values [B, L, H, Cv] of x [B, L, D]."""
         latent = self.latent
-        q = self.query(x) if self.query is not None else self.query_up(self.query_norm(self.query_down(x)))
+        q = self.query(x) if latent.query_rank is None else self.query_up(self.query_norm(self.query_down(x)))
         q_plain, q_rope = jnp.split(q.reshape(*x.shape[:2], self.heads, -1), [latent.plain_size], axis=-1)
         state, k_rope = jnp.split(self.latent_down(x), [latent.key_value_rank], axis=-1)
         expanded = self.latent_up(self.latent_norm(state)).reshape(*x.shape[:2], self.heads, -1)

@@ -1,12 +1,16 @@
 """Tiny random models of every family, as config.json dicts, and the same weights in transformers and here."""
 
+import copy
 import functools
 import json
+import tempfile
 
 import jax
 import numpy as np
+from family_configs import MORE_CONFIGS
 from flax import nnx
 
+from sft_jax.hf.files import open_tensors
 from sft_jax.hf.names import name_table
 from sft_jax.hf.rules import Stored, expand
 from sft_jax.hf.source import Source
@@ -64,7 +68,10 @@ CONFIGS: dict[str, dict] = {
         },
     },
 }  # fmt: skip
-FAMILY_CONFIGS = ("llama", "mistral", "gemma2", "gemma3")  # one of each architecture
+FAMILY_CONFIGS = ("llama", "mistral", "gemma2", "gemma3")
+# Beside them, one for every other way in which something is computed.
+KINDS = (*FAMILY_CONFIGS, "gpt2", "cohere2", "olmo3", "phi3", "granite", "gpt_oss", "qwen2_moe", "deepseek_v3")
+ALL_CONFIGS: dict[str, dict] = {**CONFIGS, **MORE_CONFIGS}
 
 
 @functools.cache
@@ -73,21 +80,31 @@ def torch_model(name: str):
     import torch
     import transformers
 
-    config = transformers.AutoConfig.for_model(**CONFIGS[name])
+    values = copy.deepcopy(ALL_CONFIGS[name])  # transformers writes into what it is given
+    config = transformers.AutoConfig.for_model(**values)
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    architecture = getattr(transformers, values["architectures"][0])
+    model = architecture._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    corrections = [buffer for path, buffer in model.named_buffers() if path.endswith("e_score_correction_bias")]
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in [*model.parameters(), *corrections]:
             spread = 0.3 if parameter.ndim == 1 else 0.15
             parameter.add_(spread * torch.randn_like(parameter))
     return model.eval()
 
 
+def checkpoint_tensors(model) -> dict[str, np.ndarray]:
+    """The tensors of a transformers model as its checkpoint names and shapes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        directory = open_tensors(folder)
+        return {tensor: directory.read(tensor) for tensor in directory.tensors}
+
+
 @functools.cache
 def twin(name: str, options: Options = Options()) -> Decoder:
     """The decoder with the weights of `torch_model(name)`."""
-    state = {key: value.detach().numpy() for key, value in torch_model(name).state_dict().items()}
-    return from_tensors(abstract(name, options), state)
+    return from_tensors(abstract(name, options), checkpoint_tensors(torch_model(name)))
 
 
 @functools.cache
@@ -110,8 +127,10 @@ def randomized(decoder: Decoder) -> Decoder:
 
 
 def abstract(name: str, options: Options = Options()) -> Decoder:
-    spec = spec_from_config(CONFIGS[name])
-    return jax.eval_shape(lambda: Decoder(spec, options, jax.random.key(0)))
+    spec = spec_from_config(ALL_CONFIGS[name])
+    decoder = jax.eval_shape(lambda: Decoder(spec, options, jax.random.key(0)))
+    decoder.source = Source(name, json.dumps(ALL_CONFIGS[name]), None)
+    return decoder
 
 
 def stored_tensors(decoder: Decoder) -> list[Stored]:

@@ -18,6 +18,7 @@ class Attention(nnx.Module):
     def __init__(self, spec: DecoderSpec, layer: LayerSpec, key: jax.Array, dtype, options: Options):
         keys = jax.random.split(key, 4)
         hidden, heads, kv_heads = spec.hidden_size, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+        values, mixed = spec.kv_heads * spec.value_size, spec.heads * spec.value_size
         units = {"heads": spec.heads, "kv_heads": spec.kv_heads}  # a head is never cut in two
 
         def linear(key, shape, axes, bias):
@@ -25,20 +26,20 @@ class Attention(nnx.Module):
 
         self.query = linear(keys[0], (hidden, heads), ("embed", "heads"), spec.query_bias)
         self.key = linear(keys[1], (hidden, kv_heads), ("embed", "kv_heads"), spec.query_bias)
-        self.value = linear(keys[2], (hidden, kv_heads), ("embed", "kv_heads"), spec.query_bias)
-        self.output = linear(keys[3], (heads, hidden), ("heads", "embed"), spec.output_bias)
+        self.value = linear(keys[2], (hidden, values), ("embed", "kv_heads"), spec.query_bias)
+        self.output = linear(keys[3], (mixed, hidden), ("heads", "embed"), spec.output_bias)
         sizes = {None: None, "head": (spec.head_size, spec.head_size), "projection": (heads, kv_heads)}[spec.query_key_norm]
         self.query_norm, self.key_norm = (Norm(size, spec.norm, dtype) for size in sizes) if sizes else (None, None)
         self.norm_of_heads = spec.query_key_norm == "head"
         self.sinks = new_sinks(spec, dtype)
-        self.head_size = spec.head_size
+        self.head_size, self.value_size = spec.head_size, spec.value_size
         self.rope = layer.rope
         self.options = options
 
     def project(self, x: jax.Array, table: RopeTable | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [B, L, H, C], keys and values [B, L, K, C] of x [B, L, D]; the first two with rope."""
+        """Returns queries [B, L, H, C], keys [B, L, K, C] and values [B, L, K, Cv] of x [B, L, D]; two with rope."""
         heads = lambda y: y.reshape(*x.shape[:2], -1, self.head_size)  # noqa: E731
-        q, k, v = self.query(x), self.key(x), heads(self.value(x))
+        q, k, v = self.query(x), self.key(x), self.value(x).reshape(*x.shape[:2], -1, self.value_size)
         if self.query_norm is None:
             q, k = heads(q), heads(k)
         elif self.norm_of_heads:

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny_models import CONFIGS, FAMILY_CONFIGS, packed_rows, random_decoder
+from tiny_models import ALL_CONFIGS, KINDS, packed_rows, random_decoder
 
 from sft_jax.model.attention import KERNELS
 from sft_jax.model.families import FAMILIES
@@ -16,11 +16,12 @@ FORWARD = jax.jit(lambda decoder, *batch: decoder(*batch))
 
 
 def test_every_family_is_covered():
-    assert {CONFIGS[name]["architectures"][0] for name in FAMILY_CONFIGS} == set(FAMILIES)
+    assert {config["architectures"][0] for config in ALL_CONFIGS.values()} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+@pytest.mark.parametrize(
+    "name, kernel", [(name, kernel) for name in ALL_CONFIGS for kernel in KERNELS if kernel == "blocked" or name in KINDS]
+)
 def test_documents_of_a_row_are_isolated(name, kernel):
     decoder = random_decoder(name, Options(attention=kernel))
     assert isolation_breaches(lambda t: FORWARD(decoder, t, POSITIONS, SEGMENTS), TOKENS, SEGMENTS, 96) == []

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_batches import random_batch
-from tiny_models import FAMILY_CONFIGS, random_decoder
+from tiny_models import KINDS, random_decoder
 
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
@@ -16,7 +16,7 @@ def slow_after_first(values):
     return [value if index == 0 else pytest.param(value, marks=pytest.mark.slow) for index, value in enumerate(values)]
 
 
-@pytest.mark.parametrize("name", slow_after_first(FAMILY_CONFIGS))
+@pytest.mark.parametrize("name", slow_after_first(KINDS))
 @pytest.mark.parametrize("parts", slow_after_first([8, 2, 4]))
 def test_micro_batches_equal_one_batch(name, parts):
     """Shares of supervision go from 0 to 1 over the rows; of 8 micro-batches of one row the first has no label.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from random_batches import random_batch
-from tiny_models import FAMILY_CONFIGS, random_decoder
+from tiny_models import KINDS, random_decoder
 
 from sft_jax.config import OptimConfig
 from sft_jax.model.options import Options
@@ -27,7 +27,7 @@ def slow(*values):
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-@pytest.mark.parametrize("name", ["llama", *slow(*FAMILY_CONFIGS[1:])])
+@pytest.mark.parametrize("name", ["llama", *slow(*KINDS[1:])])
 def test_every_layout_equals_one_device(name):
     """In rows of several blocks of the attention kernel."""
     meshes = {layout: make_mesh(*sizes) for layout, sizes in MESHES.items()}

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from random_batches import random_batch
-from tiny_models import FAMILY_CONFIGS, random_decoder
+from tiny_models import KINDS, random_decoder
 
 from sft_jax.model.attention import KERNELS
 from sft_jax.model.decoder import Decoder
@@ -20,7 +20,7 @@ def slow_unless(condition, *values):
     "name, kernel",
     [
         slow_unless(name == "mistral" and kernel == "blocked", name, kernel)
-        for name in FAMILY_CONFIGS
+        for name in KINDS
         for kernel in KERNELS
     ],
 )

@@ -26,7 +26,14 @@ CASES = {
     "all": dict(length=61, heads=4, kv_heads=1, window=23, soft_cap=1.5),
     "shorter than a block": dict(length=9, heads=2, kv_heads=2, window=4, soft_cap=None),
 }
-small_blocks = partial(blocked_attention, block=16)
+
+
+def small_blocks(*args, **kwargs):
+    return blocked_attention(*args, **kwargs, block=16)[0]
+
+
+# What each kernel gives beside the log of the softmax's sum.
+OUTPUTS = {name: lambda *args, kernel=kernel: kernel(*args)[0] for name, kernel in KERNELS.items()}
 jitted = jax.jit(attend, static_argnums=(4, 5))
 compiled = jax.jit(partial(small_blocks, precision=jax.lax.Precision.HIGHEST))
 
@@ -76,7 +83,7 @@ def test_gradients_of_blocked_equal_reference(case):
         loss = lambda *a: jnp.sum(kernel(*a, mask, jax.lax.Precision.HIGHEST) * weights)  # noqa: E731
         return jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
 
-    expected = gradients(KERNELS["reference"], mask)
+    expected = gradients(OUTPUTS["reference"], mask)
     assert all(np.abs(g).max() > 0.01 for g in expected)
     for one, other in zip(gradients(small_blocks, mask), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -97,7 +104,7 @@ def test_gradient_of_reference_equals_finite_differences():
         np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [*KERNELS.values(), small_blocks], ids=[*KERNELS, "small blocks"])
+@pytest.mark.parametrize("kernel", [*OUTPUTS.values(), small_blocks], ids=[*OUTPUTS, "small blocks"])
 def test_padding_is_finite_and_inert(kernel):
     """Rows that see nothing give zeros and zero gradients, whatever padding holds; nobody sees padding."""
     (q, k, v), mask = inputs(**CASES["window of a block"])
@@ -117,6 +124,29 @@ def test_padding_is_finite_and_inert(kernel):
         assert np.isfinite(gradient).all() and (np.asarray(gradient)[padding] == 0).all()
     changed = tuple(np.where(padding[..., None, None], 1e4, x).astype(np.float32) for x in (q, k, v))
     np.testing.assert_array_equal(run(*changed)[0], out)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sinks_are_a_key_without_a_value(kernel):
+    """A sink is as if every query saw one more key, whose score is the head's and whose value is 0."""
+    args, mask = inputs(**CASES["window of a block"])
+    sinks = np.array([0.7, -1.5], np.float32)
+    weights = np.random.default_rng(1).normal(size=(*args[0].shape[:3], args[2].shape[-1])).astype(np.float32)
+
+    def with_a_further_key(q, k, v, sinks):
+        scores = jnp.einsum("bqhc,bshc->bhqs", q, jnp.repeat(k, 2, axis=2), precision="highest") * mask.scale
+        scores = jnp.where(mask.visible()[:, None], scores, -jnp.inf)
+        sink = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))
+        shares = jax.nn.softmax(jnp.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
+        return jnp.einsum("bhqs,bshc->bqhc", shares, jnp.repeat(v, 2, axis=2), precision="highest")
+
+    ours = lambda q, k, v, sinks: attend(q, k, v, mask, kernel, sinks=sinks)  # noqa: E731
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda *a, f=f: jnp.sum(f(*a) * weights), (0, 1, 2, 3)))(*args, sinks)
+        for f in (ours, with_a_further_key)
+    )
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,7 +229,7 @@ def test_bfloat16_keeps_scores_in_float32():
     args, mask = inputs(**CASES["all"])
     low = tuple(jnp.asarray(x, jnp.bfloat16) for x in args)
     expected = brute_force(*(np.asarray(x, np.float32) for x in low), mask)
-    for kernel in KERNELS.values():
+    for kernel in OUTPUTS.values():
         out = jax.jit(kernel, static_argnums=4)(*low, mask, jax.lax.Precision.DEFAULT)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_allclose(out.astype(np.float32), expected, atol=2e-2)

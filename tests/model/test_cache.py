@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import FAMILY_CONFIGS, abstract, random_decoder
+from tiny_models import KINDS, abstract, random_decoder
 
 from sft_jax.model.cache import slots_of
 from sft_jax.model.options import Options
@@ -34,7 +34,7 @@ def ragged(starts, counts, left=False):
     return tokens, positions, segments
 
 
-@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+@pytest.mark.parametrize("name", KINDS)
 def test_decoding_equals_the_whole_sequence(name):
     """Ragged prompts, single tokens past every window, a further turn of several tokens, and single tokens again."""
     decoder = random_decoder(name)

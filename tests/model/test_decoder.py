@@ -14,11 +14,27 @@ from sft_jax.errors import UserError
 from sft_jax.model.decoder import REMAT_POLICIES, Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.layers import Linear
-from sft_jax.model.mlp import ACTIVATIONS
 from sft_jax.model.options import Options
 from sft_jax.model.runs import layer_places, plan_runs
 from sft_jax.model.sharding import AXES
-from sft_jax.model.spec import DecoderSpec, LayerSpec, LinearScaling, Llama3Scaling, RopeSpec
+from sft_jax.model import spec as spec_module
+from sft_jax.model.spec import (
+    ClampedGate,
+    DecoderSpec,
+    DynamicScaling,
+    ExpertsSpec,
+    LatentSpec,
+    LayerSpec,
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    MlpSpec,
+    NormSpec,
+    QueryGrowth,
+    RopeSpec,
+    RouterSpec,
+    YarnScaling,
+)
 
 logits = jax.jit(lambda decoder, *batch: decoder(*batch))
 
@@ -95,7 +111,7 @@ def test_scanned_equals_unrolled(name):
     decoder = random_decoder(name)
     tokens, positions, segments = packed_rows(np.random.default_rng(0), 2, 24)
     with jax.disable_jit():
-        x = decoder.embed(tokens)
+        x = decoder.embed(tokens, positions)
         tables = decoder.rope_tables(positions)
         for layer, place in zip(decoder.spec.layers, layer_places(decoder.spec), strict=True):
             block = jax.tree.map(lambda leaf, i=place.index: leaf[i], decoder.runs[place.run][place.place])
@@ -202,66 +218,101 @@ def test_unknown_options_are_refused(options, message):
         Decoder(spec_from_config(CONFIGS["llama"]), options, jax.random.key(0))
 
 
-# A model in which every field of the spec has something to act on.
-_ROPE = RopeSpec(100.0, Llama3Scaling(8.0, 1.0, 4.0, 16))
-EVERYTHING = DecoderSpec(
-    vocab_size=32, hidden_size=16, mlp_size=24, heads=4, kv_heads=2, head_size=8,
-    layers=(LayerSpec(8, _ROPE), LayerSpec(None, RopeSpec(100.0, LinearScaling(2.0)))),
-    activation="silu", norm_epsilon=1e-2, norm_offset=0.5, post_norms=True, qk_norm=True, query_bias=True,
-    output_bias=True, mlp_bias=True, attention_scale=0.5, attention_soft_cap=2.0, logit_soft_cap=2.0,
-    embedding_scale=2.0, tied_head=True, initializer_range=0.3,
+# Models in which, together, every field of the spec has something to act on.
+_ROPE = RopeSpec(100.0, 8, False, Llama3Scaling(8.0, 1.0, 4.0, 16), 1.2, QueryGrowth(0.5, 4))
+_MLP = MlpSpec(24, True, "silu", True)
+_ROUTER = RouterSpec("softmax", True, True, groups=4, chosen_groups=2, group_score="max", normalize=False, scale=1.5)
+_EXPERTS = ExpertsSpec(8, 3, 20, "silu", True, _ROUTER, shared_size=12, shared_gate=True)
+_BASE = dict(
+    vocab_size=32, hidden_size=16, heads=4, kv_heads=2, head_size=8, value_size=8, norm=NormSpec("rms", 1e-2, 0.5, True),
+    pre_norms=True, post_norms=True, parallel=False, query_key_norm="head", query_bias=True, output_bias=True, latent=None,
+    sinks=True, attention_scale=0.5, attention_soft_cap=2.0, logit_soft_cap=2.0, logit_scale=1.3, embedding_scale=2.0,
+    residual_scale=0.7, learned_positions=32, tied_head=True, initializer_range=0.3,
 )  # fmt: skip
 
 
+def _layers(scaling, mlp=_MLP, size=8):
+    return (LayerSpec(8, dataclasses.replace(_ROPE, scaling=scaling, size=size), mlp),)
+
+
+_LATENT = LatentSpec(query_rank=12, key_value_rank=10, plain_size=4, rope_size=4, norm_epsilon=1e-2, bias=True)
+EVERYTHING = {
+    "two kinds of layers": DecoderSpec(**_BASE, layers=(
+        *_layers(Llama3Scaling(8.0, 1.0, 4.0, 16)), LayerSpec(None, dataclasses.replace(_ROPE, scaling=LinearScaling(2.0)), _MLP),
+    )),
+    "dynamic": DecoderSpec(**_BASE, layers=_layers(DynamicScaling(4.0, 16))),
+    "yarn": DecoderSpec(**_BASE, layers=_layers(YarnScaling(4.0, 3.0, 0.3, 24, False))),
+    "longrope": DecoderSpec(**_BASE, layers=_layers(LongScaling((1.0, 1.1, 1.2, 1.3), (1.0, 2.0, 3.0, 4.0), 16))),
+    "experts": DecoderSpec(**_BASE, layers=_layers(None, _EXPERTS)),
+    "clamped experts": DecoderSpec(
+        **_BASE,
+        layers=_layers(None, dataclasses.replace(_EXPERTS, activation=ClampedGate(1.3, 0.4), shared_size=None, shared_gate=False)),
+    ),
+    "latent": DecoderSpec(
+        **{**_BASE, "kv_heads": 4, "value_size": 6, "latent": _LATENT, "query_key_norm": None}, layers=_layers(None, size=4)
+    ),
+}  # fmt: skip
+_STRINGS = {"kind": "layer", "activation": "gelu", "score": "sigmoid", "group_score": "top2", "query_key_norm": "projection"}
+_TOGETHER = {"plain_size", "rope_size"}  # of a latent head, whose sum is head_size
+TOKENS = np.random.default_rng(0).integers(0, 16, (1, 32))
+SEGMENTS = np.array([[1] * 4 + [2] * 10 + [3] * 18])  # around the original lengths of the scalings, 16 and 8
+
+
 def changes(node, path=()):
-    """Every field below `node`, with a copy of `node` in which it alone is changed."""
+    """Every number, flag and choice below `node`: its owner and name, and a copy of `node` in which it alone is changed."""
     for field in dataclasses.fields(node):
         value, here = getattr(node, field.name), (*path, field.name)
         if field.name == "layers":
             for i, layer in enumerate(value):
-                for name, changed in changes(layer, (*here, str(i))):
+                for name, changed in changes(layer):
                     yield name, dataclasses.replace(node, layers=(*value[:i], changed, *value[i + 1 :]))
         elif dataclasses.is_dataclass(value):
-            for name, changed in changes(value, here):
+            for name, changed in changes(value):
                 yield name, dataclasses.replace(node, **{field.name: changed})
-            if field.name == "scaling":
-                yield ".".join(here), dataclasses.replace(node, scaling=None)
-        else:
-            if value is None:
-                other = 8
-            elif isinstance(value, bool):
+            if field.name in ("rope", "scaling", "query_growth"):
+                yield (type(node).__name__, field.name), dataclasses.replace(node, **{field.name: None})
+        elif value is not None and field.name not in _TOGETHER:
+            if isinstance(value, bool):
                 other = not value
             elif isinstance(value, str):
-                other = next(name for name in ACTIVATIONS if name != value)
+                other = _STRINGS[field.name]
+            elif isinstance(value, tuple):
+                other = tuple(1.5 * number for number in value)
             elif isinstance(value, int):
-                other = value // 2 if field.name != "kv_heads" else 4
+                other = 2 * value if field.name in ("kv_heads", "learned_positions", "head_size") else value // 2
             else:
                 other = value * 1.5
-            yield ".".join(here), dataclasses.replace(node, **{field.name: other})
+            yield (type(node).__name__, field.name), dataclasses.replace(node, **{field.name: other})
 
 
-CHANGES = dict(changes(EVERYTHING))
-TOKENS = np.random.default_rng(0).integers(0, 16, (1, 24))
+CHANGES: dict[tuple[str, str], tuple[DecoderSpec, DecoderSpec]] = {}
+for _spec in EVERYTHING.values():
+    for _name, _changed in changes(_spec):
+        CHANGES.setdefault(_name, (_spec, _changed))
 
 
 def test_every_field_is_tried():
-    assert {path.split(".")[0] for path in CHANGES} == {field.name for field in dataclasses.fields(DecoderSpec)}
-    for part in ("theta", "factor", "low_frequency_factor", "high_frequency_factor", "original_length", "window"):
-        assert any(path.endswith(part) for path in CHANGES), part
+    classes = [value for value in vars(spec_module).values() if dataclasses.is_dataclass(value)]
+    fields = {(cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls)}
+    parts = {("DecoderSpec", name) for name in ("layers", "norm", "latent")}
+    parts |= {("LayerSpec", "mlp"), ("ExpertsSpec", "router")} | {("LatentSpec", name) for name in _TOGETHER}
+    assert fields - parts == CHANGES.keys()
 
 
-@pytest.mark.parametrize("path", CHANGES)
-def test_every_field_of_the_spec_changes_the_logits(path):
+@pytest.mark.parametrize("field", CHANGES, ids=".".join)
+def test_every_field_of_the_spec_changes_the_logits(field):
     """A constant that is read from config.json and then not passed on would leave them as they are."""
-    if path == "initializer_range":
+    spec, changed = CHANGES[field]
+    if field[1] == "initializer_range":
 
         @partial(jax.jit, static_argnums=0)
         def draw(spec):
             return Decoder(spec, Options(), jax.random.key(0)).embed.embedding[...]
 
-        np.testing.assert_allclose(draw(CHANGES[path]), 1.5 * draw(EVERYTHING), rtol=1e-6)
+        np.testing.assert_allclose(draw(changed), 1.5 * draw(spec), rtol=1e-6)
         return
-    one, other = run_uncompiled(EVERYTHING), run_uncompiled(CHANGES[path])
+    one, other = run_uncompiled(spec), run_uncompiled(changed)
+    assert np.isfinite(one).all() and np.isfinite(other).all()
     assert one.shape != other.shape or np.abs(one - other).max() > 1e-4
 
 
@@ -270,4 +321,4 @@ def run_uncompiled(spec: DecoderSpec) -> np.ndarray:
     """Logits of a model whose parameters depend on their path and shape only; compiling each would take longer."""
     decoder = randomized(jax.eval_shape(lambda: Decoder(spec, Options(), jax.random.key(0))))
     with jax.disable_jit():
-        return np.asarray(decoder(TOKENS))
+        return np.asarray(decoder(TOKENS, None, SEGMENTS))

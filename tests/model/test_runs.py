@@ -6,9 +6,9 @@ from tiny_models import CONFIGS
 
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.runs import MAX_PERIOD, layer_places, plan_runs
-from sft_jax.model.spec import LayerSpec, RopeSpec
+from sft_jax.model.spec import LayerSpec, MlpSpec
 
-LOCAL, WHOLE, OTHER = (LayerSpec(window, RopeSpec(1e4, None)) for window in (8, None, 16))
+LOCAL, WHOLE, OTHER = (LayerSpec(window, None, MlpSpec(8, True, "silu", False)) for window in (8, None, 16))
 
 
 def shape(layers):

@@ -7,7 +7,8 @@ from tiny_models import CONFIGS
 
 from sft_jax.errors import UserError
 from sft_jax.model.families import FAMILIES, spec_from_config
-from sft_jax.model.spec import DecoderSpec, LayerSpec, LinearScaling, Llama3Scaling, RopeSpec
+from sft_jax.model import spec as spec_module
+from sft_jax.model.spec import LayerSpec, LinearScaling, Llama3Scaling, MlpSpec, RopeSpec
 
 # As published, without what does not matter here.
 LLAMA2 = {
@@ -51,24 +52,26 @@ PUBLISHED = {"llama2": LLAMA2, "llama3.2": LLAMA32, "gemma2": GEMMA2, "gemma3": 
 
 def test_llama_from_the_old_form():
     spec = spec_from_config(LLAMA32)
-    rope = RopeSpec(500000.0, Llama3Scaling(32.0, 1.0, 4.0, 8192))
-    assert spec.layers == (LayerSpec(None, rope),) * 16
+    rope = RopeSpec(500000.0, 64, False, Llama3Scaling(32.0, 1.0, 4.0, 8192), 1.0, None)
+    assert spec.layers == (LayerSpec(None, rope, MlpSpec(8192, True, "silu", False)),) * 16
     assert (spec.heads, spec.kv_heads, spec.head_size, spec.tied_head) == (32, 8, 64, True)
     assert spec.attention_scale == 64**-0.5 and spec.embedding_scale == 1.0 and spec.norm.offset == 0.0
 
 
 def test_what_old_llama_files_leave_out():
     spec = spec_from_config({key: value for key, value in LLAMA2.items() if key != "num_key_value_heads"})
-    assert spec.layers[0].rope == RopeSpec(10000.0, None) and spec.kv_heads == 32 and spec.head_size == 128
+    assert spec.layers[0].rope == RopeSpec(10000.0, 128, False, None, 1.0, None) and spec.kv_heads == 32 and spec.head_size == 128
 
 
 def test_gemma_from_the_old_form():
     two, three = spec_from_config(GEMMA2), spec_from_config(GEMMA3)
     assert [layer.window for layer in two.layers[:4]] == [4096, None, 4096, None]
-    assert (two.attention_soft_cap, two.logit_soft_cap, two.tied_head, two.qk_norm) == (50.0, 30.0, True, False)
-    local, whole = LayerSpec(512, RopeSpec(10000.0, None)), LayerSpec(None, RopeSpec(1000000.0, LinearScaling(8.0)))
+    assert (two.attention_soft_cap, two.logit_soft_cap, two.tied_head, two.query_key_norm) == (50.0, 30.0, True, None)
+    mlp = MlpSpec(6912, True, "gelu_pytorch_tanh", False)
+    local = LayerSpec(512, RopeSpec(10000.0, 256, False, None, 1.0, None), mlp)
+    whole = LayerSpec(None, RopeSpec(1000000.0, 256, False, LinearScaling(8.0), 1.0, None), mlp)
     assert three.layers == (*((local,) * 5 + (whole,)) * 4, local, local)
-    assert (three.attention_soft_cap, three.qk_norm, three.norm_offset) == (None, True, 1.0)
+    assert (three.attention_soft_cap, three.query_key_norm, three.norm.offset) == (None, "head", 1.0)
     assert three.embedding_scale == 1152**0.5
 
 
@@ -86,11 +89,14 @@ def test_scaling_falls_back_on_the_field_beside_it():
     old = {key: value for key, value in LLAMA32["rope_scaling"].items() if key != "original_max_position_embeddings"}
     assert spec_from_config({**LLAMA32, "rope_scaling": old}).layers[0].rope.scaling.original_length == 131072
     legacy = {"type": "linear", "factor": 2.0}
-    assert spec_from_config({**LLAMA2, "rope_scaling": legacy}).layers[0].rope == RopeSpec(10000.0, LinearScaling(2.0))
+    rope = spec_from_config({**LLAMA2, "rope_scaling": legacy}).layers[0].rope
+    assert rope == RopeSpec(10000.0, 128, False, LinearScaling(2.0), 1.0, None)
 
 
 def test_no_number_has_a_default():
-    for cls in (DecoderSpec, LayerSpec, RopeSpec, LinearScaling, Llama3Scaling):
+    classes = [value for value in vars(spec_module).values() if dataclasses.is_dataclass(value)]
+    assert len(classes) > 12
+    for cls in classes:
         for field in dataclasses.fields(cls):
             assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING, field.name
 
@@ -120,14 +126,14 @@ def test_a_missing_field_is_named(name):
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"architectures": ["LlamaForCausalLMs"]}, ("LlamaForCausalLMs", "did you mean 'LlamaForCausalLM'", *FAMILIES)),
+        ({"architectures": ["LlamaForCausalLMs"]}, ("LlamaForCausalLMs", "did you mean 'LlamaForCausalLM'")),
         ({"architectures": []}, ("architectures", *FAMILIES)),
         ({"architectures": None}, ("architectures",)),
         ({"hidden_act": "relu6"}, ("hidden_act", "relu6", "silu")),
-        ({"quantization_config": {"quant_method": "gptq"}}, ("quantization_config",)),
         ({"attention_dropout": 0.1}, ("attention_dropout", "0.1")),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ("yarn", "llama3", "linear")),
+        ({"rope_scaling": {"rope_type": "yarns", "factor": 4.0}}, ("yarns", "did you mean 'yarn'")),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, ("short_factor", "64")),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0, "mscale": 1.0}}, ("mscale", "linear")),
         ({"rope_scaling": {"rope_type": "linear"}}, ("factor", "rope_scaling")),
         ({"rope_scaling": {**LLAMA32["rope_scaling"], "low_freq_factor": 4.0}}, ("high_freq_factor",)),

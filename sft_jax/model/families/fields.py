@@ -77,6 +77,10 @@ class Fields:
         """Returns the fields of both; where both have one, that of `other`."""
         return Fields({**self._values, **other._values}, self.where)
 
+    def with_defaults(self, defaults: dict[str, Any]) -> "Fields":
+        """Returns these fields, with those of `defaults` that are left out here."""
+        return Fields({**defaults, **self._values}, self.where)
+
     def renamed(self, names: dict[str, str]) -> "Fields":
         """Returns the fields under other names: `names` maps those of this file to those that they have elsewhere."""
         return Fields({names.get(name, name): value for name, value in self._values.items()}, self.where)

@@ -13,6 +13,14 @@ from sft_jax.model.families.positions import (
 from sft_jax.model.spec import DecoderSpec, LayerSpec, MlpSpec
 
 _STATED = ("num_key_value_heads", "head_dim")
+# What the text section of published multimodal files leaves out and the reference implementation fills in.
+_TEXT_DEFAULTS = {
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}  # fmt: skip
 
 
 def gemma(fields: Fields) -> DecoderSpec:
@@ -64,7 +72,7 @@ def gemma3(fields: Fields) -> DecoderSpec:
 
 def gemma3_multimodal(fields: Fields) -> DecoderSpec:
     """Returns the spec of the text model in a Gemma3ForConditionalGeneration; its vision tower is carried along."""
-    text = fields.section("text_config")
+    text = fields.section("text_config").with_defaults(_TEXT_DEFAULTS)
     spec = gemma3(text)
     text.refuse_unsupported()
     return spec

@@ -25,7 +25,8 @@ def helium(fields: Fields) -> DecoderSpec:
 
 
 def seed_oss(fields: Fields) -> DecoderSpec:
-    """Returns the spec of a SeedOssForCausalLM: the biases of attention are stated apart. Dropout is not used in tuning."""
+    """Returns the spec of a SeedOssForCausalLM: the biases of attention are stated apart."""
+    fields.number("attention_dropout", absent=0.0)  # of its pre-training; published files have 0.1, tuning uses none
     return _llama(
         fields,
         gated_mlp(fields, bias=fields.flag("mlp_bias", absent=False)),

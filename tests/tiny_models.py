@@ -4,20 +4,21 @@ import copy
 import functools
 import json
 import tempfile
+from collections.abc import Collection
 
 import jax
 import numpy as np
 from family_configs import MORE_CONFIGS
 from flax import nnx
 
+from sft_jax.hf import match
 from sft_jax.hf.files import open_tensors
 from sft_jax.hf.names import name_table
-from sft_jax.hf.rules import Stored, expand
+from sft_jax.hf.rules import Stored
 from sft_jax.hf.source import Source
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
-from sft_jax.model.runs import layer_places
 from sft_jax.model.sharding import named_leaves
 
 _SIZES = {
@@ -104,7 +105,7 @@ def checkpoint_tensors(model) -> dict[str, np.ndarray]:
 @functools.cache
 def twin(name: str, options: Options = Options()) -> Decoder:
     """The decoder with the weights of `torch_model(name)`."""
-    return from_tensors(abstract(name, options), checkpoint_tensors(torch_model(name)))
+    return from_tensors(abstract(name, options), checkpoint_tensors(torch_model(name)), ALL_CONFIGS[name])
 
 
 @functools.cache
@@ -133,29 +134,29 @@ def abstract(name: str, options: Options = Options()) -> Decoder:
     return decoder
 
 
-def stored_tensors(decoder: Decoder) -> list[Stored]:
-    """The tensors of the checkpoint that a decoder, abstract or not, is stored as."""
-    shapes = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
-    return expand(name_table(decoder.source.config_dict()).rules(decoder.spec), layer_places(decoder.spec), shapes)
+def stored_tensors(decoder: Decoder, config: dict, names: Collection[str] = ()) -> list[Stored]:
+    """The tensors of the checkpoint of a decoder, abstract or not; where in it they are follows from its `names`."""
+    table = name_table(config)
+    return match.stored_tensors(decoder, table, table.find_root(names) or table.roots[0])
 
 
-def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray]) -> Decoder:
+def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], config: dict) -> Decoder:
     """Fills an abstract decoder from the tensors of a checkpoint by the table of names."""
     arrays = {path: np.empty(leaf.get_value().shape, np.float32) for path, leaf in named_leaves(decoder)}
-    for tensor in stored_tensors(decoder):
+    for tensor in stored_tensors(decoder, config, tensors):
         for number, path in enumerate(tensor.paths):
             arrays[path][tensor.index] = tensor.packing.cut(tensors[tensor.name], number)
     fill = lambda path, leaf: leaf.replace(jax.numpy.asarray(arrays[dotted(path)]))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
 
-def to_tensors(decoder: Decoder, state) -> dict[str, np.ndarray]:
-    """The inverse, for a tree like the decoder such as its gradient: arrays by the checkpoint's names."""
+def to_tensors(decoder: Decoder, state, config: dict) -> dict[str, np.ndarray]:
+    """The inverse, for a tree like the decoder such as its gradient: arrays by the names that transformers writes."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_variable)
     arrays = {dotted(path): np.asarray(leaf[...]) for path, leaf in leaves}
     return {
         tensor.name: tensor.packing.join([arrays[path][tensor.index] for path in tensor.paths])
-        for tensor in stored_tensors(decoder)
+        for tensor in stored_tensors(decoder, config)
     }
 
 

@@ -38,6 +38,7 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_COMPARE_BYTES = 1 << 26  # of two tensors, held at a time
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 _READ_CALL = 1 << 30  # bytes a system call is asked for; Linux returns at most 2 GiB - 4 KiB
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -97,6 +98,24 @@ def open_tensors(folder: str | Path) -> TensorDirectory:
     if (folder / INDEX_FILE).is_file():
         return TensorDirectory(folder, _read_shards(folder))
     raise UserError(no_weights(str(folder), (path.name for path in folder.iterdir())))
+
+
+def equal_bytes(ours: TensorDirectory, our_name: str, theirs: TensorDirectory, their_name: str) -> bool:
+    """Returns whether two tensors of one shape and dtype hold the same bytes, comparing some rows at a time."""
+    info = ours.tensors[our_name]
+    if not info.shape:
+        return ours.read(our_name).tobytes() == theirs.read(their_name).tobytes()
+    rows = max(1, _COMPARE_BYTES * info.shape[0] // max(1, info.nbytes))
+    for first in range(0, info.shape[0], rows):
+        count = min(rows, info.shape[0] - first)
+        if ours.read(our_name, first, count).tobytes() != theirs.read(their_name, first, count).tobytes():
+            return False
+    return True
+
+
+def has_weights(folder: Path) -> bool:
+    """Returns whether a directory holds weights that `open_tensors` reads, or tries to."""
+    return (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

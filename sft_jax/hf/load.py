@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -22,9 +21,9 @@ from sft_jax.checkpoint.processes import agree
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
-from sft_jax.hf import names
-from sft_jax.hf.files import TensorDirectory, open_tensors
-from sft_jax.hf.rules import Stored, check_bijection, expand
+from sft_jax.hf.files import open_tensors
+from sft_jax.hf.match import dtypes_of, match
+from sft_jax.hf.names import name_table
 from sft_jax.hf.source import (
     CHECKPOINTS,
     EXPORT,
@@ -43,10 +42,7 @@ from sft_jax.hf.stream import stream_parameters
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
-from sft_jax.model.runs import layer_places
 from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_leaves, path_name, shardings
-
-_COMPARE_BYTES = 1 << 26  # of a tied head and its embedding, held at a time
 
 
 def load(
@@ -94,10 +90,10 @@ def load_decoder(
         return _restored_decoder(source, options, mesh, run, param_dtype)
     decoder = abstract_decoder(source, options, mesh)
     tensors = agree(lambda: open_tensors(folder))
-    stored, ignored = agree(lambda: match(decoder, tensors))
-    decoder.source = dataclasses.replace(source, ignored=tuple(ignored))
+    stored, ignored = agree(lambda: match(decoder, name_table(source.config_dict()), tensors))
+    decoder.source = dataclasses.replace(source, ignored=ignored)
     like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
-    dtypes = dict.fromkeys(like, jnp.dtype(param_dtype)) if param_dtype else _dtypes(stored, tensors)
+    dtypes = dict.fromkeys(like, jnp.dtype(param_dtype)) if param_dtype else dtypes_of(stored, tensors)
     arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes))
     fill = lambda path, leaf: leaf.replace(arrays.pop(path_name(path)))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
@@ -131,55 +127,6 @@ def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: 
     decoder.source = source
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, decoder, shardings(decoder, mesh))
-
-
-def match(decoder: Decoder, tensors: TensorDirectory) -> tuple[list[Stored], list[str]]:
-    """Returns the tensors that make up the parameters of `decoder`, and those that are left out.
-
-    Decided from the headers; only a head that is stored although config.json ties it is read and compared. Raises
-    UserError unless tensors and parameters match one to one, in shape too, and are 16 or 32 bit floating point.
-    """
-    spec = decoder.spec
-    params = {path: leaf.get_value().shape for path, leaf in named_leaves(decoder)}
-    table = names.name_table(decoder.source.config_dict())
-    stored = expand(table.rules(spec), layer_places(spec), params)
-    shapes = {name: info.shape for name, info in tensors.tensors.items()}
-    left_out = check_bijection(stored, shapes, names.ignored(table, spec), str(tensors.folder))
-    for tensor in stored:
-        info = tensors.tensors[tensor.name]
-        if info.dtype.name not in PARAM_DTYPES:
-            raise UserError(
-                f"{info.file}: tensor '{info.name}' is {info.dtype.name}; parameters must be "
-                f"{', '.join(PARAM_DTYPES)}. Take the checkpoint that is not quantised, or convert it."
-            )
-    if table.heads[0] in left_out:
-        _check_tied_head(tensors, table.heads[0], table.roots[0] + table.embedding)
-    return stored, left_out
-
-
-def _dtypes(stored: Sequence[Stored], tensors: TensorDirectory) -> dict[str, jnp.dtype]:
-    """Returns for each parameter the dtype that holds all its tensors exactly."""
-    found: dict[str, set] = {}
-    for tensor in stored:
-        for path in tensor.paths:
-            found.setdefault(path, set()).add(tensors.tensors[tensor.name].dtype)
-    return {path: jnp.result_type(*dtypes) for path, dtypes in found.items()}
-
-
-def _check_tied_head(tensors: TensorDirectory, head_name: str, embedding_name: str) -> None:
-    """Raises UserError where a head that config.json ties to the embedding is stored with other values."""
-    head, embedding = tensors.tensors[head_name], tensors.tensors[embedding_name]
-    same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
-    rows = max(1, _COMPARE_BYTES * embedding.shape[0] // embedding.nbytes)
-    for first in range(0, embedding.shape[0] if same else 0, rows):
-        count = min(rows, embedding.shape[0] - first)
-        parts = [tensors.read(name, first, count).tobytes() for name in (head_name, embedding_name)]
-        same = same and parts[0] == parts[1]
-    if not same:
-        raise UserError(
-            f"{head.file}: tensor '{head_name}' differs from '{embedding_name}', but config.json ties them "
-            "(tie_word_embeddings); set it to false to use this head, or remove the tensor."
-        )
 
 
 def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str, seed: int) -> Decoder:

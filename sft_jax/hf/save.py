@@ -1,23 +1,19 @@
 """Writing a decoder as a Hugging Face directory: the names and bytes that loading read, one tensor at a time."""
 
 import contextlib
-import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import sft_jax
 from sft_jax.checkpoint.processes import agree
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
-from sft_jax.hf import names
-from sft_jax.hf.rules import Packing, Stored, expand
+from sft_jax.hf.files import TensorDirectory
+from sft_jax.hf.gather import Tensors, carried_tensors
 from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, PROVENANCE, Provenance, Source
 from sft_jax.hf.writer import (
     MAX_SHARD_SIZE,
@@ -30,8 +26,8 @@ from sft_jax.hf.writer import (
     write_text,
 )
 from sft_jax.model.decoder import Decoder
-from sft_jax.model.runs import layer_places
-from sft_jax.model.sharding import named_leaves
+
+_DTYPE_NAMES = {"dtype", "torch_dtype"}  # in config.json: of transformers 5, and earlier
 
 
 def save(
@@ -66,13 +62,14 @@ def save(
     if dtype is not None and dtype not in PARAM_DTYPES:
         raise UserError(f"dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{dtype}'.")
     provenance = provenance or source.provenance or Provenance(source.name)
-    tensors = Tensors(model, dtype)
+    tensors, carried = Tensors(model, dtype), agree(lambda: carried_tensors(model))
+    size = tensors.nbytes + sum(info.nbytes for info in carried.tensors.values())
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         folder = agree(
-            lambda: stack.enter_context(new_directory(path, tensors.nbytes, overwrite)) if first else partial_path(path)
+            lambda: stack.enter_context(new_directory(path, size, overwrite)) if first else partial_path(path)
         )
-        agree(lambda: _write_all(folder, tensors, max_shard_size, first))
+        agree(lambda: _write_all(folder, tensors, carried, max_shard_size, first))
         agree(lambda: first and _write_texts(folder, tensors, source, tokenizer, stop_ids, provenance))
         if check is not None:
             agree(lambda: check(folder))
@@ -80,70 +77,24 @@ def save(
     return path
 
 
-class Tensors:
-    """The tensors that a decoder has in the Hugging Face format, computed one by one."""
-
-    def __init__(self, decoder: Decoder, dtype: str | None = None):
-        self._params = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
-        shapes = {path: param.shape for path, param in self._params.items()}
-        stored = expand(names.name_table(decoder.source.config_dict()).rules(decoder.spec), layer_places(decoder.spec), shapes)
-        self._stored = {tensor.name: tensor for tensor in stored}
-        self._asked = dtype
-        self.specs = [TensorSpec(tensor.name, self._dtype(tensor), tensor.packing.shape) for tensor in stored]
-        self.nbytes = sum(spec.nbytes for spec in self.specs)
-
-    def gather(self, name: str) -> jax.Array:
-        """Returns one tensor. Of several processes all must call this, in the same order."""
-        tensor = self._stored[name]
-        parts = tuple(self._params[path] for path in tensor.paths)
-        take = _taker(_readable(parts[0].sharding), tensor.packing, self._dtype(tensor))
-        return take(parts, np.asarray(tensor.index, np.int32))
-
-    def _dtype(self, tensor: Stored) -> np.dtype:
-        return np.dtype(self._asked or jnp.result_type(*(self._params[path].dtype for path in tensor.paths)))
-
-    @property
-    def dtype(self) -> str:
-        """The dtype that most bytes have."""
-        sizes: dict[str, int] = {}
-        for spec in self.specs:
-            sizes[spec.dtype.name] = sizes.get(spec.dtype.name, 0) + spec.nbytes
-        return max(sizes, key=sizes.get)
-
-
-@functools.lru_cache(maxsize=256)
-def _taker(sharding, packing: Packing, dtype: np.dtype) -> Callable[..., jax.Array]:
-    def take(params, index):
-        parts = []
-        for param in params:
-            start = [*index, *[0] * (param.ndim - len(index))]
-            part = jax.lax.dynamic_slice(param, start, (*[1] * len(index), *param.shape[len(index) :]))
-            parts.append(part.reshape(param.shape[len(index) :]).astype(dtype))
-        return packing.join(parts)
-
-    return jax.jit(take, out_shardings=sharding)
-
-
-def _readable(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding | None:
-    """Returns the sharding in which one process can read an array; None leaves the layout to the compiler."""
-    if isinstance(sharding, NamedSharding) and not sharding.is_fully_addressable:
-        return NamedSharding(sharding.mesh, P())
-    return None
-
-
-def _write_all(folder: Path, tensors: Tensors, max_shard_size: int, first: bool) -> None:
+def _write_all(
+    folder: Path, tensors: Tensors, carried: TensorDirectory, max_shard_size: int, first: bool
+) -> None:
     """Writes the tensors from the first process; the others take part in gathering, whatever happens to the disk."""
-    order = write_order(tensors.specs, max_shard_size)
+    specs = [*tensors.specs, *(TensorSpec(info.name, info.dtype, info.shape) for info in carried.tensors.values())]
+    order = [name for name in write_order(specs, max_shard_size) if name not in carried.tensors]
     gathered = 0
 
     def fetch(name: str) -> np.ndarray:
         nonlocal gathered
+        if name in carried.tensors:
+            return carried.read(name)
         gathered += 1
         return np.asarray(tensors.gather(name).block_until_ready())
 
     try:
         if first:
-            write_tensors(folder, tensors.specs, fetch, max_shard_size)
+            write_tensors(folder, specs, fetch, max_shard_size)
     finally:
         if jax.process_count() > 1:
             for name in order[gathered:]:
@@ -163,8 +114,10 @@ def _write_texts(folder: Path, tensors: Tensors, source: Source, tokenizer, stop
 def _config(source: Source, dtype: str) -> dict:
     """Returns the source's config.json with the dtype of what is written, under the name that the source uses."""
     config = source.config_dict()
-    names_used = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
-    return config | dict.fromkeys(names_used, dtype)
+    text = config.get("text_config")  # of a model that is more than its language model
+    if isinstance(text, dict):
+        config["text_config"] = text | dict.fromkeys(_DTYPE_NAMES & text.keys(), dtype)
+    return config | dict.fromkeys(_DTYPE_NAMES & config.keys() or {"torch_dtype"}, dtype)
 
 
 def generation_config(source: Source, tokenizer: Tokenizer | None, stop_ids: Sequence[int]) -> dict:

@@ -1,5 +1,6 @@
 """Where a model comes from: finding its directory, and what of it is carried along to an export."""
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import Any
 
 from sft_jax.checkpoint.checkpoints import committed_steps
 from sft_jax.errors import UserError
-from sft_jax.hf.files import parse_json, read_bytes, read_json
+from sft_jax.hf.files import has_weights, open_tensors, parse_json, read_bytes, read_json
 from sft_jax.hf.hub import download
+from sft_jax.hf.names import name_table
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -38,6 +40,7 @@ class Source:
     name: str  # as the user named it: a directory or a hub id
     config: str  # the text of config.json
     generation_config: str | None  # the text of generation_config.json, where there is one
+    root: str | None = None  # what its files write before the names of the body's tensors; None = there are no weights
     ignored: tuple[str, ...] = ()  # tensors of the checkpoint that hold no parameter and were not read
     provenance: Provenance | None = None  # of a checkpoint or an export; None for a model from elsewhere
 
@@ -182,9 +185,9 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_source(folder: Path, name: str) -> Source:
-    """Reads config.json, generation_config.json and sft_jax.json of a directory.
+    """Reads config.json, generation_config.json and sft_jax.json of a directory, and the headers of its weights.
 
-    Raises UserError where one is no JSON object, or names stop ids that are none.
+    Raises UserError where one is no JSON object or names stop ids that are none, or weights are damaged.
     """
     texts = []
     for file in (CONFIG, GENERATION_CONFIG):
@@ -199,7 +202,9 @@ def read_source(folder: Path, name: str) -> Source:
         texts.append(data.decode("utf-8"))
     source = Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
     source.stop_ids()  # raises where they are not ids
-    return source
+    table = name_table(source.config_dict())
+    root = table.find_root(open_tensors(folder).tensors) if table is not None and has_weights(folder) else None
+    return source if root is None else dataclasses.replace(source, root=root.body)
 
 
 def _read_provenance(path: Path) -> Provenance | None:

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.data.examples import RowError
 from sft_jax.data.templates import ChatTemplate
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.hf.files import equal_bytes, open_tensors
+from sft_jax.hf.gather import carried_tensors
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.source import GENERATION_CONFIG, Source, read_source
 from sft_jax.model.decoder import Decoder
@@ -39,6 +41,7 @@ class ExportReport:
     """What was compared, and how well it agreed."""
 
     parameters: int  # compared bit by bit
+    carried: int  # tensors that are no parameters and were copied from the base
     logit_difference: float  # largest, between the reloaded model and the live one in the dtype of the export
     rounding_difference: float  # largest, between the live model in the dtype of the export and in its own
     prompts: int  # whose token ids were compared
@@ -51,6 +54,8 @@ class ExportReport:
             f"{self.parameters:,} parameters and {self.prompts} prompts equal, logits within {self.logit_difference:.1e}, "
             f"stop ids {list(self.stop_ids)}"
         )
+        if self.carried:
+            text += f"; {self.carried} tensors beside the language model equal those of the base"
         if self.rounding_difference:
             text += f"; rounding to the dtype of the export moved logits by up to {self.rounding_difference:.1e}"
         if self.refused_prompts:
@@ -63,8 +68,9 @@ def verify_export(
 ) -> ExportReport:
     """Compares the directory `folder` with the model that it was written from, cast to `dtype` where that is given.
 
-    Parameters must be equal bit by bit, logits within 1e-4 of the largest, the ids of sample prompts and the template
-    equal, and generation stop at `stop_ids` and whatever the source stops at. Raises ExportMismatch.
+    Parameters, and tensors copied from the base, must be equal bit by bit, logits within 1e-4 of the largest, the ids
+    of sample prompts and the template equal, and generation stop at `stop_ids` and whatever the source stops at.
+    Raises ExportMismatch.
     """
     tokens = _sample_tokens(decoder.spec.vocab_size, tokenizer)
     live = _logits(decoder, tokens)
@@ -73,6 +79,7 @@ def verify_export(
     exported = load_decoder(folder, decoder.options, _mesh(decoder))
     exported.source = decoder.source  # the same static part, so that one compilation serves both
     parameters = _compare_parameters(exported, decoder, dtype)
+    carried = _compare_carried(folder, decoder)
     difference = _largest(_logits(exported, tokens) - logits)
     if not difference <= LOGIT_TOLERANCE * max(1.0, _largest(logits)):  # also where it is NaN
         raise ExportMismatch(
@@ -81,7 +88,7 @@ def verify_export(
     rounding = _largest(live - logits)
     prompts, refused = (0, 0) if tokenizer is None else _compare_prompts(folder, tokenizer)
     stops = _compare_stop_ids(folder, decoder.source, tokenizer, stop_ids)
-    return ExportReport(parameters, difference, rounding, prompts, refused, stops)
+    return ExportReport(parameters, carried, difference, rounding, prompts, refused, stops)
 
 
 def _mesh(decoder: Decoder) -> Mesh | None:
@@ -109,6 +116,17 @@ def _compare_parameters(exported: Decoder, decoder: Decoder, dtype: str | None) 
             raise ExportMismatch(f"{path}: {different} of {ours.size} numbers differ from the live model's.")
         count += ours.size
     return count
+
+
+def _compare_carried(folder: Path, decoder: Decoder) -> int:
+    """Returns how many tensors were copied from the base; the first process compares their bytes."""
+    base, written = carried_tensors(decoder), open_tensors(folder)
+    for name, info in base.tensors.items() if jax.process_index() == 0 else ():
+        found = written.tensors.get(name)
+        same = found is not None and (found.shape, found.dtype) == (info.shape, info.dtype)
+        if not same or not equal_bytes(written, name, base, name):
+            raise ExportMismatch(f"{folder}: tensor '{name}' is not that of {base.folder}, which it was copied from.")
+    return len(base.tensors)
 
 
 def _count_different(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def _write_file(path: Path, tensors: Sequence[TensorSpec], fetch: Callable[[str]
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in ordered:
-            array = np.ascontiguousarray(fetch(tensor.name))
+            array = np.asarray(fetch(tensor.name), order="C")
             assert (array.dtype, array.shape) == (tensor.dtype, tensor.shape), (tensor, array.dtype, array.shape)
             data = memoryview(array.reshape(-1).view(np.uint8))
             for first in range(0, len(data), _WRITE_CALL):

@@ -30,7 +30,7 @@ def written(tmp_path_factory):
 
 def write_folder(folder, name: str) -> dict[str, np.ndarray]:
     decoder = random_decoder(name)
-    tensors = {key: np.ascontiguousarray(value) for key, value in to_tensors(decoder, decoder).items()}
+    tensors = {key: np.ascontiguousarray(value) for key, value in to_tensors(decoder, decoder, CONFIGS[name]).items()}
     safetensors.numpy.save_file(tensors, folder / SINGLE_FILE)
     (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
     return tensors
@@ -94,7 +94,7 @@ def test_the_dtype_of_the_file_is_kept_or_changed(dtype, hf_folder):
     for asked in (None, "float32"):
         decoder = load_decoder(folder, Options(), param_dtype=asked)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(decoder)} == {asked or dtype}
-        tensors = to_tensors(decoder, decoder)
+        tensors = to_tensors(decoder, decoder, CONFIGS["gemma2"])
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(tensor, expected[name].astype(tensor.dtype))
@@ -104,7 +104,7 @@ def test_a_stack_of_several_dtypes_holds_all_of_them_exactly(tmp_path, written):
     name = "model.layers.1.mlp.up_proj.weight"
     half = written[1][name].astype(np.float16)
     decoder = load_decoder(changed(tmp_path, written, {name: half}), Options())
-    read = to_tensors(decoder, decoder)[name]
+    read = to_tensors(decoder, decoder, CONFIGS["llama"])[name]
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, half)
 

@@ -59,7 +59,7 @@ def run(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     decoder = random_decoder("llama")
-    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(decoder, decoder).items()}
+    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(decoder, decoder, CONFIGS["llama"]).items()}
     safetensors.numpy.save_file(tensors, base / SINGLE_FILE)
     (base / "config.json").write_text(json.dumps(CONFIGS["llama"]))
     run = tmp_path / "run"

@@ -26,7 +26,7 @@ def write_zeros(folder: Path, config: dict) -> Path:
     spec = spec_from_config(config)
     decoder = jax.eval_shape(lambda: Decoder(spec, Options(), jax.random.key(0)))
     header, stop = {}, 0
-    for tensor in stored_tensors(decoder):
+    for tensor in stored_tensors(decoder, config):
         shape = tensor.packing.shape
         start, stop = stop, stop + 4 * math.prod(shape)
         header[tensor.name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}

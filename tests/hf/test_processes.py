@@ -23,7 +23,7 @@ WORKER = Path(__file__).with_name("process_worker.py")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     decoder = random_decoder("gemma2")
-    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(decoder, decoder).items()}
+    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(decoder, decoder, CONFIGS["gemma2"]).items()}
     safetensors.numpy.save_file(tensors, folder / SINGLE_FILE)
     (folder / "config.json").write_text(json.dumps(CONFIGS["gemma2"]))
     return folder

@@ -87,7 +87,7 @@ def test_transformers_reads_it_with_the_same_logits(name, hf_folder, tmp_path):
 def test_the_reference_library_reads_it(decoder, tmp_path):
     save(decoder, None, tmp_path / "out")
     read = safetensors.numpy.load_file(tmp_path / "out" / SINGLE_FILE)
-    expected = to_tensors(decoder, decoder)
+    expected = to_tensors(decoder, decoder, CONFIGS["llama"])
     assert read.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(read[name], value)
@@ -97,7 +97,7 @@ def test_the_reference_library_reads_it(decoder, tmp_path):
 
 def test_the_dtype_asked_for(decoder, tmp_path):
     save(decoder, None, tmp_path / "out", dtype="bfloat16")
-    expected = to_tensors(decoder, decoder)
+    expected = to_tensors(decoder, decoder, CONFIGS["llama"])
     for name, (dtype, shape, data) in tensors_of(tmp_path / "out").items():
         assert dtype == ml_dtypes.bfloat16
         assert data == expected[name].astype(ml_dtypes.bfloat16).tobytes() and shape == expected[name].shape

@@ -100,7 +100,8 @@ def test_read_as_transformers_reads_it(case):
         expected = theirs(torch.tensor(tokens).long()).logits.numpy()
     spec = spec_from_config(changed(base, changes))
     abstract = jax.eval_shape(lambda: Decoder(spec, Options(), jax.random.key(0)))
-    ours = from_tensors(abstract, {name: value.detach().numpy() for name, value in theirs.state_dict().items()})
+    tensors = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
+    ours = from_tensors(abstract, tensors, changed(base, changes))
     np.testing.assert_allclose(FORWARD(ours, tokens), expected, atol=1e-4, rtol=0)
 
 

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 def pair(request) -> Pair:
     theirs = torch_model(request.param)
     tensors = checkpoint_tensors(theirs)
-    return Pair(request.param, theirs, tensors, from_tensors(abstract(request.param), tensors))
+    return Pair(request.param, theirs, tensors, from_tensors(abstract(request.param), tensors, ALL_CONFIGS[request.param]))
 
 
 FORWARD = jax.jit(lambda decoder, *batch: decoder(*batch))
@@ -99,7 +99,7 @@ def test_loss_and_gradient_of_packed_rows(pair):
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-4)
     named = checkpoint_tensors(of_gradients(theirs))
-    found = to_tensors(ours, gradient)
+    found = to_tensors(ours, gradient, ALL_CONFIGS[pair.name])
     assert found.keys() <= named.keys()
     checked = 0
     for name, gradient in found.items():

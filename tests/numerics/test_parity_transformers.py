@@ -78,7 +78,7 @@ def test_loss_and_gradient(name):
             expected = expected + (weights * nll).sum() / batch.weights.sum().item()
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
-    ours_by_name = to_tensors(ours, gradient)
+    ours_by_name = to_tensors(ours, gradient, CONFIGS[name])
     named = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
     assert ours_by_name.keys() == named.keys()
     for name, gradient in named.items():

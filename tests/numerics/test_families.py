@@ -63,6 +63,7 @@ def test_logits(pair):
     np.testing.assert_allclose(FORWARD(pair.ours, TOKENS), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_scanned_equals_unrolled(pair):
     """The runs against a plain loop over layers taken from their places, on packed rows."""
     decoder = pair.ours
@@ -83,7 +84,7 @@ def test_loss_and_gradient_of_packed_rows(pair):
     """Ours is of packed rows, theirs of each document alone; gradients by the names of the checkpoint."""
     batch = random_batch(2, LENGTH, seed=5, vocab=92)
     batch = batch._replace(tokens=np.maximum(batch.tokens, 1), targets=np.maximum(batch.targets, 1))
-    theirs, ours = pair.theirs, with_options(pair.ours, Options(attention="blocked"))
+    theirs, ours = pair.theirs, with_options(pair.ours, Options(attention="reference"))
     total = lambda decoder: (loss := next_token_loss(decoder, batch)).total / loss.weight  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(total))(ours)
 
@@ -141,6 +142,7 @@ def test_import_then_export_is_the_same_bytes(pair, tmp_path):
         assert json.loads((again / "config.json").read_text()) == json.loads((written / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_greedy_generation(pair):
     """Prompts shorter and longer than the windows; those of a scaling by length stay on one side of it."""
     rng = np.random.default_rng(5)

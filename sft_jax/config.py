@@ -90,16 +90,19 @@ class DataConfig:
 class OptimConfig:
     """Optimizer and learning rate."""
 
-    name: str = "adamw"  # see sft_jax.training.optim.OPTIMIZERS
+    name: str = "adamw"  # see sft_jax.training.optimizers.OPTIMIZERS
     learning_rate: float = 1e-5
-    schedule: str = "cosine"  # see sft_jax.training.optim.SCHEDULES
+    schedule: str = "cosine"  # see sft_jax.training.schedules.SCHEDULES
     warmup: float = 0.03  # below 1: a fraction of all steps; else steps
-    final_fraction: float = 0.0  # learning rate at the last step, as a fraction of the peak
+    decay: float = 0.1  # of "wsd": how long the learning rate falls at the end; as warmup
+    power: float = 2.0  # of "polynomial"
+    final_fraction: float = 0.0  # learning rate at the last step, as a fraction of the peak; of "inverse_sqrt" its lowest
     weight_decay: float = 0.0
     clip_norm: float = 1.0  # 0 = no clipping
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float | None = None  # constants of the optimizer; None = its own, see OPTIMIZERS
+    b2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
     groups: tuple[dict[str, Any], ...] = ()  # ordered {"pattern": regex, "learning_rate": factor, "weight_decay": x,
     #                                          "freeze": bool}; the first match wins
 
@@ -188,6 +191,8 @@ def _to_config_dict(node) -> ml_collections.ConfigDict:
             result[key.name] = _to_config_dict(value)
         elif isinstance(value, (tuple, dict)):
             result[key.name] = config_dict.placeholder(object)
+        elif value is None:
+            result[key.name] = config_dict.placeholder(typing.get_args(key.type)[0])
         else:
             result[key.name] = value
     return result
@@ -362,9 +367,12 @@ def _check(config: Config) -> None:
     require(0 <= optim.final_fraction <= 1, f"optim.final_fraction: must be within 0 and 1, not {optim.final_fraction}.")
     require(optim.weight_decay >= 0, f"optim.weight_decay: must be 0 or more, not {optim.weight_decay}.")
     require(optim.clip_norm >= 0, f"optim.clip_norm: must be 0 (off) or more, not {optim.clip_norm}.")
-    for name in ("b1", "b2"):
-        require(0 <= getattr(optim, name) < 1, f"optim.{name}: must be within 0 and 1, not {getattr(optim, name)}.")
-    require(optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
+    require(optim.decay > 0, f"optim.decay: must be above 0, not {optim.decay}.")
+    require(optim.power > 0, f"optim.power: must be above 0, not {optim.power}.")
+    for name in ("b1", "b2", "momentum"):
+        value = getattr(optim, name)
+        require(value is None or 0 <= value < 1, f"optim.{name}: must be at least 0 and below 1, not {value}.")
+    require(optim.eps is None or optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
     require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
     require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")
     require(train.batch_size >= 1, f"train.batch_size: must be at least 1, not {train.batch_size}.")

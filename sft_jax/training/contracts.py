@@ -23,7 +23,8 @@ from sft_jax.model.decoder import Decoder
 from sft_jax.model.isolation import isolation_breaches
 from sft_jax.model.loss import head_of
 from sft_jax.model.sharding import AnyMesh
-from sft_jax.training.optim import Optimizer, choose_groups, parameter_path
+from sft_jax.training.groups import choose_groups, parameter_path
+from sft_jax.training.optim import Optimizer
 from sft_jax.training.state import create_state
 from sft_jax.training.step import make_eval_step, make_train_step, place_batch
 

@@ -108,6 +108,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What training minimises beside the negative log-likelihood, which is the loss that is reported and evaluated."""
+
+    z_loss: float = 0.0  # adds this times (log Z)^2 of every supervised token, such as 1e-4
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over the whole vocabulary
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How long, in which batches, and what happens when a step goes wrong."""
 
@@ -168,6 +176,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -373,6 +382,9 @@ def _check(config: Config) -> None:
         value = getattr(optim, name)
         require(value is None or 0 <= value < 1, f"optim.{name}: must be at least 0 and below 1, not {value}.")
     require(optim.eps is None or optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
+    require(config.loss.z_loss >= 0, f"loss.z_loss: must be 0 (off) or more, not {config.loss.z_loss}.")
+    smoothing = config.loss.label_smoothing
+    require(0 <= smoothing < 1, f"loss.label_smoothing: must be at least 0 (off) and below 1, not {smoothing}.")
     require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
     require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")
     require(train.batch_size >= 1, f"train.batch_size: must be at least 1, not {train.batch_size}.")

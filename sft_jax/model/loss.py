@@ -16,17 +16,19 @@ from sft_jax.model.sharding import AnyMesh
 
 
 class LossSum(NamedTuple):
-    """Sums, never means: adding two of them gives the loss of the union. The mean loss is `total / weight`.
+    """Sums, never means: adding two of them gives the loss of the union. The mean loss is `nll / weight`.
 
     Only `total` carries a gradient.
     """
 
-    total: jax.Array  # fp32 [], sum of weight * negative log-likelihood, in nats
+    total: jax.Array  # fp32 [], what is minimised: the sum of nll and terms
+    nll: jax.Array  # fp32 [], sum of weight * negative log-likelihood, in nats
     weight: jax.Array  # fp32 [], sum of weights
     correct: jax.Array  # fp32 [], sum of weights where the target is the argmax: accuracy is correct / weight
     count: jax.Array  # int32 [], supervised positions
     per_example: jax.Array  # fp32 [B, S], sum of weight * nll over segment s + 1 of the row
     per_example_weight: jax.Array  # fp32 [B, S]
+    terms: dict[str, jax.Array]  # fp32 [], sum of weight * each further term of a training loss, by its name
 
 
 def segment_sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
@@ -43,11 +45,17 @@ def head_of(decoder: Decoder) -> tuple[jax.Array, int]:
 
 
 def next_token_loss(
-    decoder: Decoder, batch: Batch, mesh: AnyMesh | None = None, key: jax.Array | None = None
+    decoder: Decoder,
+    batch: Batch,
+    mesh: AnyMesh | None = None,
+    key: jax.Array | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> LossSum:
     """Returns the sums of the loss of `decoder` on `batch` [B, L]; `targets` hold the next tokens already.
 
-    `key` is the randomness of a training call; without it, as in evaluation, nothing is random.
+    `key` is the randomness of a training call; without it, as in evaluation, nothing is random. `z_loss` and
+    `label_smoothing` are the terms of `cross_entropy`.
     """
     hidden = decoder.hidden(batch.tokens, batch.positions, batch.segments, key)
     kernel, vocab_axis = head_of(decoder)
@@ -60,13 +68,17 @@ def next_token_loss(
         soft_cap=decoder.logit_soft_cap,
         precision=decoder.options.dot_precision,
         mesh=mesh,
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
     )
     per_segment = partial(segment_sums, segments=batch.segments, count=batch.examples.shape[1])
     return LossSum(
         total=loss.total,
+        nll=jnp.sum(batch.weights * loss.nll),
         weight=jnp.sum(batch.weights),
         correct=jnp.sum(jnp.where(loss.hit, batch.weights, 0)),
         count=jnp.sum(batch.weights != 0, dtype=jnp.int32),
         per_example=per_segment(batch.weights * loss.nll),
         per_example_weight=per_segment(batch.weights),
+        terms={name: jnp.sum(batch.weights * term) for name, term in loss.terms.items()},
     )

@@ -29,6 +29,7 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("optim.groups", "never"),
     ("optim.momentum", "never"),  # without momentum there is no state for it
     ("optim", "override"),
+    ("loss", "override"),
     ("train.steps", "longer"),
     ("train.epochs", "longer"),
     ("train.batch_size", "override"),

@@ -15,16 +15,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.batch import Batch
+from sft_jax.config import LossConfig
 from sft_jax.model.loss import LossSum, next_token_loss
 from sft_jax.model.sharding import AnyMesh, batch_sharding, shardings
 from sft_jax.training.optim import Optimizer
 from sft_jax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, jax.Array | dict[str, jax.Array]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None
+    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig()
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step (state, Batch [A, B, ...]) -> (state, metrics); the state that goes in is overwritten.
 
@@ -33,6 +34,7 @@ def make_train_step(
     Nothing waits for the host: metrics are device arrays, the same on every process,
 
         loss_sum            fp32, sum of weight * nll; loss_sum / weight is the loss
+        loss_terms          name -> fp32, sum of weight * each term that `loss` adds to nll
         weight              fp32, sum of weights
         correct             fp32, sum of weights where the target is the argmax
         supervised_tokens   int32, positions with weight
@@ -43,11 +45,10 @@ def make_train_step(
         per_example_loss, per_example_weight   fp32 [A, B, S], sums over each segment
     """
 
-    def loss_sum(
-        params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, LossSum]:
-        loss = next_token_loss(nnx.merge(graphdef, params, frozen), batch, mesh, key)
-        return loss.total, loss
+    def loss_sum(params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSum]:
+        decoder = nnx.merge(graphdef, params, frozen)
+        sums = next_token_loss(decoder, batch, mesh, key, loss.z_loss, loss.label_smoothing)
+        return sums.total, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(optimizer.seed), state.step)
@@ -69,7 +70,8 @@ def make_train_step(
         # A branch, not a select of new and old values, for which XLA copies the moments on the CPU.
         step, params, opt_state = jax.lax.cond(finite & (weight > 0), update, keep, state.params, state.opt_state)
         metrics = {
-            "loss_sum": total,
+            "loss_sum": jnp.sum(losses.nll),
+            "loss_terms": jax.tree.map(jnp.sum, losses.terms),
             "weight": weight,
             "correct": jnp.sum(losses.correct),
             "supervised_tokens": jnp.sum(losses.count),

@@ -124,6 +124,7 @@ class TrainConfig:
     batch_size: int = 8  # rows of max_length per optimizer step, over all devices
     micro_batch_size: int = 0  # rows at a time, over all devices; divides batch_size; 0 = batch_size
     normalize: Literal["tokens", "examples"] = "tokens"  # every supervised token, or every example, counts the same
+    neftune: float = 0.0  # strength of the noise on embeddings while training, such as 5; 0 = none
     nonfinite: Literal["abort", "skip"] = "abort"  # a loss or gradient that is not finite never updates the state
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
     profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
@@ -385,6 +386,7 @@ def _check(config: Config) -> None:
     require(config.loss.z_loss >= 0, f"loss.z_loss: must be 0 (off) or more, not {config.loss.z_loss}.")
     smoothing = config.loss.label_smoothing
     require(0 <= smoothing < 1, f"loss.label_smoothing: must be at least 0 (off) and below 1, not {smoothing}.")
+    require(train.neftune >= 0, f"train.neftune: must be 0 (off) or more, not {train.neftune}.")
     require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
     require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")
     require(train.batch_size >= 1, f"train.batch_size: must be at least 1, not {train.batch_size}.")

@@ -13,6 +13,7 @@ from sft_jax.model.cache import Cache, new_cache
 from sft_jax.model.decoding import extend
 from sft_jax.model.layers import Embed, Linear, Norm
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
+from sft_jax.model.neftune import with_neftune
 from sft_jax.model.options import Options
 from sft_jax.model.rope import rope_table
 from sft_jax.model.runs import plan_runs
@@ -84,10 +85,12 @@ class Decoder(nnx.Module):
         they restart at 0 with every segment; those given may be any, in any order. Segment 0 is padding: its states are
         finite and mean nothing. `key` is the randomness of a training call; without it nothing is random.
         """
-        del key  # no option is random
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = segment_positions(segments) if positions is None else positions
-        x = self.options.constrain(self.embed(tokens), ("batch", "length", "act_embed"))
+        x = self.embed(tokens)
+        if self.options.neftune and key is not None:  # in units of the table, which some families scale
+            x = with_neftune(x, segments, jax.random.fold_in(key, 0), self.options.neftune * self.embed.scale)
+        x = self.options.constrain(x, ("batch", "length", "act_embed"))
         tables = self.rope_tables(positions)
         masks = {
             layer: self.mask(layer, positions, segments, positions, segments, aligned=True)

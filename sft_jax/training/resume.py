@@ -34,6 +34,7 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("train.epochs", "longer"),
     ("train.batch_size", "override"),
     ("train.normalize", "never"),  # written into the weights of the rows
+    ("train.neftune", "override"),
     ("train", "free"),
     ("seed", "never"),
 )

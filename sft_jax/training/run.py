@@ -87,7 +87,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     check_rows(mesh, eval_rows, "eval.batch_size")
     options = Options(
         compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
-        attention=config.model.attention, constrain=constrain_fn(mesh),
+        attention=config.model.attention, neftune=config.train.neftune, constrain=constrain_fn(mesh),
     )  # fmt: skip
     source = agree(lambda: read_source(find_model(config.model.path), config.model.path))
     index, count = agree(lambda: row_share(mesh))

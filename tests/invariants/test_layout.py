@@ -37,6 +37,12 @@ def test_every_layout_equals_one_device(name):
     assert all(result.holds for result in results.values()), results
 
 
+def test_noise_on_embeddings_is_the_same_on_every_layout():
+    meshes = {"data2_fsdp2_tensor2": make_mesh(2, 2, 2)}
+    (result,) = contracts.layout(lambda mesh: build("llama", mesh, neftune=5.0), random_batch(8, 24), meshes).values()
+    assert result.holds, result
+
+
 def test_no_device_holds_the_states_of_the_whole_batch(capfd):
     """Rows stay where they are, from the embedding on, in the forward and the backward pass."""
     mesh = make_mesh(2, 2, 2)

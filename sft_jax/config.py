@@ -103,6 +103,8 @@ class OptimConfig:
     b2: float | None = None
     eps: float | None = None
     momentum: float | None = None
+    ema: float = 0.0  # decay of an average of the parameters over the updates, such as 0.999; where there is one, it is
+    #                   what is evaluated, exported and loaded from the workdir; 0 = none
     groups: tuple[dict[str, Any], ...] = ()  # ordered {"pattern": regex, "learning_rate": factor, "weight_decay": x,
     #                                          "freeze": bool}; the first match wins
 
@@ -377,6 +379,7 @@ def _check(config: Config) -> None:
     require(0 <= optim.final_fraction <= 1, f"optim.final_fraction: must be within 0 and 1, not {optim.final_fraction}.")
     require(optim.weight_decay >= 0, f"optim.weight_decay: must be 0 or more, not {optim.weight_decay}.")
     require(optim.clip_norm >= 0, f"optim.clip_norm: must be 0 (off) or more, not {optim.clip_norm}.")
+    require(0 <= optim.ema < 1, f"optim.ema: must be at least 0 (off) and below 1, not {optim.ema}.")
     require(optim.decay > 0, f"optim.decay: must be above 0, not {optim.decay}.")
     require(optim.power > 0, f"optim.power: must be above 0, not {optim.power}.")
     for name in ("b1", "b2", "momentum"):

@@ -107,6 +107,7 @@ def test_every_field_can_be_overridden():
         ({"loss__label_smoothing": 1.0}, ["loss.label_smoothing", "1.0"]),
         ({"loss__label_smooth": 0.1}, ["loss.label_smooth", "'label_smoothing'"]),
         ({"train__neftune": -5.0}, ["train.neftune", "-5.0"]),
+        ({"optim__ema": 1.0}, ["optim.ema", "1.0"]),
         ({"optim__momentum": 1.0}, ["optim.momentum", "1.0"]),
         ({"optim__eps": 0.0}, ["optim.eps", "0.0"]),
         ({"optim__decay": 0.0}, ["optim.decay", "0.0"]),

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from sft_jax.config import OptimConfig
 from sft_jax.errors import UserError, did_you_mean
+from sft_jax.training.average import move_average, start_average
 from sft_jax.training.groups import Choice, choose_groups, parameter_path, variables
 from sft_jax.training.optimizers import OPTIMIZERS
 from sft_jax.training.rounding import round_stochastic
@@ -37,6 +39,7 @@ class Optimizer:
     clip_norm: float  # global norm that the mean gradient is cut to; 0 = never
     seed: int  # of the rounding of bfloat16 parameters, and of what is random in training
     choices: tuple[Choice, ...]  # one a parameter, in the order of the tree
+    ema: float = 0.0  # decay of the average of the parameters; 0 = none is kept
 
     def trainable(self, path, value) -> bool:
         """A filter for `nnx.split`: whether the parameter at `path` is trained."""
@@ -67,6 +70,14 @@ class Optimizer:
             return round_stochastic(new, p.dtype, jax.random.fold_in(key, 2**31 + order[choice.path]))
 
         return jax.tree_util.tree_map_with_path(move, params, exact, directions), opt_state
+
+    def init_average(self, params: nnx.State) -> nnx.State:
+        """Returns the average of the trainable parameters before the first update; an empty state where none is kept."""
+        return start_average(params) if self.ema else nnx.State({})
+
+    def update_average(self, average: nnx.State, params: nnx.State, step: jax.Array) -> nnx.State:
+        """Returns the average with `params`, which the update after `step` others has made."""
+        return move_average(average, params, self.ema, step + 1) if self.ema else average
 
     @functools.cached_property
     def _choices(self) -> dict[str, Choice]:
@@ -106,4 +117,5 @@ def make_optimizer(config: OptimConfig, params, total_steps: int, seed: int = 0)
         clip_norm=config.clip_norm,
         seed=seed,
         choices=choices,
+        ema=config.ema,
     )

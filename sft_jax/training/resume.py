@@ -27,6 +27,7 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("data", "never"),
     ("optim.name", "never"),  # the optimizer's state has its shape
     ("optim.groups", "never"),
+    ("optim.ema", "never"),  # nor is there an average before it is kept
     ("optim.momentum", "never"),  # without momentum there is no state for it
     ("optim", "override"),
     ("loss", "override"),

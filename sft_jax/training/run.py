@@ -148,7 +148,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     def evaluate(state, step: int) -> None:
         try:
             with phases("evaluate"), memory_explained(config, mesh, "evaluating"):
-                results, samples = evaluator(state, step)
+                results, samples = evaluator(state.averaged, step)
         except Interrupted:
             return  # the next start makes this evaluation
         finally:
@@ -213,7 +213,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     agree(shown.close)
     if config.train.export:
         with phases("export"), memory_explained(config, mesh, "exporting"):
-            compared = export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)
+            compared = export_state(outcome.state.averaged, graphdef, config, data, source, work.path / "export", outcome.step)
         report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(

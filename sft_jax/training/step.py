@@ -59,16 +59,17 @@ def make_train_step(
         clip = jnp.minimum(1.0, optimizer.clip_norm / grad_norm) if optimizer.clip_norm else 1.0
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        def update(params, opt_state):
+        def update(params, opt_state, average):
             mean = jax.tree.map(lambda g: g * (clip / divisor), gradient)
             params, opt_state = optimizer.update(mean, opt_state, params, state.step)
-            return state.step + 1, params, opt_state
+            return state.step + 1, params, opt_state, optimizer.update_average(average, params, state.step)
 
-        def keep(params, opt_state):
-            return state.step, params, opt_state
+        def keep(*old):
+            return state.step, *old
 
         # A branch, not a select of new and old values, for which XLA copies the moments on the CPU.
-        step, params, opt_state = jax.lax.cond(finite & (weight > 0), update, keep, state.params, state.opt_state)
+        old = state.params, state.opt_state, state.average
+        step, params, opt_state, average = jax.lax.cond(finite & (weight > 0), update, keep, *old)
         metrics = {
             "loss_sum": jnp.sum(losses.nll),
             "loss_terms": jax.tree.map(jnp.sum, losses.terms),
@@ -83,7 +84,7 @@ def make_train_step(
             "per_example_loss": losses.per_example,
             "per_example_weight": losses.per_example_weight,
         }
-        state = TrainState(step, params, state.frozen, opt_state)
+        state = TrainState(step, params, state.frozen, opt_state, average)
         return _keep_layout(state, mesh), _replicate(metrics, mesh)
 
     return jax.jit(train_step, donate_argnums=0)

@@ -90,18 +90,33 @@ class DataConfig:
 class OptimConfig:
     """Optimizer and learning rate."""
 
-    name: str = "adamw"  # see sft_jax.training.optim.OPTIMIZERS
+    name: str = "adamw"  # see sft_jax.training.optimizers.OPTIMIZERS
     learning_rate: float = 1e-5
-    schedule: str = "cosine"  # see sft_jax.training.optim.SCHEDULES
+    schedule: str = "cosine"  # see sft_jax.training.schedules.SCHEDULES
     warmup: float = 0.03  # below 1: a fraction of all steps; else steps
-    final_fraction: float = 0.0  # learning rate at the last step, as a fraction of the peak
+    decay: float = 0.1  # of "wsd": how long the learning rate falls at the end; as warmup
+    power: float = 2.0  # of "polynomial"
+    final_fraction: float = 0.0  # learning rate at the last step, as a fraction of the peak; of "inverse_sqrt" its lowest
     weight_decay: float = 0.0
     clip_norm: float = 1.0  # 0 = no clipping
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float | None = None  # constants of the optimizer; None = its own, see OPTIMIZERS
+    b2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    ema: float = 0.0  # decay of an average of the parameters over the updates, such as 0.999; where there is one, it is
+    #                   what is evaluated, exported and loaded from the workdir; 0 = none
     groups: tuple[dict[str, Any], ...] = ()  # ordered {"pattern": regex, "learning_rate": factor, "weight_decay": x,
     #                                          "freeze": bool}; the first match wins
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training minimises beside the negative log-likelihood, which is the loss that is reported and evaluated."""
+
+    z_loss: float = 0.0  # adds this times (log Z)^2 of every supervised token, such as 1e-4
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over the whole vocabulary
+    router_balance: float = 0.0  # of a model of experts: adds this times the balance loss, such as 1e-3, per document
+    router_z: float = 0.0  # adds this times the squared log of the sum of exponentials of router logits, such as 1e-3
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,7 @@ class TrainConfig:
     batch_size: int = 8  # rows of max_length per optimizer step, over all devices
     micro_batch_size: int = 0  # rows at a time, over all devices; divides batch_size; 0 = batch_size
     normalize: Literal["tokens", "examples"] = "tokens"  # every supervised token, or every example, counts the same
+    neftune: float = 0.0  # strength of the noise on embeddings while training, such as 5; 0 = none
     nonfinite: Literal["abort", "skip"] = "abort"  # a loss or gradient that is not finite never updates the state
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
     profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
@@ -165,6 +181,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -188,6 +205,8 @@ def _to_config_dict(node) -> ml_collections.ConfigDict:
             result[key.name] = _to_config_dict(value)
         elif isinstance(value, (tuple, dict)):
             result[key.name] = config_dict.placeholder(object)
+        elif value is None:
+            result[key.name] = config_dict.placeholder(typing.get_args(key.type)[0])
         else:
             result[key.name] = value
     return result
@@ -362,9 +381,17 @@ def _check(config: Config) -> None:
     require(0 <= optim.final_fraction <= 1, f"optim.final_fraction: must be within 0 and 1, not {optim.final_fraction}.")
     require(optim.weight_decay >= 0, f"optim.weight_decay: must be 0 or more, not {optim.weight_decay}.")
     require(optim.clip_norm >= 0, f"optim.clip_norm: must be 0 (off) or more, not {optim.clip_norm}.")
-    for name in ("b1", "b2"):
-        require(0 <= getattr(optim, name) < 1, f"optim.{name}: must be within 0 and 1, not {getattr(optim, name)}.")
-    require(optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
+    require(0 <= optim.ema < 1, f"optim.ema: must be at least 0 (off) and below 1, not {optim.ema}.")
+    require(optim.decay > 0, f"optim.decay: must be above 0, not {optim.decay}.")
+    require(optim.power > 0, f"optim.power: must be above 0, not {optim.power}.")
+    for name in ("b1", "b2", "momentum"):
+        value = getattr(optim, name)
+        require(value is None or 0 <= value < 1, f"optim.{name}: must be at least 0 and below 1, not {value}.")
+    require(optim.eps is None or optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
+    require(config.loss.z_loss >= 0, f"loss.z_loss: must be 0 (off) or more, not {config.loss.z_loss}.")
+    smoothing = config.loss.label_smoothing
+    require(0 <= smoothing < 1, f"loss.label_smoothing: must be at least 0 (off) and below 1, not {smoothing}.")
+    require(train.neftune >= 0, f"train.neftune: must be 0 (off) or more, not {train.neftune}.")
     require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
     require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")
     require(train.batch_size >= 1, f"train.batch_size: must be at least 1, not {train.batch_size}.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import jax
@@ -142,7 +143,10 @@ def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: s
 
 
 def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, param_dtype: str | None) -> Decoder:
-    """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is."""
+    """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is.
+
+    Where the run keeps an average of its parameters, that is what they are.
+    """
     checkpoint, manifest = _newest_sound(run)
     provenance = Provenance(manifest["config"]["model"]["path"], manifest["plan_hash"], manifest["step"])
     source = dataclasses.replace(source, config=manifest["model_config"], provenance=provenance)
@@ -150,7 +154,7 @@ def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, p
     written = manifest["arrays"]
     graphdef, state = nnx.split(decoder)
     abstract = flatten_state({"params": state})
-    stored = {name: name if name in written else name.replace("params", "frozen", 1) for name in abstract}
+    stored = {name: _stored_name(name, written) for name in abstract}
     dtypes = {name: written[stored[name]][1] for name in abstract if stored[name] in written}
     like = {
         stored[name]: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype), sharding=leaf.sharding)
@@ -164,6 +168,12 @@ def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, p
         arrays = {name: array.astype(param_dtype) for name, array in arrays.items()}
     state = unflatten_state({"params": state}, {name: arrays[stored[name]] for name in abstract})["params"]
     return nnx.merge(graphdef, state)
+
+
+def _stored_name(name: str, written: Container[str]) -> str:
+    """Returns under which name a checkpoint has the parameter "params/...": its average, if there is one, or frozen."""
+    places = (name.replace("params", place, 1) for place in ("average", "params", "frozen"))
+    return next((place for place in places if place in written), name)
 
 
 def _newest_sound(run: Path) -> tuple[Path, dict]:

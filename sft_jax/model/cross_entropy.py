@@ -13,7 +13,10 @@ For one position with logits z, target t and weight w, m = max z, e = exp(z - m)
 
 Nothing cancels: when p_t -> 1, loss and gradient are as precise, relative to their small selves, as anywhere. The
 factor w / (r + e_t) is a row scale, so it is applied to the [C, D] sides of both gradient matmuls, not to the [C, V]
-one.
+one. Further terms add to both, with log Z = log(r + e_t) + m and the same row scale:
+
+    z-loss c           w * c * (log Z)^2            2 * c * log Z * e
+    label smoothing s  w * s * (z_t - mean z)       s * (r + e_t) * ([v = t] - 1 / V)
 
 Letters: B rows, L length, N positions, D hidden size, V vocabulary, C chunk.
 """
@@ -36,9 +39,10 @@ MAX_CHUNK_LOGITS = 2**27  # elements: 512 MiB of fp32 logits
 class TokenLoss(NamedTuple):
     """What `cross_entropy` returns. Only `total` carries a gradient."""
 
-    total: jax.Array  # fp32 [], sum of weight * nll
+    total: jax.Array  # fp32 [], sum of weight * (nll + terms)
     nll: jax.Array  # fp32 like targets, negative log-likelihood; 0 where the weight is 0
     hit: jax.Array  # bool like targets, the target is the argmax (first index wins a tie); False where the weight is 0
+    terms: dict[str, jax.Array]  # fp32 like targets, what "z_loss" and "label_smoothing" add to nll, where they are on
 
 
 class _Static(NamedTuple):
@@ -47,6 +51,12 @@ class _Static(NamedTuple):
     chunk: int | None
     precision: lax.PrecisionLike
     mesh: AnyMesh | None
+    z_loss: float
+    label_smoothing: float
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(name for name in ("z_loss", "label_smoothing") if getattr(self, name))
 
 
 def chunk_rows(positions: int, vocab: int) -> int:
@@ -77,6 +87,8 @@ def cross_entropy(
     chunk: int | None = None,
     precision: lax.PrecisionLike = None,
     mesh: AnyMesh | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> TokenLoss:
     """Returns the weighted sum of -log softmax(soft_cap(hidden @ kernel))[target], and loss and hit per position.
 
@@ -92,15 +104,18 @@ def cross_entropy(
       mesh: with the axes data, fsdp and tensor. Each device walks its own rows with its own number of chunks; the
         vocabulary is split over `tensor` where it divides (and computed by each member otherwise), exchanging maxima
         and sums but never logits; the kernel is gathered over fsdp before the loop and its gradient reduced after it.
+      z_loss: coefficient of (log Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
+      label_smoothing: share of the target's probability that is spread evenly over the vocabulary, the target included,
+        as by torch's cross_entropy (Szegedy et al., arXiv:1512.00567).
 
     The gradient is computed in the forward pass, and only if and for what is differentiated: a frozen head costs no
     [V, D] gradient, evaluation costs one matmul. Gradients have the dtypes of `hidden` and `kernel`.
     """
     if mesh is not None and mesh.size == 1:
         mesh = None
-    static = _Static(vocab_axis, soft_cap, chunk, precision, mesh)
-    total, nll, hit = _cross_entropy(static, hidden, kernel, jnp.asarray(targets), jnp.asarray(weights))
-    return TokenLoss(total, lax.stop_gradient(nll), hit)
+    static = _Static(vocab_axis, soft_cap, chunk, precision, mesh, z_loss, label_smoothing)
+    total, nll, hit, terms = _cross_entropy(static, hidden, kernel, jnp.asarray(targets), jnp.asarray(weights))
+    return TokenLoss(total, lax.stop_gradient(nll), hit, lax.stop_gradient(terms))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -125,15 +140,15 @@ _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _evaluate(static: _Static, hidden, kernel, targets, weights, wanted: tuple[bool, bool]):
-    """Returns (total, nll, hit) and (d hidden, d kernel), None for a gradient that is not wanted."""
+    """Returns (total, nll, hit, terms) and (d hidden, d kernel), None for a gradient that is not wanted."""
     operand = kernel.astype(hidden.dtype)
     if static.mesh is None:
-        nll, hit, *gradients = _chunk_loop(static, wanted, (), (), hidden, operand, targets, weights)
+        nll, hit, terms, *gradients = _chunk_loop(static, wanted, (), (), hidden, operand, targets, weights)
     else:
-        nll, hit, *gradients = _sharded(static, wanted, hidden, operand, targets, weights)
-    total = jnp.sum(weights * nll, dtype=jnp.float32)
+        nll, hit, terms, *gradients = _sharded(static, wanted, hidden, operand, targets, weights)
+    total = jnp.sum(weights * sum(terms.values(), nll), dtype=jnp.float32)
     d_hidden, d_kernel = gradients
-    return (total, nll, hit), (d_hidden, None if d_kernel is None else d_kernel.astype(kernel.dtype))
+    return (total, nll, hit, terms), (d_hidden, None if d_kernel is None else d_kernel.astype(kernel.dtype))
 
 
 def _sharded(static: _Static, wanted, hidden, kernel, targets, weights):
@@ -150,20 +165,21 @@ def _sharded(static: _Static, wanted, hidden, kernel, targets, weights):
     summed = tuple(name for name in row_names if name not in scattered)
 
     def local(hidden, kernel, targets, weights):
-        nll, hit, d_hidden, d_kernel = _chunk_loop(
+        nll, hit, terms, d_hidden, d_kernel = _chunk_loop(
             static, wanted, row_names, vocab_names, hidden, kernel, targets, weights
         )
         if d_kernel is not None and scattered:
             d_kernel = lax.psum_scatter(d_kernel, scattered, scatter_dimension=1 - vocab_axis, tiled=True)
         if d_kernel is not None and summed:
             d_kernel = lax.psum(d_kernel, summed)
-        return nll, hit, d_hidden, d_kernel
+        return nll, hit, terms, d_hidden, d_kernel
 
     def kernel_spec(*embed):
         return P(vocab_names, *embed) if vocab_axis == 0 else P(*(embed or (None,)), vocab_names)
 
     rows = P(row_names)
-    out_specs = (rows, rows, rows if wanted[0] else None, kernel_spec(scattered) if wanted[1] else None)
+    gradient_specs = (rows if wanted[0] else None, kernel_spec(scattered) if wanted[1] else None)
+    out_specs = (rows, rows, dict.fromkeys(static.terms, rows), *gradient_specs)
     run = jax.shard_map(local, mesh=static.mesh, in_specs=(rows, kernel_spec(), rows, rows), out_specs=out_specs)
     return run(hidden, kernel, targets, weights)
 
@@ -171,7 +187,8 @@ def _sharded(static: _Static, wanted, hidden, kernel, targets, weights):
 def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel, targets, weights):
     """The loop over chunks of supervised positions on one device, or on one shard of rows and vocabulary.
 
-    Returns nll and hit like `targets`, d hidden like `hidden` and an fp32 d kernel like `kernel` (None if not wanted).
+    Returns nll, hit and terms like `targets`, d hidden like `hidden` and an fp32 d kernel like `kernel` (None if not
+    wanted).
     """
     vocab_axis, shape, vocab = static.vocab_axis, targets.shape, kernel.shape[static.vocab_axis]
     hidden, targets, weights = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
@@ -199,7 +216,7 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
         return lax.pcast(x, names, to="varying") if names else x
 
     def body(carry):
-        start, nll, hit, d_hidden, d_kernel = carry
+        start, nll, hit, terms, d_hidden, d_kernel = carry
         index, real = lax.dynamic_slice(order, (start,), (chunk,)), lax.dynamic_slice(used, (start,), (chunk,))
         h = jnp.where(real[:, None], hidden[index], 0)
         target, weight = jnp.where(real, targets[index], 0), jnp.where(real, weights[index], 0)
@@ -210,12 +227,13 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
         z_max = over_vocab(lax.pmax, jnp.max(z, axis=1))
         e = jnp.exp(z - z_max[:, None])
         earlier_max = (z >= z_max[:, None]) & (columns[None, :] < target[:, None])
-        z_target, rest, beaten = over_vocab(
+        z_target, rest, beaten, z_sum = over_vocab(
             lax.psum,
             (
                 _at_target(z, target - first_column),
                 jnp.sum(jnp.where(is_target, 0, e), axis=1),
                 jnp.any(earlier_max, axis=1).astype(jnp.int32),
+                jnp.sum(z, axis=1) if static.label_smoothing else None,
             ),
         )
         z_target = jnp.where(target < 0, jnp.nan, z_target)
@@ -224,8 +242,19 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
         new_nll = jnp.where(at_max, jnp.log1p(rest), jnp.log(e_sum) + (z_max - z_target))
         nll = lax.dynamic_update_slice(nll, new_nll, (start,))
         hit = lax.dynamic_update_slice(hit, at_max & (beaten == 0), (start,))
+        log_z = jnp.log(e_sum) + z_max
+        new_terms = {}
+        if static.z_loss:
+            new_terms["z_loss"] = static.z_loss * jnp.square(log_z)
+        if static.label_smoothing:
+            new_terms["label_smoothing"] = static.label_smoothing * (z_target - z_sum / whole_vocab)
+        terms = {name: lax.dynamic_update_slice(terms[name], new, (start,)) for name, new in new_terms.items()}
         if any(wanted):
             d_z = jnp.where(is_target, -rest[:, None], e)  # times weight / e_sum, applied below
+            if static.z_loss:
+                d_z = d_z + (2 * static.z_loss * log_z)[:, None] * e
+            if static.label_smoothing:
+                d_z = d_z + (static.label_smoothing * e_sum)[:, None] * (is_target - 1 / whole_vocab)
             if static.soft_cap is not None:
                 d_z = d_z * (1 - jnp.square(z / static.soft_cap))
             d_z = d_z.astype(hidden.dtype)
@@ -237,20 +266,22 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
             scaled = (scale * h).astype(hidden.dtype)
             sides = (d_z, scaled) if vocab_axis == 0 else (scaled, d_z)
             d_kernel = d_kernel + dot(*sides, (((0,), (0,)), ((), ())))
-        return start + chunk, nll, hit, d_hidden, d_kernel
+        return start + chunk, nll, hit, terms, d_hidden, d_kernel
 
     init = (
         varying(jnp.int32(0), row_names),
         varying(jnp.zeros(padded, jnp.float32), row_names),
         varying(jnp.zeros(padded, bool), row_names),
+        {name: varying(jnp.zeros(padded, jnp.float32), row_names) for name in static.terms},
         varying(jnp.zeros((padded, size), hidden.dtype), row_names) if wanted[0] else None,
         varying(jnp.zeros(kernel.shape, jnp.float32), (*row_names, *vocab_names)) if wanted[1] else None,
     )  # fmt: skip
-    _, nll, hit, d_hidden, d_kernel = lax.while_loop(lambda carry: carry[0] < count, body, init)
+    _, nll, hit, terms, d_hidden, d_kernel = lax.while_loop(lambda carry: carry[0] < count, body, init)
     nll, hit = jnp.where(supervised, nll[place], 0).reshape(shape), (supervised & hit[place]).reshape(shape)
+    terms = {name: jnp.where(supervised, term[place], 0).reshape(shape) for name, term in terms.items()}
     if wanted[0]:
         d_hidden = jnp.where(supervised[:, None], d_hidden[place], 0).reshape(*shape, size)
-    return nll, hit, d_hidden, d_kernel
+    return nll, hit, terms, d_hidden, d_kernel
 
 
 def _at_target(z, column):

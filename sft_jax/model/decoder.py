@@ -14,6 +14,7 @@ from sft_jax.model.decoding import extend
 from sft_jax.model.experts import Routed
 from sft_jax.model.layers import Embed, Linear, Norm
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
+from sft_jax.model.neftune import with_neftune
 from sft_jax.model.options import Options
 from sft_jax.model.rope import RopeTable, depends_on_length, document_lengths, rope_table
 from sft_jax.model.runs import plan_runs
@@ -109,10 +110,12 @@ class Decoder(nnx.Module):
         return self._hidden(tokens, positions, segments, key, route=True)
 
     def _hidden(self, tokens, positions, segments, key, route: bool) -> tuple[jax.Array, Routed | None]:
-        del key  # no option is random
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = segment_positions(segments) if positions is None else positions
-        x = self.options.constrain(self.embed(tokens, positions), ("batch", "length", "act_embed"))
+        x = self.embed(tokens, positions)
+        if self.options.neftune and key is not None:  # in units of the table, which some families scale
+            x = with_neftune(x, segments, jax.random.fold_in(key, 0), self.options.neftune * self.embed.scale)
+        x = self.options.constrain(x, ("batch", "length", "act_embed"))
         lengthy = any(depends_on_length(layer.rope) for layer in self.spec.layers)
         tables = self.rope_tables(positions, document_lengths(positions, segments) if lengthy else None)
         masks = {

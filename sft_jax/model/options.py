@@ -26,6 +26,7 @@ class Options:
     precision: str = "highest"  # of matmuls with float32 operands: "default", "high" or "highest"
     remat: str = "none"  # what the backward pass recomputes, see sft_jax.model.decoder.REMAT_POLICIES
     attention: str = "auto"  # see sft_jax.model.attention.KERNELS
+    neftune: float = 0.0  # strength of the noise on embeddings, in calls with a key (sft_jax.model.neftune)
     constrain: Constrain = no_constraint  # lays out an activation by its logical axes (sft_jax.model.sharding)
 
     @property

@@ -17,13 +17,14 @@ import optax
 from flax import nnx
 
 from sft_jax.batch import Batch, empty_batch
-from sft_jax.config import OptimConfig
+from sft_jax.config import LossConfig, OptimConfig
 from sft_jax.model.cross_entropy import cross_entropy
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.isolation import isolation_breaches
 from sft_jax.model.loss import head_of
 from sft_jax.model.sharding import AnyMesh
-from sft_jax.training.optim import Optimizer, choose_groups, parameter_path
+from sft_jax.training.groups import choose_groups, parameter_path
+from sft_jax.training.optim import Optimizer
 from sft_jax.training.state import create_state
 from sft_jax.training.step import make_eval_step, make_train_step, place_batch
 
@@ -41,17 +42,21 @@ class Result(NamedTuple):
         return self.error <= self.tolerance  # False for NaN
 
 
-def accumulation(decoder: Decoder, batch: Batch, parts: int, mesh: AnyMesh | None = None) -> Result:
+def accumulation(
+    decoder: Decoder, batch: Batch, parts: int, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig()
+) -> Result:
     """`parts` micro-batches == one batch: loss, counts and the gradient that a step computes. `parts` divides B."""
-    whole = step_sums(decoder, jax.tree.map(lambda x: x[None], batch), mesh)
-    split = step_sums(decoder, jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch), mesh)
+    whole = step_sums(decoder, jax.tree.map(lambda x: x[None], batch), mesh, loss)
+    split = step_sums(decoder, jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch), mesh, loss)
     return _worst("accumulation", 1e-5, split, whole)
 
 
-def packing(decoder: Decoder, batch: Batch) -> Result:
+def packing(decoder: Decoder, batch: Batch, loss: LossConfig = LossConfig()) -> Result:
     """Packed == one document a row: the loss of every token, absolute, and the summed gradient, relative."""
     alone, source = unpack(batch)
-    packed_sums, alone_sums = (step_sums(decoder, jax.tree.map(lambda x: x[None], b), None) for b in (batch, alone))
+    packed_sums, alone_sums = (
+        step_sums(decoder, jax.tree.map(lambda x: x[None], b), None, loss) for b in (batch, alone)
+    )
     for sums in (packed_sums, alone_sums):
         del sums["loss of an example"]  # in another order
     packed_tokens, alone_tokens = token_losses(decoder, batch), token_losses(decoder, alone)
@@ -68,28 +73,37 @@ def isolation(decoder: Decoder, batch: Batch) -> Result:
     return Result("isolation", "positions whose logits another document changed", float(len(breaches)), 0.0)
 
 
-def layout(build: Callable[[AnyMesh | None], Decoder], batch: Batch, meshes: dict[str, AnyMesh]) -> dict[str, Result]:
+def layout(
+    build: Callable[[AnyMesh | None], Decoder], batch: Batch, meshes: dict[str, AnyMesh], loss: LossConfig = LossConfig()
+) -> dict[str, Result]:
     """One device == each of `meshes`: loss, counts and gradient. `build(mesh)` gives the same decoder for a mesh."""
     batch = jax.tree.map(lambda x: x[None], batch)
-    one = step_sums(build(None), batch, None)
-    return {name: _worst("layout", 1e-5, step_sums(build(mesh), batch, mesh), one) for name, mesh in meshes.items()}
+    one = step_sums(build(None), batch, None, loss)
+    return {
+        name: _worst("layout", 1e-5, step_sums(build(mesh), batch, mesh, loss), one) for name, mesh in meshes.items()
+    }
 
 
-def chunking(decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | None = None) -> Result:
+def chunking(
+    decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig()
+) -> Result:
     """The chunked loss == dense cross-entropy in float64: values, and gradients of hidden states and head."""
     hidden = jax.jit(lambda d, b: d.head_input(d.hidden(b.tokens, b.positions, b.segments)))(decoder, batch)
     kernel, vocab_axis = head_of(decoder)
+    terms = {"z_loss": loss.z_loss, "label_smoothing": loss.label_smoothing}
 
     def total(hidden, kernel):
-        loss = cross_entropy(
+        sums = cross_entropy(
             hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, soft_cap=decoder.logit_soft_cap,
-            chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh,
+            chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh, **terms,
         )  # fmt: skip
-        return loss.total, loss
+        return sums.total, sums
 
-    (_, loss), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
-    ours = {"loss": loss.total, "nll": loss.nll, "d hidden": gradients[0], "d head": gradients[1]}
-    dense = dense_cross_entropy(hidden, kernel, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap)
+    (_, sums), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
+    ours = {"loss": sums.total, "nll": sums.nll, "d hidden": gradients[0], "d head": gradients[1]}
+    dense = dense_cross_entropy(
+        hidden, kernel, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap, **terms
+    )
     return _worst("chunking", 1e-5, ours, dense)
 
 
@@ -116,14 +130,17 @@ def evaluate(decoder: Decoder, batch: Batch, size: int, mesh: AnyMesh | None) ->
     total = weight = correct = 0.0
     for start in range(0, len(filled.tokens), size):
         loss = step(state, jax.tree.map(lambda x, start=start: x[start : start + size], filled))
-        total, weight, correct = total + float(loss.total), weight + float(loss.weight), correct + float(loss.correct)
+        total, weight, correct = total + float(loss.nll), weight + float(loss.weight), correct + float(loss.correct)
     return {"loss": total / weight, "accuracy": correct / weight}
 
 
-def step_sums(decoder: Decoder, batch: Batch, mesh: AnyMesh | None) -> dict[str, np.ndarray]:
+def step_sums(
+    decoder: Decoder, batch: Batch, mesh: AnyMesh | None, loss: LossConfig = LossConfig()
+) -> dict[str, np.ndarray]:
     """Returns loss, counts and the mean gradient by path, as a training step computes them for batch [A, B, ...]."""
     graphdef, state = create_state(_copy(decoder), _recorder(decoder), mesh)
-    state, metrics = make_train_step(graphdef, _recorder(decoder), mesh)(state, place_batch(batch, mesh, batch_dim=1))
+    step = make_train_step(graphdef, _recorder(decoder), mesh, loss)
+    state, metrics = step(state, place_batch(batch, mesh, batch_dim=1))
     gradient = jax.tree_util.tree_leaves_with_path(state.opt_state)
     return {
         "loss": metrics["loss_sum"] / metrics["weight"],
@@ -131,6 +148,7 @@ def step_sums(decoder: Decoder, batch: Batch, mesh: AnyMesh | None) -> dict[str,
         "accuracy": metrics["correct"] / metrics["weight"],
         "supervised tokens": metrics["supervised_tokens"],
         "loss of an example": metrics["per_example_loss"].reshape(-1, batch.examples.shape[-1]),
+        **{name: term / metrics["weight"] for name, term in metrics["loss_terms"].items()},
         **{f"gradient of {parameter_path(path)}": np.asarray(g) for path, g in gradient},
     }
 
@@ -172,7 +190,7 @@ def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
 
 
 def dense_cross_entropy(
-    hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None
+    hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None, z_loss=0.0, label_smoothing=0.0
 ) -> dict[str, np.ndarray]:
     """Returns loss, nll and gradients of `cross_entropy`, from full logits in float64 numpy."""
     h = np.asarray(hidden, np.float64).reshape(-1, hidden.shape[-1])
@@ -184,17 +202,22 @@ def dense_cross_entropy(
         z = soft_cap * np.tanh(z / soft_cap)
         slope = 1 - np.square(z / soft_cap)
     rows = np.arange(len(t))
-    z = z - z[rows, t][:, None]
+    z_target, z_mean = z[rows, t], z.mean(axis=1)
+    z = z - z_target[:, None]
     others = np.where(np.arange(z.shape[1]) == t[:, None], -np.inf, z)
     largest = others.max(axis=1)
     log_odds = largest + np.log(np.exp(others - largest[:, None]).sum(axis=1))  # of all others against the target
     nll = np.logaddexp(0, log_odds)
+    log_z = nll + z_target
     d_z = np.exp(z - nll[:, None])
+    d_log_z = d_z.copy()
     d_z[rows, t] = -np.exp(log_odds - nll)  # p - 1 without cancellation
+    d_z += 2 * z_loss * log_z[:, None] * d_log_z - label_smoothing / z.shape[1]
+    d_z[rows, t] += label_smoothing
     d_z *= weight[:, None] * slope
     d_kernel = h.T @ d_z
     return {
-        "loss": np.sum(weight * nll),
+        "loss": np.sum(weight * (nll + z_loss * log_z**2 + label_smoothing * (z_target - z_mean))),
         "nll": np.where(weight != 0, nll, 0).reshape(targets.shape),
         "d hidden": (d_z @ w.T).reshape(hidden.shape),
         "d head": d_kernel.T if vocab_axis == 0 else d_kernel,

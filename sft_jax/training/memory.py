@@ -51,6 +51,8 @@ def advice(config: Config, mesh: Mesh, doing: Doing) -> str:
     options.append(f"a larger mesh.fsdp or mesh.tensor on more devices (now {mesh.shape['fsdp']}, {mesh.shape['tensor']})")
     if doing in ("training", "loading the model") and config.optim.name != "adafactor":
         options.append("optim.name=adafactor (its state is far smaller)")
+    if doing in ("training", "loading the model") and config.optim.ema:
+        options.append("optim.ema=0 (no average of the parameters)")
     if config.model.dtype == "float32":
         options.append("model.dtype=bfloat16 (parameters and optimizer state)")
     if doing == "exporting":

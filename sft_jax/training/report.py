@@ -22,10 +22,11 @@ from sft_jax.data.prepare import PreparedData
 from sft_jax.hf.source import Source
 from sft_jax.model.sharding import largest_replicated
 from sft_jax.model.spec import DecoderSpec
+from sft_jax.training.groups import Choice
 from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
 from sft_jax.training.loop import Outcome
 from sft_jax.training.metrics import SAMPLES_FILE, evaluations, last_training_record
-from sft_jax.training.optim import Choice, Optimizer
+from sft_jax.training.optim import Optimizer
 from sft_jax.training.start import Start
 from sft_jax.training.state import TrainState
 from sft_jax.training.window import Window
@@ -75,11 +76,11 @@ def print_finished(config: Config, work: Workdir) -> None:
 
 
 def print_model(optimizer: Optimizer, state: TrainState, mesh: Mesh) -> None:
-    """Prints the parameter counts, what the groups chose where they chose something, and what the mesh replicates."""
+    """Prints the parameter counts, what was chosen for each parameter where that differs, and what the mesh replicates."""
     trained, frozen = parameter_counts(optimizer.choices)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"Model: {trained:,} trained and {frozen:,} frozen parameters on {mesh.size} {mesh.devices.flat[0].platform} devices ({axes}).")
-    if any(choice.pattern for choice in optimizer.choices):
+    if any(choice.pattern for choice in optimizer.choices) or len({choice.optimizer for choice in optimizer.choices}) > 1:
         for line in optimizer.log():
             say(f"  {line}")
     replicated = [row for row in largest_replicated(state, mesh) if row.bytes_per_device >= 2**20]

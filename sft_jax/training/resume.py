@@ -27,11 +27,15 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("data", "never"),
     ("optim.name", "never"),  # the optimizer's state has its shape
     ("optim.groups", "never"),
+    ("optim.ema", "never"),  # nor is there an average before it is kept
+    ("optim.momentum", "never"),  # without momentum there is no state for it
     ("optim", "override"),
+    ("loss", "override"),
     ("train.steps", "longer"),
     ("train.epochs", "longer"),
     ("train.batch_size", "override"),
     ("train.normalize", "never"),  # written into the weights of the rows
+    ("train.neftune", "override"),
     ("train", "free"),
     ("seed", "never"),
 )

@@ -87,7 +87,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     check_rows(mesh, eval_rows, "eval.batch_size")
     options = Options(
         compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
-        attention=config.model.attention, constrain=constrain_fn(mesh),
+        attention=config.model.attention, neftune=config.train.neftune, constrain=constrain_fn(mesh),
     )  # fmt: skip
     source = agree(lambda: read_source(find_model(config.model.path), config.model.path))
     index, count = agree(lambda: row_share(mesh))
@@ -148,7 +148,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     def evaluate(state, step: int) -> None:
         try:
             with phases("evaluate"), memory_explained(config, mesh, "evaluating"):
-                results, samples = evaluator(state, step)
+                results, samples = evaluator(state.averaged, step)
         except Interrupted:
             return  # the next start makes this evaluation
         finally:
@@ -184,7 +184,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
-            votes.ride(make_train_step(graphdef, optimizer, mesh), donate=(0,)),
+            votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss), donate=(0,)),
             config, hooks, start.window(), log, progress, profiler, votes,
         )  # fmt: skip
 
@@ -213,7 +213,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     agree(shown.close)
     if config.train.export:
         with phases("export"), memory_explained(config, mesh, "exporting"):
-            compared = export_state(outcome.state, graphdef, config, data, source, work.path / "export", outcome.step)
+            compared = export_state(outcome.state.averaged, graphdef, config, data, source, work.path / "export", outcome.step)
         report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(

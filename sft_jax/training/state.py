@@ -1,5 +1,6 @@
 """What training changes: one pytree, made in its shardings."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,12 @@ class TrainState(NamedTuple):
     params: nnx.State  # trained parameters
     frozen: nnx.State  # parameters that the groups froze: no gradient, no optimizer state
     opt_state: Any
+    average: nnx.State  # of params over the updates, fp32; empty where none is kept (optim.ema)
+
+    @property
+    def averaged(self) -> "TrainState":
+        """The state that is evaluated and exported: with the average, where one is kept, as its parameters."""
+        return self._replace(params=self.average, average=nnx.State({})) if self.average else self
 
 
 def create_state(
@@ -30,11 +37,12 @@ def create_state(
     """
     graphdef, params, frozen = nnx.split(decoder, optimizer.trainable, ...)
     step = jnp.zeros((), jnp.int32)
-    if mesh is None:
-        return graphdef, TrainState(step, params, frozen, jax.jit(optimizer.init)(params))
-    step, params, frozen = jax.device_put((step, params, frozen), shardings((step, params, frozen), mesh))
-    out_shardings = shardings(jax.eval_shape(optimizer.init, params), mesh)
-    return graphdef, TrainState(step, params, frozen, jax.jit(optimizer.init, out_shardings=out_shardings)(params))
+    out_shardings = None
+    if mesh is not None:
+        step, params, frozen = jax.device_put((step, params, frozen), shardings((step, params, frozen), mesh))
+        out_shardings = shardings(jax.eval_shape(partial(_beside, optimizer), params), mesh)
+    beside = jax.jit(partial(_beside, optimizer), out_shardings=out_shardings)(params)
+    return graphdef, TrainState(step, params, frozen, *beside)
 
 
 def abstract_state(
@@ -45,11 +53,16 @@ def abstract_state(
     `decoder` may itself be abstract. This is the target of a restore, and what the step is compiled for ahead of time.
     """
     graphdef, params, frozen = nnx.split(decoder, optimizer.trainable, ...)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, frozen, opt_state)
+    beside = jax.eval_shape(partial(_beside, optimizer), params)
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, frozen, *beside)
     placed = jax.tree.map(lambda _: None, state) if mesh is None else shardings(state, mesh)
 
     def describe(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return graphdef, jax.tree.map(describe, state, placed, is_leaf=lambda node: node is None)
+
+
+def _beside(optimizer: Optimizer, params: nnx.State) -> tuple[Any, nnx.State]:
+    """Returns what a new state has for its trainable parameters: optimizer state and average."""
+    return optimizer.init(params), optimizer.init_average(params)

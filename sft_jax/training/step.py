@@ -15,16 +15,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.batch import Batch
+from sft_jax.config import LossConfig
 from sft_jax.model.loss import LossSum, next_token_loss
 from sft_jax.model.sharding import AnyMesh, batch_sharding, shardings
 from sft_jax.training.optim import Optimizer
 from sft_jax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, jax.Array | dict[str, jax.Array]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None
+    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig()
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step (state, Batch [A, B, ...]) -> (state, metrics); the state that goes in is overwritten.
 
@@ -33,6 +34,10 @@ def make_train_step(
     Nothing waits for the host: metrics are device arrays, the same on every process,
 
         loss_sum            fp32, sum of weight * nll; loss_sum / weight is the loss
+        loss_terms          name -> fp32, sum of weight * each term that `loss` adds to nll; of a model of experts also
+                            "router_balance" and "router_z", whatever they count in the loss
+        expert_load_peak    fp32, of a model of experts only: choices of the busiest expert of any layer, 1 = as many as
+                            each has where all have as many
         weight              fp32, sum of weights
         correct             fp32, sum of weights where the target is the argmax
         supervised_tokens   int32, positions with weight
@@ -43,11 +48,10 @@ def make_train_step(
         per_example_loss, per_example_weight   fp32 [A, B, S], sums over each segment
     """
 
-    def loss_sum(
-        params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, LossSum]:
-        loss = next_token_loss(nnx.merge(graphdef, params, frozen), batch, mesh, key)
-        return loss.total, loss
+    def loss_sum(params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSum]:
+        decoder = nnx.merge(graphdef, params, frozen)
+        sums = next_token_loss(decoder, batch, mesh, key, **vars(loss), route=True)
+        return sums.total, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(optimizer.seed), state.step)
@@ -58,18 +62,20 @@ def make_train_step(
         clip = jnp.minimum(1.0, optimizer.clip_norm / grad_norm) if optimizer.clip_norm else 1.0
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        def update(params, opt_state):
+        def update(params, opt_state, average):
             mean = jax.tree.map(lambda g: g * (clip / divisor), gradient)
             params, opt_state = optimizer.update(mean, opt_state, params, state.step)
-            return state.step + 1, params, opt_state
+            return state.step + 1, params, opt_state, optimizer.update_average(average, params, state.step)
 
-        def keep(params, opt_state):
-            return state.step, params, opt_state
+        def keep(*old):
+            return state.step, *old
 
         # A branch, not a select of new and old values, for which XLA copies the moments on the CPU.
-        step, params, opt_state = jax.lax.cond(finite & (weight > 0), update, keep, state.params, state.opt_state)
+        old = state.params, state.opt_state, state.average
+        step, params, opt_state, average = jax.lax.cond(finite & (weight > 0), update, keep, *old)
         metrics = {
-            "loss_sum": total,
+            "loss_sum": jnp.sum(losses.nll),
+            "loss_terms": jax.tree.map(jnp.sum, losses.terms),
             "weight": weight,
             "correct": jnp.sum(losses.correct),
             "supervised_tokens": jnp.sum(losses.count),
@@ -81,7 +87,10 @@ def make_train_step(
             "per_example_loss": losses.per_example,
             "per_example_weight": losses.per_example_weight,
         }
-        state = TrainState(step, params, state.frozen, opt_state)
+        if losses.expert_load is not None:
+            load = jnp.sum(losses.expert_load, axis=0)
+            metrics["expert_load_peak"] = jnp.max(load / jnp.maximum(load.mean(axis=1, keepdims=True), 1.0))
+        state = TrainState(step, params, state.frozen, opt_state, average)
         return _keep_layout(state, mesh), _replicate(metrics, mesh)
 
     return jax.jit(train_step, donate_argnums=0)

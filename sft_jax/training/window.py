@@ -16,13 +16,16 @@ class Sums:
     """Of some steps. A step whose time is not known, since it compiled, is left out of `timed`, `steps`, `seconds`."""
 
     all: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 0.0))
+    terms: dict[str, float] = field(default_factory=dict)  # of the loss, beside the likelihood
     timed: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 0.0))
     steps: int = 0
     seconds: float = 0.0
 
-    def add(self, metrics: dict[str, float], seconds: float | None) -> None:
+    def add(self, metrics: dict[str, float], terms: dict[str, float], seconds: float | None) -> None:
         for name in NAMES:
             self.all[name] += metrics[name]
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
         if seconds is not None:
             for name in NAMES:
                 self.timed[name] += metrics[name]
@@ -62,13 +65,14 @@ class Window:
         The loss of a step that was left out since it is not finite would make that of every other step unreadable, so
         only its tokens count, and the step itself.
         """
+        terms = {name: float(value) for name, value in metrics["loss_terms"].items()}
         metrics = {name: float(value) for name, value in metrics.items() if name in (*NAMES, "grad_norm", "learning_rate")}
         if metrics["nonfinite"]:
-            metrics |= dict.fromkeys(_LOSS, 0.0)
+            metrics, terms = metrics | dict.fromkeys(_LOSS, 0.0), {}
         else:
             self._last = {name: metrics[name] for name in ("grad_norm", "learning_rate")}
         for sums in (self._window, self.run):
-            sums.add(metrics, seconds)
+            sums.add(metrics, terms, seconds)
 
     def take(self) -> dict[str, float | None]:
         """Returns the means and rates of the window and begins another. A mean over nothing is None."""
@@ -76,6 +80,7 @@ class Window:
         record = {
             "loss": sums["loss_sum"] / sums["weight"] if sums["weight"] else None,
             "accuracy": sums["correct"] / sums["weight"] if sums["weight"] else None,
+            **{name: self._window.terms.get(name, 0.0) / sums["weight"] if sums["weight"] else None for name in self.run.terms},
             **self._last,
             "real_tokens": sums["real_tokens"],
             "supervised_tokens": sums["supervised_tokens"],

@@ -37,7 +37,7 @@ class Tokenizer:
 def run():
     """The pieces that a run gives an evaluator, and the state that it calls it with."""
     graphdef, params = nnx.split(decoder_on(None))
-    state = TrainState(0, params, nnx.State({}), None)
+    state = TrainState(0, params, nnx.State({}), None, nnx.State({}))
     sets = {"first": stream_of(held_out(20)), "second": stream_of(held_out(30)[20:])}
     data = SimpleNamespace(eval=sets, tokenizer=Tokenizer())
     return graphdef, state, data, make_eval_step(graphdef)

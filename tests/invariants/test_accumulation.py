@@ -7,9 +7,12 @@ import pytest
 from random_batches import random_batch
 from tiny_models import KINDS, random_decoder
 
+from sft_jax.config import LossConfig
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import contracts, step
+
+TERMS = LossConfig(z_loss=0.1, label_smoothing=0.2)
 
 
 def slow_after_first(values):
@@ -53,8 +56,28 @@ def test_evaluation_depends_on_neither_batch_size_packing_nor_mesh():
 
 @pytest.mark.parametrize("name, chunk", [("llama", 5), ("gemma2", 7), ("llama_tied_biases", None)])
 def test_chunked_loss_equals_dense_float64(name, chunk):
-    result = contracts.chunking(random_decoder(name), random_batch(4, 24), chunk)
+    for loss in (LossConfig(), TERMS):
+        result = contracts.chunking(random_decoder(name), random_batch(4, 24), chunk, loss=loss)
+        assert result.holds, result
+
+
+@pytest.mark.slow
+def test_terms_of_the_loss_do_not_depend_on_packing():
+    result = contracts.packing(random_decoder("llama"), random_batch(8, 24, seed=3), TERMS)
     assert result.holds, result
+
+
+def test_terms_of_the_loss_depend_on_neither_micro_batches_nor_mesh():
+    """Reported for themselves, and in the gradient."""
+    mesh, batch = make_mesh(2, 2, 2), random_batch(8, 24, seed=3)
+    decoder, on_mesh = random_decoder("llama"), random_decoder("llama", Options(constrain=constrain_fn(mesh)))
+    one, split = (jax.tree.map(lambda x, n=n: x.reshape(n, -1, *x.shape[1:]), batch) for n in (1, 2))
+    plain, sums = (contracts.step_sums(decoder, one, None, loss) for loss in (LossConfig(), TERMS))
+    for name, value in contracts.step_sums(on_mesh, split, mesh, TERMS).items():
+        assert contracts.relative_error(value, sums[name]) <= 1e-5, name
+    assert sums.keys() - plain.keys() == {"z_loss", "label_smoothing"} and sums["z_loss"] > 0.1
+    assert sums["loss"] == plain["loss"]
+    assert all((sums[name] != plain[name]).any() for name in sums if name.startswith("gradient"))
 
 
 def test_a_result_that_is_not_a_number_does_not_hold():

@@ -15,6 +15,7 @@ from sft_jax.training.contracts import dense_cross_entropy, relative_error
 
 ROWS, LENGTH, SIZE, VOCAB = 8, 11, 16, 61  # nothing divides anything
 
+TERMS = ("z_loss", "label_smoothing")
 MESHES = {"data8": (8, 1, 1), "fsdp8": (1, 8, 1), "fsdp4_tensor2": (1, 4, 2), "data2_fsdp2_tensor2": (2, 2, 2)}
 
 
@@ -27,13 +28,10 @@ def problem(seed=0, vocab=VOCAB, share=0.6, spread=1.0, dtype=jnp.float32):
     return jnp.asarray(hidden, dtype), jnp.asarray(kernel, dtype), targets, weights.astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("vocab_axis", "soft_cap", "chunk", "mesh"))
-def value_and_gradients(hidden, kernel, targets, weights, vocab_axis=1, soft_cap=None, chunk=None, mesh=None):
+@partial(jax.jit, static_argnames=("vocab_axis", "soft_cap", "chunk", "mesh", "z_loss", "label_smoothing"))
+def value_and_gradients(hidden, kernel, targets, weights, **options):
     def total(hidden, kernel):
-        loss = cross_entropy(
-            hidden, kernel, targets, weights,
-            vocab_axis=vocab_axis, soft_cap=soft_cap, chunk=chunk, precision="highest", mesh=mesh,
-        )  # fmt: skip
+        loss = cross_entropy(hidden, kernel, targets, weights, precision="highest", **options)
         return loss.total, loss
 
     (_, loss), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, kernel)
@@ -43,7 +41,8 @@ def value_and_gradients(hidden, kernel, targets, weights, vocab_axis=1, soft_cap
 def compare(hidden, kernel, targets, weights, tolerance=1e-5, **options):
     ours, hit = value_and_gradients(hidden, kernel, targets, weights, **options)
     vocab_axis, soft_cap = options.get("vocab_axis", 1), options.get("soft_cap")
-    dense = dense_cross_entropy(hidden, kernel, targets, weights, vocab_axis, soft_cap)
+    terms = {name: options[name] for name in TERMS if name in options}
+    dense = dense_cross_entropy(hidden, kernel, targets, weights, vocab_axis, soft_cap, **terms)
     for name in dense:
         assert ours[name].shape == dense[name].shape
         assert relative_error(ours[name], dense[name]) <= tolerance, name
@@ -54,17 +53,17 @@ def compare(hidden, kernel, targets, weights, tolerance=1e-5, **options):
 
 def test_the_dense_reference_is_torch_in_float64():
     torch = pytest.importorskip("torch")
-    for soft_cap in (None, 2.5):
+    for soft_cap, z_loss, label_smoothing in ((None, 0.0, 0.0), (2.5, 0.0, 0.0), (2.5, 0.3, 0.0), (None, 0.1, 0.2)):
         hidden, kernel, targets, weights = problem()
         h, k = (torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in (hidden, kernel))
         logits = h @ k
         logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
-        nll = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, VOCAB), torch.tensor(targets).reshape(-1).long(), reduction="none"
-        )
-        total = (nll * torch.tensor(weights).reshape(-1)).sum()
+        logits, wanted = logits.reshape(-1, VOCAB), torch.tensor(targets).reshape(-1).long()
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
+        loss = loss + z_loss * torch.logsumexp(logits, dim=-1) ** 2
+        total = (loss * torch.tensor(weights).reshape(-1)).sum()
         total.backward()
-        dense = dense_cross_entropy(hidden, kernel, targets, weights, 1, soft_cap)
+        dense = dense_cross_entropy(hidden, kernel, targets, weights, 1, soft_cap, z_loss, label_smoothing)
         np.testing.assert_allclose(dense["loss"], total.item(), rtol=1e-12)
         np.testing.assert_allclose(dense["d hidden"], h.grad.numpy(), atol=1e-12)
         np.testing.assert_allclose(dense["d head"], k.grad.numpy(), atol=1e-12)
@@ -77,6 +76,33 @@ def test_equals_dense_float64(chunk, vocab_axis, soft_cap):
     hidden, kernel, targets, weights = problem()
     kernel = kernel if vocab_axis else kernel.T
     compare(hidden, kernel, targets, weights, vocab_axis=vocab_axis, soft_cap=soft_cap, chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    "mesh, vocab_axis, vocab, soft_cap, chunk, z_loss, label_smoothing",
+    [
+        (None, 1, 61, None, 7, 0.1, 0.0),
+        (None, 0, 61, 2.5, 8, 0.0, 0.2),
+        (None, 0, 61, 2.5, None, 0.1, 0.2),
+        ("fsdp4_tensor2", 1, 64, 2.5, 3, 0.1, 0.2),
+        ("data2_fsdp2_tensor2", 0, 61, None, 5, 0.1, 0.2),
+    ],
+)
+def test_z_loss_and_label_smoothing(mesh, vocab_axis, vocab, soft_cap, chunk, z_loss, label_smoothing):
+    """Beside the likelihood, which stays what it is; in a head that is cut over `tensor` and in one that does not divide."""
+    hidden, kernel, targets, weights = problem(vocab=vocab, share=np.linspace(0, 1, ROWS)[:, None])
+    kernel = kernel if vocab_axis else kernel.T
+    options = {"vocab_axis": vocab_axis, "soft_cap": soft_cap, "chunk": chunk, "mesh": mesh and make_mesh(*MESHES[mesh])}
+    terms = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+    ours = compare(hidden, kernel, targets, weights, **options, **terms)
+    loss = cross_entropy(hidden, kernel, targets, weights, precision="highest", **options, **terms)
+    assert loss.terms.keys() == {name for name, value in terms.items() if value}
+    for name, term in loss.terms.items():
+        alone = dense_cross_entropy(hidden, kernel, targets, weights, vocab_axis, soft_cap, **{name: terms[name]})
+        total = alone["loss"] - np.sum(weights * alone["nll"])
+        np.testing.assert_allclose(np.sum(weights * np.asarray(term, np.float64)), total, rtol=1e-5)
+        assert not np.asarray(term)[weights == 0].any()
+    assert abs(ours["loss"] - np.sum(weights * ours["nll"])) > 1  # the terms are no rounding error
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
@@ -209,10 +235,11 @@ def test_only_what_is_differentiated_is_computed():
     assert dots(jax.grad(loss, (0, 1)), hidden, kernel) == 3
 
 
-def test_nll_carries_no_gradient():
+def test_only_the_total_carries_a_gradient():
     hidden, kernel, targets, weights = problem()
-    gradient = jax.jit(jax.grad(lambda h: cross_entropy(h, kernel, targets, weights).nll.sum()))(hidden)
-    assert not np.asarray(gradient).any()
+    for what in (lambda loss: loss.nll, lambda loss: sum(loss.terms.values())):
+        loss = lambda h, what=what: what(cross_entropy(h, kernel, targets, weights, z_loss=0.1)).sum()  # noqa: E731
+        assert not np.asarray(jax.jit(jax.grad(loss))(hidden)).any()
 
 
 def test_no_full_logits_and_no_recompilation():

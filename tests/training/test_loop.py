@@ -26,7 +26,7 @@ def test_metrics_are_fetched_two_steps_late(tmp_path, monkeypatch):
     def train_step(state, batch):
         started.append(len(started) + 1)
         metrics = {name: jnp.float32(1.0) for name in (*NAMES, "grad_norm", "learning_rate")}
-        return state, metrics | {"nonfinite": jnp.int32(0), "number": jnp.int32(started[-1])}
+        return state, metrics | {"nonfinite": jnp.int32(0), "number": jnp.int32(started[-1]), "loss_terms": {}}
 
     def get(metrics):
         values = device_get(metrics)

@@ -1,6 +1,4 @@
-"""Optimizers against independent implementations, schedules against their closed forms, groups as data."""
-
-import math
+"""Optimizers against independent implementations, groups as data."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_models import FAMILY_CONFIGS, abstract
 
 from sft_jax.config import OptimConfig
 from sft_jax.errors import UserError
-from sft_jax.training.optim import OPTIMIZERS, SCHEDULES, choose_groups, make_optimizer, make_schedule
+from sft_jax.training.groups import choose_groups
+from sft_jax.training.optim import make_optimizer
+from sft_jax.training.optimizers import OPTIMIZERS
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -22,131 +20,205 @@ PARAMS = {
     "mlp": {"kernel": RNG.normal(size=(4, 6)).astype(np.float32), "bias": RNG.normal(size=6).astype(np.float32)},
     "norm": {"scale": RNG.normal(size=4).astype(np.float32)},
 }
-STEPS = jnp.arange(405)
+class Adam:
+    """Kingma & Ba's algorithm 1."""
+
+    def __init__(self, b1=0.9, b2=0.999, eps=1e-8):
+        self.b1, self.b2, self.eps = b1, b2, eps
+        self.m = self.v = 0.0
+
+    def __call__(self, g, step):
+        self.m, self.v = self.b1 * self.m + (1 - self.b1) * g, self.b2 * self.v + (1 - self.b2) * g * g
+        return self.m / (1 - self.b1**step) / (np.sqrt(self.v / (1 - self.b2**step)) + self.eps)
 
 
-def closed_form(schedule: str, step: int, total: int, peak: float, warmup: int, final: float) -> float:
-    """The learning rate in Python floats, written apart from the code."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    first = max(warmup, 1) - 1  # the update that has the peak
-    done = min((step - first) / (total - 1 - first), 1.0)
-    return peak * {
-        "constant": 1.0,
-        "linear": 1 - (1 - final) * done,
-        "cosine": final + (1 - final) * (1 + math.cos(math.pi * done)) / 2,
-    }[schedule]
+class Lion:
+    """Chen et al.'s algorithm 2."""
+
+    def __init__(self, b1=0.9, b2=0.99):
+        self.b1, self.b2, self.m = b1, b2, 0.0
+
+    def __call__(self, g, step):
+        direction = np.sign(self.b1 * self.m + (1 - self.b1) * g)
+        self.m = self.b2 * self.m + (1 - self.b2) * g
+        return direction
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    schedule=st.sampled_from(sorted(SCHEDULES)),
-    total=st.integers(2, 400),
-    warmup=st.integers(0, 50),
-    final=st.sampled_from([0.0, 0.1, 1.0]),
-)
-def test_schedule_is_its_closed_form_and_reaches_its_end(schedule, total, warmup, final):
-    warmup = min(warmup, total - 1)
-    final = 0.0 if schedule == "constant" else final
-    config = OptimConfig(schedule=schedule, learning_rate=3e-4, warmup=float(warmup), final_fraction=final)
-    rates = np.asarray(make_schedule(config, total)(STEPS))  # always the same shape, so that it compiles once
-    expected = [closed_form(schedule, step, total, 3e-4, warmup, final) for step in range(len(STEPS))]
-    np.testing.assert_allclose(rates, expected, rtol=2e-6, atol=3e-11)
-    assert rates.dtype == np.float32
-    end = 1.0 if schedule == "constant" else final
-    assert rates[total - 1] == np.float32(3e-4) * np.float32(end)  # exactly
-    assert (rates[total - 1 :] == rates[total - 1]).all()
-    np.testing.assert_allclose(rates[max(warmup - 1, 0)], 3e-4, rtol=2e-7)
+class Sgd:
+    def __init__(self, momentum=0.9):
+        self.momentum, self.v = momentum, 0.0
+
+    def __call__(self, g, step):
+        self.v = self.momentum * self.v + g
+        return self.v
 
 
-def test_warmup_below_one_is_a_fraction():
-    config = OptimConfig(schedule="linear", learning_rate=1.0)
-    for fraction, total, steps in ((0.1, 50, 5), (0.03, 10, 0), (0.99, 5, 4), (0.5, 1, 0)):
-        as_fraction = make_schedule(_with(config, warmup=fraction), total)(STEPS)
-        as_steps = make_schedule(_with(config, warmup=float(steps)), total)(STEPS)
-        np.testing.assert_array_equal(as_fraction, as_steps)
+class Muon:
+    """Matrix by matrix: Nesterov momentum without the bias of its start (Dozat 2016), five steps of Jordan's iteration."""
+
+    def __init__(self, momentum=0.95):
+        self.beta, self.m = momentum, 0.0
+
+    def __call__(self, g, step):
+        self.m = self.beta * self.m + (1 - self.beta) * g
+        ahead = self.beta * self.m / (1 - self.beta ** (step + 1)) + (1 - self.beta) * g / (1 - self.beta**step)
+        return np.stack([self.orthogonal(x) for x in ahead.reshape(-1, *g.shape[-2:])]).reshape(g.shape)
+
+    @staticmethod
+    def orthogonal(x):
+        left, values, right = np.linalg.svd(x / np.linalg.norm(x), full_matrices=False)
+        for _ in range(5):  # the iteration is a polynomial in the singular values
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        return 0.2 * np.sqrt(max(x.shape)) * (left * values) @ right
 
 
-def test_a_run_of_one_step_has_the_peak():
-    for schedule in SCHEDULES:
-        assert make_schedule(OptimConfig(schedule=schedule, learning_rate=0.5), 1)(0) == 0.5
+def compare_with(config, references, params, steps=7, tolerance=1e-5):
+    """Runs `config` on random gradients of `params`, and for each parameter its reference in float64."""
+    optimizer = make_optimizer(config, params, steps)
+    choices = {choice.path: choice for choice in optimizer.choices}
+    leaves, structure = jax.tree.flatten(params)
+    assert references.keys() == choices.keys()
+    exact = {path: np.asarray(x, np.float64) for path, x in zip(choices, leaves, strict=True)}
+    state, update, rng = optimizer.init(params), jax.jit(optimizer.update), np.random.default_rng(1)
+    for step in range(steps):
+        gradient = [rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+        params, state = update(structure.unflatten(gradient), state, params, jnp.int32(step))
+        rate = float(optimizer.schedule(step))
+        for g, (path, choice) in zip(gradient, choices.items(), strict=True):
+            direction = references[path](g.astype(np.float64), step + 1)
+            exact[path] -= rate * choice.learning_rate * (direction + choice.weight_decay * exact[path])
+    for path, ours in zip(choices, jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, exact[path], rtol=tolerance, atol=tolerance / 10, err_msg=path)
+    return optimizer
 
 
-@pytest.mark.parametrize(
-    "changes, total, words",
-    [
-        ({"schedule": "cosin"}, 9, ("optim.schedule", "cosine")),
-        ({"warmup": 9.0}, 9, ("optim.warmup", "9 steps")),
-        ({"warmup": 2.5}, 9, ("optim.warmup", "2.5")),
-        ({"schedule": "constant", "final_fraction": 0.5}, 9, ("optim.final_fraction", "constant")),
-    ],
-)
-def test_a_wrong_schedule_names_its_key(changes, total, words):
-    with pytest.raises(UserError) as error:
-        make_schedule(_with(OptimConfig(), **changes), total)
-    assert all(word in str(error.value) for word in words)
+GROUPS = ({"pattern": "bias$", "weight_decay": 0.5}, {"pattern": "^mlp", "learning_rate": 0.25})
+REFERENCES = {
+    "adamw": (Adam, {"b1": 0.8, "b2": 0.95, "eps": 1e-6}),
+    "lion": (Lion, {"b1": 0.8, "b2": 0.95}),
+    "sgd": (Sgd, {"momentum": 0.7}),
+}
 
 
-def test_adamw_is_adamw():
-    """Against Loshchilov & Hutter's algorithm 2 in float64, some parameters with a decay and a rate of their own."""
-    groups = ({"pattern": "bias$", "weight_decay": 0.5}, {"pattern": "^mlp", "learning_rate": 0.25})
-    config = OptimConfig(
-        learning_rate=0.01, schedule="cosine", warmup=2.0, weight_decay=0.1, b1=0.8, b2=0.95, eps=1e-6, groups=groups
-    )
-    optimizer = make_optimizer(config, PARAMS, total_steps=7)
-    decay = {"embed.embedding": 0.1, "mlp.kernel": 0.1, "mlp.bias": 0.5, "norm.scale": 0.0}
-    factor = {"embed.embedding": 1.0, "mlp.kernel": 0.25, "mlp.bias": 1.0, "norm.scale": 1.0}
-    params, state = PARAMS, optimizer.init(PARAMS)
-    flat = {f"{a}.{b}": x.astype(np.float64) for a, part in PARAMS.items() for b, x in part.items()}
-    moments = {name: (0.0, 0.0) for name in flat}
-    update = jax.jit(optimizer.update)
-    for step in range(7):
-        gradient = jax.tree.map(lambda p: RNG.normal(size=p.shape).astype(np.float32), PARAMS)
-        params, state = update(gradient, state, params, jnp.int32(step))
-        for name in flat:
-            g = gradient[name.split(".")[0]][name.split(".")[1]].astype(np.float64)
-            m, v = moments[name]
-            m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
-            moments[name] = m, v
-            direction = m / (1 - 0.8 ** (step + 1)) / (np.sqrt(v / (1 - 0.95 ** (step + 1))) + 1e-6)
-            lr = closed_form("cosine", step, 7, 0.01, 2, 0.0) * factor[name]
-            flat[name] = flat[name] - lr * (direction + decay[name] * flat[name])
-    for name, expected in flat.items():
-        top, leaf = name.split(".")
-        np.testing.assert_allclose(params[top][leaf], expected, rtol=2e-6, atol=2e-7, err_msg=name)
+@pytest.mark.parametrize("own", [True, False], ids=["own constants", "given constants"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_an_optimizer_is_its_algorithm(name, own):
+    """In float64, some parameters with a decay and a rate of their own, after a warm-up and along a cosine."""
+    reference, constants = REFERENCES[name]
+    constants = {} if own else constants
+    config = OptimConfig(name=name, learning_rate=0.01, warmup=2.0, weight_decay=0.1, groups=GROUPS, **constants)
+    paths = ("embed.embedding", "mlp.bias", "mlp.kernel", "norm.scale")
+    optimizer = compare_with(config, {path: reference(**constants) for path in paths}, PARAMS)
+    assert [choice.weight_decay for choice in optimizer.choices] == [0.1, 0.5, 0.1, 0.0]
+    assert [choice.learning_rate for choice in optimizer.choices] == [1.0, 1.0, 0.25, 1.0]
 
 
-def test_adafactor_is_optax_adafactor_layer_by_layer():
-    """A stack of three layers moves as three matrices do; large enough that second moments are factored."""
-    layers = RNG.normal(size=(3, 130, 140)).astype(np.float32) * np.array([1.0, 0.1, 10.0], np.float32)[:, None, None]
+def test_sgd_is_that_of_torch():
+    torch = pytest.importorskip("torch")
+    for momentum in (0.0, 0.9):
+        config = OptimConfig(name="sgd", momentum=momentum, learning_rate=0.1, schedule="constant", warmup=0.0)
+        optimizer = make_optimizer(config, PARAMS, 5)
+        params, state = PARAMS, optimizer.init(PARAMS)
+        assert len(jax.tree.leaves(state)) == (len(jax.tree.leaves(PARAMS)) if momentum else 0)
+        theirs = [torch.tensor(x, requires_grad=True) for x in jax.tree.leaves(PARAMS)]
+        reference = torch.optim.SGD(theirs, lr=0.1, momentum=momentum)
+        for step in range(5):
+            gradient = jax.tree.map(lambda p: RNG.normal(size=p.shape).astype(np.float32), PARAMS)
+            params, state = optimizer.update(gradient, state, params, jnp.int32(step))
+            for tensor, g in zip(theirs, jax.tree.leaves(gradient), strict=True):
+                tensor.grad = torch.tensor(g)
+            reference.step()
+        for ours, tensor in zip(jax.tree.leaves(params), theirs, strict=True):
+            np.testing.assert_allclose(ours, tensor.detach().numpy(), rtol=1e-6, atol=1e-6)
+
+
+def block_params():
+    """What a decoder has, with axes: matrices in stacks of layers and experts, and much that is none."""
+    shapes = {
+        "embed.embedding": ((9, 6), ("vocab", "embed")),
+        "lm_head.kernel": ((6, 9), ("embed", "vocab")),
+        "runs.0.0.attention.query.kernel": ((3, 6, 8), ("layers", "embed", "heads")),
+        "runs.0.0.attention.query.bias": ((3, 8), ("layers", "norm")),
+        "runs.0.0.attention.sinks": ((3, 4), ("layers", "heads")),
+        "runs.0.0.attention_norm.scale": ((3, 6), ("layers", "norm")),
+        "runs.0.0.mlp.up.bias": ((3, 2, 5), ("layers", "expert", "norm")),
+        "runs.0.0.mlp.up.kernel": ((3, 2, 6, 5), ("layers", "expert", "embed", "mlp")),
+    }
+    rng = np.random.default_rng(2)
+    params = {path: nnx.Param(jnp.asarray(rng.normal(size=shape), jnp.float32), axes=axes) for path, (shape, axes) in shapes.items()}
+    return params, ("runs.0.0.attention.query.kernel", "runs.0.0.mlp.up.kernel")
+
+
+def test_muon_orthogonalises_every_matrix_of_the_blocks_and_leaves_the_rest_to_adam():
+    params, matrices = block_params()
+    config = OptimConfig(name="muon", learning_rate=0.02, weight_decay=0.1, momentum=0.9, b2=0.95)
+    references = {path: Muon(0.9) if path in matrices else Adam(b2=0.95) for path in params}
+    optimizer = compare_with(config, references, params, tolerance=1e-4)
+    for choice, line in zip(optimizer.choices, optimizer.log(), strict=True):
+        assert choice.optimizer == ("muon" if choice.path in matrices else "adamw")
+        assert line.startswith(choice.path) and f"  {choice.optimizer}  " in line
+        assert choice.weight_decay == (0.1 if choice.path in (*matrices, "embed.embedding", "lm_head.kernel") else 0.0)
+
+
+def test_what_is_frozen_has_no_state_in_any_part_of_muon():
+    params, matrices = block_params()
+    groups = ({"pattern": "bias|scale|sinks|^embed|^lm_head", "freeze": True},)
+    optimizer = make_optimizer(OptimConfig(name="muon", learning_rate=0.1, warmup=0.0, groups=groups), params, 5)
+    trained = {path: params[path] for path in matrices}
+    state = optimizer.init(trained)
+    assert [x.shape for x in jax.tree.leaves(state["adamw"])] == [()]  # a count
+    assert {path for path in matrices} == state["muon"][0].mu.keys()
+    moved, _ = optimizer.update(trained, state, trained, jnp.int32(0))
+    assert all((moved[path][...] != params[path][...]).all() for path in matrices)
+
+
+def test_adafactor_is_optax_adafactor_matrix_by_matrix():
+    """A stack of two layers of two experts moves as four matrices do; large enough that second moments are factored."""
+    sizes = np.array([1.0, 0.1, 10.0, 1.0], np.float32)[:, None, None]
+    matrices = RNG.normal(size=(4, 130, 140)).astype(np.float32) * sizes
+    stack = lambda x: nnx.Param(jnp.asarray(x).reshape(2, 2, 130, 140), axes=("layers", "expert", "embed", "mlp"))  # noqa: E731
     config = OptimConfig(name="adafactor", learning_rate=0.02, schedule="constant", warmup=0.0, weight_decay=0.3)
-    params = nnx.State({"kernel": nnx.Param(jnp.asarray(layers), axes=("layers", "embed", "mlp"))})
+    params = nnx.State({"kernel": stack(matrices)})
     optimizer = make_optimizer(config, params, total_steps=4)
     reference = optax.adafactor(0.02, weight_decay_rate=0.02 * 0.3)
-    single = [jnp.asarray(layer) for layer in layers]
-    state, states = jax.jit(optimizer.init)(params), [reference.init(layer) for layer in single]
+    single = [jnp.asarray(matrix) for matrix in matrices]
+    state, states = jax.jit(optimizer.init)(params), [reference.init(matrix) for matrix in single]
     update, reference_update = jax.jit(optimizer.update), jax.jit(reference.update)
     for step in range(4):
-        gradient = RNG.normal(size=layers.shape).astype(np.float32)
-        params, state = update(
-            nnx.State({"kernel": params["kernel"].replace(jnp.asarray(gradient))}), state, params, jnp.int32(step)
-        )
+        gradient = RNG.normal(size=matrices.shape).astype(np.float32)
+        params, state = update(nnx.State({"kernel": stack(gradient)}), state, params, jnp.int32(step))
         for index, g in enumerate(gradient):
             updates, states[index] = reference_update(jnp.asarray(g), states[index], single[index])
             single[index] = optax.apply_updates(single[index], updates)
-    np.testing.assert_allclose(params["kernel"][...], np.stack(single), rtol=1e-5, atol=1e-6)
-    assert max(x.size for x in jax.tree.leaves(state)) < layers.size / 10  # factored
+    np.testing.assert_allclose(params["kernel"][...].reshape(4, 130, 140), np.stack(single), rtol=1e-5, atol=1e-6)
+    assert max(x.size for x in jax.tree.leaves(state)) < matrices.size / 10  # factored
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_lowers_a_quadratic(name):
     config = OptimConfig(name=name, learning_rate=0.05, schedule="constant", warmup=0.0)
-    params = {"kernel": jnp.ones((4, 4))}
+    params = {"runs": {"kernel": jnp.ones((4, 4))}, "bias": jnp.ones(4)}
     optimizer = make_optimizer(config, params, total_steps=20)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(20):
         params, state = update(params, state, params, jnp.int32(step))  # gradient of |p|^2 / 2
-    assert float(jnp.abs(params["kernel"]).max()) < 0.75
+    assert all(float(jnp.abs(x).max()) < 0.95 for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_bfloat16_parameters(name):
+    """The update is made in float32 from the rounded parameters, and rounded once."""
+    exact = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16).astype(jnp.float32), block_params()[0])
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), exact)
+    gradient = jax.tree.map(jnp.cos, exact)
+    config = OptimConfig(name=name, learning_rate=0.1, schedule="constant", warmup=0.0, weight_decay=0.1)
+    moved = []
+    for params in (exact, low):
+        optimizer = make_optimizer(config, params, 5)
+        moved.append(optimizer.update(gradient, optimizer.init(params), params, jnp.int32(0))[0])
+    for one, other in zip(*map(jax.tree.leaves, moved), strict=True):
+        assert other.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(other, np.float32), one, rtol=2**-7)
 
 
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)
@@ -207,7 +279,13 @@ def test_a_wrong_group_names_itself(groups, words):
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"name": "adamv"}, ("optim.name", "adamw")), ({"name": "adafactor", "b2": 0.9}, ("optim.b2", "adafactor"))],
+    [
+        ({"name": "adamv"}, ("optim.name", "adamw")),
+        ({"name": "adafactor", "b2": 0.999}, ("optim.b2", "adafactor")),
+        ({"name": "lion", "eps": 1e-6}, ("optim.eps", "lion")),
+        ({"momentum": 0.9}, ("optim.momentum", "adamw")),
+        ({"name": "sgd", "b1": 0.9}, ("optim.b1", "sgd")),
+    ],
 )
 def test_a_wrong_optimizer_names_its_key(changes, words):
     with pytest.raises(UserError) as error:

@@ -18,10 +18,10 @@ from sft_jax.config import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.model.sharding import make_mesh
 from sft_jax.training import run as run_lib
+from sft_jax.training.groups import Choice
 from sft_jax.training.hardware import training_flops
 from sft_jax.training.memory import advice, memory_explained
 from sft_jax.training.report import sample_lines
-from sft_jax.training.optim import Choice
 from sft_jax.training.placement import check_rows
 from sft_jax.training.report import matmul_parameters
 
@@ -215,7 +215,7 @@ def test_epochs_that_steps_win_over_are_told(folder, capsys):
 
 def test_frozen_kernels_cost_less(folder):
     shapes = {"runs.0.0.mlp.up.kernel": (3, 5), "runs.0.0.norm.scale": (5,), "embed.embedding": (7, 3)}
-    choices = [Choice(path, shape, "", 1.0, 0.0, "mlp" in path) for path, shape in shapes.items()]
+    choices = [Choice(path, shape, "", 1.0, 0.0, frozen="mlp" in path, matrix=True) for path, shape in shapes.items()]
     assert matmul_parameters(choices) == (21, 15)
     assert training_flops(21, 15, 0, 10, 0) == 10 * (6 * 21 + 4 * 15)
 

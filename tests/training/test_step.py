@@ -167,6 +167,25 @@ def test_the_update_needs_no_second_copy_of_the_state(parts):
     assert memory.temp_size_in_bytes < (parts + 0.6) * size
 
 
+def test_noise_on_embeddings_differs_by_step_and_micro_batch_and_never_reaches_an_evaluation(batch):
+    """A batch of two equal micro-batches, made three times: at step 0, at 0 again, and at 1."""
+    decoder, quiet = (random_decoder("llama", Options(neftune=strength)) for strength in (5.0, 0.0))
+    optimizer = make_optimizer(dataclasses.replace(CLIPPED, learning_rate=1e-30), nnx.state(decoder), STEPS)
+    graphdef, state = create_state(decoder, optimizer)
+    step = make_train_step(graphdef, optimizer)
+    twice = jax.tree.map(lambda x: np.stack([x, x]), batch)
+    state, first = step(jax.tree.map(jnp.copy, state), twice)
+    _, again = step(jax.tree.map(jnp.copy, state)._replace(step=jnp.int32(0)), twice)
+    _, second = step(jax.tree.map(jnp.copy, state), twice)
+    losses = [np.asarray(metrics["per_example_loss"]) for metrics in (first, again, second)]
+    on = losses[0][0] > 0
+    assert (losses[0][0] != losses[0][1])[on].all() and (losses[0] != losses[2])[:, on].all()
+    np.testing.assert_array_equal(losses[0], losses[1])
+    noisy, clean = (make_eval_step(nnx.split(d)[0])(state, batch) for d in (decoder, quiet))
+    np.testing.assert_array_equal(noisy.per_example, clean.per_example)
+    np.testing.assert_allclose(losses[0][0][on], np.asarray(clean.per_example)[on], rtol=0.5)
+
+
 def test_bfloat16_parameters(batch):
     _, state, step = start("bfloat16")
     losses = []

@@ -8,7 +8,8 @@ from sft_jax.training.window import NAMES, Window
 
 
 def step(loss_sum=10.0, weight=2.0, **values):
-    return dict.fromkeys(NAMES, 0.0) | {"loss_sum": loss_sum, "weight": weight, "grad_norm": 1.0, "learning_rate": 0.1} | values
+    own = {"loss_sum": loss_sum, "weight": weight, "grad_norm": 1.0, "learning_rate": 0.1, "loss_terms": {}}
+    return dict.fromkeys(NAMES, 0.0) | own | values
 
 
 def test_a_window_keeps_means_of_sums():
@@ -17,6 +18,17 @@ def test_a_window_keeps_means_of_sums():
     window.add(step(2.0, 8.0, learning_rate=0.2), 0.5)
     record = window.take()
     assert record["loss"] == pytest.approx(1.2) and record["learning_rate"] == 0.2  # a mean of means would be 2.625
+
+
+def test_terms_of_the_loss_are_means_over_the_same_tokens():
+    window = Window()
+    window.add(step(10.0, 2.0, loss_terms={"z_loss": 1.0}), None)
+    window.add(step(2.0, 8.0, loss_terms={"z_loss": 4.0}), None)
+    window.add(step(1.0, 1.0, nonfinite=1.0, loss_terms={"z_loss": float("nan")}), None)
+    assert window.take()["z_loss"] == pytest.approx(0.5)
+    window = Window(json.loads(json.dumps(window.state())))
+    window.add(step(0.0, 0.0, empty=1.0, loss_terms={"z_loss": 0.0}), None)
+    assert window.take()["z_loss"] is None and window.run.terms == {"z_loss": 5.0}
 
 
 def test_a_step_that_is_not_finite_does_not_spoil_its_window():

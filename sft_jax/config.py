@@ -389,6 +389,9 @@ def _check(config: Config) -> None:
         require(value is None or 0 <= value < 1, f"optim.{name}: must be at least 0 and below 1, not {value}.")
     require(optim.eps is None or optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
     require(config.loss.z_loss >= 0, f"loss.z_loss: must be 0 (off) or more, not {config.loss.z_loss}.")
+    for name in ("router_balance", "router_z"):
+        value = getattr(config.loss, name)
+        require(value >= 0, f"loss.{name}: must be 0 (off) or more, not {value}.")
     smoothing = config.loss.label_smoothing
     require(0 <= smoothing < 1, f"loss.label_smoothing: must be at least 0 (off) and below 1, not {smoothing}.")
     require(train.neftune >= 0, f"train.neftune: must be 0 (off) or more, not {train.neftune}.")

@@ -21,7 +21,7 @@ from sft_jax.data.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData
 from sft_jax.hf.source import Source
 from sft_jax.model.sharding import largest_replicated
-from sft_jax.model.spec import DecoderSpec
+from sft_jax.model.spec import DecoderSpec, ExpertsSpec
 from sft_jax.training.groups import Choice
 from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
 from sft_jax.training.loop import Outcome
@@ -185,8 +185,9 @@ def summary(
     """
     run = outcome.window.run
     rates = run.rates()
-    trained, frozen = matmul_parameters(choices)
-    flops = training_flops(trained, frozen, spec.heads * spec.head_size, run.timed["real_tokens"], run.timed["attention_pairs"])
+    trained, frozen = matmul_parameters(choices, spec)
+    width = spec.heads * (spec.head_size + spec.value_size) // 2
+    flops = training_flops(trained, frozen, width, run.timed["real_tokens"], run.timed["attention_pairs"])
     flops_per_second = flops / run.seconds if rates else None
     peak = peak_flops(mesh.devices.flat[0])
     eval_first, eval_last = evaluations(records, set(eval_sets))
@@ -211,17 +212,21 @@ def summary(
     }
 
 
-def matmul_parameters(choices: Iterable[Choice]) -> tuple[int, int]:
+def matmul_parameters(choices: Iterable[Choice], spec: DecoderSpec) -> tuple[int, int]:
     """Returns (trained, frozen): parameters that multiply every token, kernels and head, not the embedding lookup.
 
-    A tied embedding counts once, as the head that it also is.
+    A tied embedding counts once, as the head that it also is; of the experts' kernels as many as a token uses.
     """
+    mixtures = {(layer.mlp.count, layer.mlp.chosen) for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec)}
+    used = dict(mixtures)  # experts of a kernel -> those that a token uses; a decoder has one kind of mixture
     choices = list(choices)
     tied = not any(choice.path.startswith("lm_head") for choice in choices)
     counts = {False: 0, True: 0}  # by whether it is frozen
     for choice in choices:
         if choice.path.endswith("kernel") or (tied and choice.path.startswith("embed.")):
-            counts[choice.frozen] += math.prod(choice.shape)
+            size = math.prod(choice.shape)
+            is_expert = len(choice.shape) == 4  # [repeats, experts, in, out]
+            counts[choice.frozen] += size * used[choice.shape[1]] // choice.shape[1] if is_expert else size
     return counts[False], counts[True]
 
 

@@ -27,6 +27,7 @@ from sft_jax.training import report
 from sft_jax.training.export import export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
+from sft_jax.training.model_checks import check_model_options
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
@@ -93,6 +94,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     index, count = agree(lambda: row_share(mesh))
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
     make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
+    check_model_options(config, abstract.spec)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
     checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep))

@@ -9,6 +9,7 @@ from typing import Any
 
 NAMES = ("loss_sum", "weight", "correct", "supervised_tokens", "real_tokens", "attention_pairs", "nonfinite", "empty")
 _LOSS = ("loss_sum", "weight", "correct")
+_AS_THEY_ARE = ("grad_norm", "learning_rate", "expert_load_peak")  # of the last step, the last of a model of experts only
 
 
 @dataclass
@@ -66,11 +67,11 @@ class Window:
         only its tokens count, and the step itself.
         """
         terms = {name: float(value) for name, value in metrics["loss_terms"].items()}
-        metrics = {name: float(value) for name, value in metrics.items() if name in (*NAMES, "grad_norm", "learning_rate")}
+        metrics = {name: float(value) for name, value in metrics.items() if name in (*NAMES, *_AS_THEY_ARE)}
         if metrics["nonfinite"]:
             metrics, terms = metrics | dict.fromkeys(_LOSS, 0.0), {}
         else:
-            self._last = {name: metrics[name] for name in ("grad_norm", "learning_rate")}
+            self._last = {name: metrics[name] for name in _AS_THEY_ARE if name in metrics}
         for sums in (self._window, self.run):
             sums.add(metrics, terms, seconds)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from sft_jax.errors import UserError
 
+CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 

@@ -12,9 +12,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.errors import UserError
-from sft_jax.hf.files import TensorDirectory, open_tensors
+from sft_jax.hf.files import TensorDirectory
 from sft_jax.hf.match import stored_tensors
 from sft_jax.hf.names import name_table
+from sft_jax.hf.quantised import open_model
 from sft_jax.hf.rules import Packing, Stored
 from sft_jax.hf.source import find_model
 from sft_jax.hf.writer import TensorSpec
@@ -33,7 +34,7 @@ def carried_tensors(decoder: Decoder) -> TensorDirectory:
     if not table.carried:
         return TensorDirectory(Path(), {})
     try:
-        base = open_tensors(find_model(source.name))
+        base = open_model(find_model(source.name))
     except UserError as error:
         raise UserError(
             f"{source.name}: holds tensors that are not of the language model, such as a vision tower, and an export "

@@ -22,9 +22,9 @@ from sft_jax.checkpoint.processes import agree
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
-from sft_jax.hf.files import open_tensors
 from sft_jax.hf.match import dtypes_of, match
 from sft_jax.hf.names import name_table
+from sft_jax.hf.quantised import open_model
 from sft_jax.hf.source import (
     CHECKPOINTS,
     EXPORT,
@@ -90,7 +90,7 @@ def load_decoder(
     if is_run(run) and checkpoint_of(run) is not None:
         return _restored_decoder(source, options, mesh, run, param_dtype)
     decoder = abstract_decoder(source, options, mesh)
-    tensors = agree(lambda: open_tensors(folder))
+    tensors = agree(lambda: open_model(folder))
     stored, ignored = agree(lambda: match(decoder, name_table(source.config_dict()), tensors))
     decoder.source = dataclasses.replace(source, ignored=ignored)
     like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}

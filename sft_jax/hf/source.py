@@ -9,11 +9,11 @@ from typing import Any
 
 from sft_jax.checkpoint.checkpoints import committed_steps
 from sft_jax.errors import UserError
-from sft_jax.hf.files import has_weights, open_tensors, parse_json, read_bytes, read_json
+from sft_jax.hf.files import CONFIG, has_weights, parse_json, read_bytes, read_json
 from sft_jax.hf.hub import download
 from sft_jax.hf.names import name_table
+from sft_jax.hf.quantised import open_model, plain_config
 
-CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 PROVENANCE = "sft_jax.json"  # in an export: where the model came from
 EXPORT = "export"  # in the workdir of a run: its exported model
@@ -38,7 +38,7 @@ class Source:
     """The model that a decoder was read from. Texts, so that it is hashable and can be static in a module."""
 
     name: str  # as the user named it: a directory or a hub id
-    config: str  # the text of config.json
+    config: str  # the text of config.json, without `quantization_config`
     generation_config: str | None  # the text of generation_config.json, where there is one
     root: str | None = None  # what its files write before the names of the body's tensors; None = there are no weights
     ignored: tuple[str, ...] = ()  # tensors of the checkpoint that hold no parameter and were not read
@@ -187,7 +187,8 @@ def has_tokenizer(folder: Path) -> bool:
 def read_source(folder: Path, name: str) -> Source:
     """Reads config.json, generation_config.json and sft_jax.json of a directory, and the headers of its weights.
 
-    Raises UserError where one is no JSON object or names stop ids that are none, or weights are damaged.
+    A model whose files are quantised is presented as the plain one that it stands for. Raises UserError where one is no
+    JSON object or names stop ids that are none, weights are damaged, or quantised by a method that is not read.
     """
     texts = []
     for file in (CONFIG, GENERATION_CONFIG):
@@ -200,10 +201,14 @@ def read_source(folder: Path, name: str) -> Source:
         data = read_bytes(path)
         parse_json(data, f"{path}:")
         texts.append(data.decode("utf-8"))
+    config = json.loads(texts[0])
+    plain = plain_config(config, f"{folder / CONFIG}")
+    if plain is not config:  # the text as it is, otherwise
+        texts[0] = json.dumps(plain, indent=2, ensure_ascii=False)
     source = Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
     source.stop_ids()  # raises where they are not ids
-    table = name_table(source.config_dict())
-    root = table.find_root(open_tensors(folder).tensors) if table is not None and has_weights(folder) else None
+    table = name_table(plain)
+    root = table.find_root(open_model(folder).tensors) if table is not None and has_weights(folder) else None
     return source if root is None else dataclasses.replace(source, root=root.body)
 
 

@@ -171,6 +171,7 @@ class LogConfig:
 
     every: int = 10  # steps
     tensorboard: bool = True
+    wandb: str = ""  # project on Weights & Biases; empty = none
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""The log of a run: records in metrics.jsonl and TensorBoard, and what a later start reads from them."""
+"""The log of a run: records in metrics.jsonl, TensorBoard and W&B, and what a later start reads from them."""
 
 from collections.abc import Iterable
 from typing import Any
 
+from sft_jax.config import Config, to_dict
 from sft_jax.training.tensorboard import EventFile
+from sft_jax.training.wandb_run import WandbRun
 from sft_jax.training.workdir import Workdir, plain
 
 METRICS_FILE = "metrics.jsonl"
@@ -14,16 +16,23 @@ Record = dict[str, Any]
 
 
 class MetricsLog:
-    """Writes records to metrics.jsonl and TensorBoard, as a context manager. Only the first process has one."""
+    """Writes records to metrics.jsonl, and to TensorBoard and W&B where asked, as a context manager.
 
-    def __init__(self, workdir: Workdir, tensorboard: bool, purge_step: int):
-        self._workdir = workdir
-        self._board = EventFile(workdir.path / "tensorboard", purge_step) if tensorboard else None
+    Only the first process has one.
+    """
+
+    def __init__(self, workdir: Workdir, config: Config, purge_step: int):
+        """Opens what `config.log` asks for. TensorBoard hides earlier records from step `purge_step` on."""
+        self._workdir, project = workdir, config.log.wandb
+        self._wandb = WandbRun(workdir, project, to_dict(config)) if project else None
+        self._board = EventFile(workdir.path / "tensorboard", purge_step) if config.log.tensorboard else None
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if self._wandb is not None:
+            self._wandb.close(error)
         if self._board is not None:
             try:
                 self._board.close()
@@ -34,10 +43,12 @@ class MetricsLog:
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Writes {"step", "split", name: value, ...}; a number that is not finite is null there."""
         self._workdir.append_lines(METRICS_FILE, [{"step": step, "split": split, **values}])
+        numbers = {name: value for name, value in plain(values).items() if isinstance(value, (int, float))}
         if self._board is not None:
-            for name, value in plain(values).items():
-                if isinstance(value, (int, float)):
-                    self._board.scalar(f"{split}/{name}", value, step)
+            for name, value in numbers.items():
+                self._board.scalar(f"{split}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, split, numbers)
 
     def write_samples(self, samples: list[Record]) -> None:
         self._workdir.append_lines(SAMPLES_FILE, samples)

@@ -41,6 +41,7 @@ from sft_jax.training.start import find_start
 from sft_jax.training.state import abstract_state, create_state
 from sft_jax.training.step import make_eval_step, make_train_step
 from sft_jax.training.votes import Votes
+from sft_jax.training.wandb_run import check_wandb
 from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 from sft_jax.versions import check_versions
@@ -95,6 +96,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
     make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
     check_model_options(config, abstract.spec)
+    agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
     checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep))
@@ -144,7 +146,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     evaluator = Evaluator(config, data, graphdef, eval_step, mesh, eval_rows, source, votes.stopping)
     shown = stack.enter_context(contextlib.ExitStack())
     progress = shown.enter_context(Progress(total_steps, start.step, shown=first_process))
-    log = agree(lambda: MetricsLog(work, config.log.tensorboard, start.next_step) if first_process else None)
+    log = agree(lambda: MetricsLog(work, config, start.next_step) if first_process else None)
     shown.enter_context(log or contextlib.nullcontext())
 
     def evaluate(state, step: int) -> None:

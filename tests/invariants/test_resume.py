@@ -56,6 +56,25 @@ def test_stopped_runs_continue_bitwise(folder, whole):
     assert summary["train"]["loss"] == uninterrupted["train"]["loss"] and summary["real_tokens_per_second"] > 0
 
 
+def test_a_stopped_run_draws_the_same_noise_and_logs_the_same_terms(folder):
+    """With randomness, further terms of the loss that a window sums up, and the state of several optimizers."""
+    options = {
+        "train__neftune": 5.0, "loss__z_loss": 1e-2, "loss__label_smoothing": 0.1, "optim__name": "muon", "optim__schedule": "wsd",
+        "optim__decay": 2.0, "model__dtype": "bfloat16", "train__micro_batch_size": 4, "mesh__data": 4, "mesh__fsdp": 1, "mesh__tensor": 2,
+    }  # fmt: skip
+    config = lambda **changes: config_of(folder, train__steps=6, **options, **changes)  # noqa: E731
+    fit(config(), folder / "options")
+    with pytest.raises(StoppedBySignal, match="after step 4 of"):
+        fit(config(train__stop_after_steps=4), folder / "options_stopped")
+    fit(config(), folder / "options_stopped")
+    assert final_checksums(folder / "options_stopped") == final_checksums(folder / "options")
+    records = metrics(folder / "options")
+    assert metrics(folder / "options_stopped") == records
+    trained = [record for record in records if record["split"] == "train"]
+    assert all(record["z_loss"] > 0.1 and record["label_smoothing"] > 0 for record in trained)
+    assert not any("z_loss" in record or "label_smoothing" in record for record in records if record not in trained)
+
+
 def test_a_stop_while_evaluating_leaves_the_evaluation_to_the_next_start(folder, whole, monkeypatch):
     """In the middle of the run and at its end; the state is saved before anything else."""
     workdir = folder / "stopped_evaluating"

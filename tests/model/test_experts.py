@@ -135,7 +135,7 @@ def test_the_terms_count_as_much_as_their_coefficients_say():
     expected = plain.total + 0.5 * plain.terms["router_balance"] + 0.25 * plain.terms["router_z"]
     np.testing.assert_allclose(both.total, expected, rtol=1e-6)
     gradients = [
-        jax.grad(lambda d, c=c: loss(d, router_balance=c).total)(decoder).runs[-1][0].mlp.router.kernel[...]
+        jax.grad(lambda d, c=c: loss(d, router_balance=c).total)(decoder).runs[0][1].mlp.router.kernel[...]
         for c in (0.0, 1.0)
     ]
     assert np.abs(gradients[0] - gradients[1]).max() > 1e-3
@@ -144,7 +144,7 @@ def test_the_terms_count_as_much_as_their_coefficients_say():
 @pytest.mark.parametrize("parts", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_micro_batches_with_router_terms_equal_one_batch(parts):
     terms = LossConfig(router_balance=0.3, router_z=0.1)
-    result = contracts.accumulation(random_decoder("qwen2_moe"), random_batch(4, 40), parts, terms)
+    result = contracts.accumulation(random_decoder("qwen2_moe"), random_batch(4, 40), parts, loss=terms)
     assert result.holds, result
 
 

@@ -10,11 +10,16 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from sft_jax.config import Config, LogConfig
 from sft_jax.errors import UserError
 from sft_jax.training.metrics import MetricsLog, cut_logs_back, evaluations, is_evaluated, last_training_record
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
 from sft_jax.training.workdir import Workdir
+
+
+def with_log(**values) -> Config:
+    return Config(log=LogConfig(**{"tensorboard": False, **values}))
 
 
 def events(folder) -> list[list[Event]]:
@@ -33,7 +38,7 @@ def events(folder) -> list[list[Event]]:
 def test_every_start_has_an_event_file_that_hides_what_is_made_again(tmp_path):
     work = Workdir(tmp_path)
     for purge_step in (0, 4):
-        with MetricsLog(work, True, purge_step) as log:
+        with MetricsLog(work, with_log(tensorboard=True), purge_step) as log:
             log.write(4, "train", {"loss": 2.5, "grad_norm": None, "accuracy": float("nan")})
     files = events(tmp_path)
     assert len(files) == 2
@@ -44,7 +49,7 @@ def test_every_start_has_an_event_file_that_hides_what_is_made_again(tmp_path):
 
 
 def test_a_full_disk_under_tensorboard_is_one_message(tmp_path, monkeypatch):
-    log = MetricsLog(Workdir(tmp_path), True, 0)
+    log = MetricsLog(Workdir(tmp_path), with_log(tensorboard=True), 0)
 
     def full(self, event):
         raise OSError(28, "No space left on device")

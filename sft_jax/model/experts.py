@@ -89,10 +89,11 @@ class Experts(nnx.Module):
         if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
             return self._mix_local(x, choice.experts, choice.weights, kernels, biases, None)
         rows, wide, narrow = P(("data", "fsdp")), P(None, None, "tensor"), P(None, "tensor", None)
+        biased = (P(None, "tensor"), P(None, "tensor"), P()) if biases is not None else None
         local = lambda *arguments: self._mix_local(*arguments, axis="tensor")  # noqa: E731
         return jax.shard_map(
             local, mesh=mesh, check_vma=False, out_specs=rows,
-            in_specs=(rows, rows, rows, (wide, wide, narrow), (P(None, "tensor"), P(None, "tensor"), P())),
+            in_specs=(rows, rows, rows, (wide, wide, narrow), biased),
         )(x, choice.experts, choice.weights, kernels, biases)  # fmt: skip
 
     def _mix_local(self, x, experts, weights, kernels, biases, axis: str | None) -> jax.Array:

@@ -10,6 +10,7 @@ def deepseek2(fields: Fields) -> DecoderSpec:
     """Returns the spec of a DeepseekV2ForCausalLM: softmax scores, groups chosen by their best."""
     fields.only("scoring_func", (None, "softmax"))
     fields.only("norm_topk_prob", (None, False))
+    fields.only("mlp_bias", (None, False))
     grouped = fields.text("topk_method", absent="greedy") == "group_limited_greedy"
     fields.only("topk_method", (None, "greedy", "group_limited_greedy"))
     router = RouterSpec(

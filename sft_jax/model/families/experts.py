@@ -114,6 +114,7 @@ def gpt_oss(fields: Fields) -> DecoderSpec:
         router=_softmax_router(normalize=True, bias=True), shared_size=None, shared_gate=False,
     )  # fmt: skip
     fields.only("num_experts", (None, experts.count))
+    fields.only("hidden_act", (None, "silu"))  # written, and not read: the gate is its own
     windows = {GLOBAL: None, LOCAL: fields.size("sliding_window")}
     kinds = read_layer_kinds(fields, every(layer_count(fields), 2))
     bias = fields.flag("attention_bias", absent=True)

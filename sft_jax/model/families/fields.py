@@ -83,7 +83,10 @@ class Fields:
 
     def renamed(self, names: dict[str, str]) -> "Fields":
         """Returns the fields under other names: `names` maps those of this file to those that they have elsewhere."""
-        return Fields({names.get(name, name): value for name, value in self._values.items()}, self.where)
+        renamed = Fields({names.get(name, name): value for name, value in self._values.items()}, self.where)
+        renamed._read_names = self._read_names  # what is read there is read here
+        self._read_names.update(names)
+        return renamed
 
     def only_field(self, name: str) -> "Fields":
         """Returns the field `name` alone, or nothing where it has no value."""

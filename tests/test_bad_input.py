@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from tiny_run import ROOT, environment, make_model, make_rows, run_command, tiny_config, train_command
 
 WEIGHTS = "model.safetensors"
@@ -80,6 +82,32 @@ def index_outside(case: Path) -> dict:
     return {"model__init": "checkpoint"}
 
 
+def with_config(case: Path, **changes) -> dict:
+    """Changes config.json of the model; None takes a field out."""
+    path = case / "model/config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    return {}
+
+
+def with_tensors(case: Path, change: Callable[[dict], None]) -> dict:
+    """Writes the weights again after `change` of their dict of arrays."""
+    path = real_weights(case) / WEIGHTS
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+    return {"model__init": "checkpoint"}
+
+
+def missing_shard(case: Path) -> dict:
+    model = real_weights(case)
+    names = list(safetensors.numpy.load_file(model / WEIGHTS))
+    (model / WEIGHTS).rename(model / "model-00001-of-00002.safetensors")
+    shards = {name: f"model-0000{1 + (name == names[0])}-of-00002.safetensors" for name in names}
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    return {"model__init": "checkpoint"}
+
+
 def remote_code(case: Path) -> dict:
     config = case / "model/config.json"
     auto_map = {"architectures": ["NovelForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling.NovelForCausalLM"}}
@@ -122,6 +150,23 @@ CHANGES: dict[str, tuple[Callable[[Path], dict | None], str]] = {
     "wrong tensor shape": (wrong_shape, "mlp"),
     "pickle": (pickle_weights, "pytorch_model.bin"),
     "path outside the model directory": (index_outside, "../outside.safetensors"),
+    "missing shard": (missing_shard, "model-00002-of-00002.safetensors', which is missing"),
+    "missing tensor": (lambda case: with_tensors(case, lambda t: t.pop("model.norm.weight")), "lacks 1 tensors"),
+    "extra tensor": (
+        lambda case: with_tensors(case, lambda t: t.update({"model.norm2.weight": t["model.norm.weight"]})),
+        "'model.norm2.weight'",
+    ),
+    "tensor of integers": (
+        lambda case: with_tensors(case, lambda t: t.update({"model.norm.weight": np.ones(t["model.norm.weight"].shape, np.int8)})),
+        "'model.norm.weight' is int8",
+    ),
+    "config.json without a field": (lambda case: with_config(case, hidden_size=None), "'hidden_size' is missing"),
+    "unknown rope type": (
+        lambda case: with_config(case, rope_parameters=None, rope_scaling={"rope_type": "yarm", "factor": 2.0}),
+        "'yarm' is not supported; did you mean 'yarn'?",
+    ),
+    "a field of other maths": (lambda case: with_config(case, attention_multiplier=0.5), "'attention_multiplier' is 0.5"),
+    "router terms without experts": (lambda case: {"loss__router_z": 0.1}, "loss.router_z: does nothing"),
     "remote code": (remote_code, "NovelForCausalLM"),
     "mesh that does not match": (lambda case: {"mesh__data": 3, "mesh__fsdp": 1}, "mesh.data"),
     "unknown choice": (lambda case: {"optim__name": "adam"}, "'adamw'"),

@@ -87,6 +87,7 @@ def _load():
     import jax
 
     from sft_jax.hf.load import load
+    from sft_jax.hf.progress import LoadProgress
     from sft_jax.hf.source import find_model, read_source
     from sft_jax.model.options import Options
     from sft_jax.model.sharding import constrain_fn, make_mesh
@@ -98,7 +99,8 @@ def _load():
     mesh = make_mesh(1, 1, _TENSOR.value, devices[: _TENSOR.value])
     half = dtype in ("bfloat16", "float16") and devices[0].platform != "cpu"
     options = Options(compute_dtype="bfloat16" if half else "float32", constrain=constrain_fn(mesh))
-    model, tokenizer = load(_MODEL.value, options=options, mesh=mesh)
+    with LoadProgress(_MODEL.value) as progress:
+        model, tokenizer = load(_MODEL.value, options=options, mesh=mesh, progress=progress)
     if tokenizer is None:
         raise UserError(f"{_MODEL.value}: has no tokenizer; put its tokenizer.json or tokenizer.model there.")
     return model, tokenizer

@@ -25,6 +25,7 @@ def main() -> None:
     from sft_jax.evaluation.prompts import PromptReader, prompt_options_of
     from sft_jax.hf.export import export_checkpoint
     from sft_jax.hf.load import load
+    from sft_jax.hf.progress import LoadProgress
     from sft_jax.hf.source import EXPORT, as_folder, is_run
     from sft_jax.versions import check_versions
 
@@ -33,7 +34,8 @@ def main() -> None:
     if not _OUT.value and not is_run(folder):
         raise UserError(f"--out: is missing, and {folder} is not the workdir of a run; name the folder to write.")
     out = Path(_OUT.value) if _OUT.value else folder / EXPORT
-    model, tokenizer = load(_MODEL.value)
+    with LoadProgress(_MODEL.value) as progress:
+        model, tokenizer = load(_MODEL.value, progress=progress)
     stop_ids = PromptReader(tokenizer, **prompt_options_of(_MODEL.value)).end_of_turn_ids() if tokenizer is not None else ()
     report = export_checkpoint(
         model, tokenizer, out, stop_ids=stop_ids, dtype=_DTYPE.value or model.source.dtype,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import jax
@@ -47,19 +47,24 @@ from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_l
 
 
 def load(
-    path: str | Path, *, options: Options | None = None, mesh: Mesh | None = None
+    path: str | Path,
+    *,
+    options: Options | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Decoder, Tokenizer | None]:
     """Loads a model and its tokenizer from a Hugging Face directory, a hub id or a run's workdir.
 
     Of a run this is its newest checkpoint, or its export where it has none. Parameters keep the dtype
     that they are stored in; by default the arithmetic is float32 at highest precision, on one device. The tokenizer is
-    None where the directory has none. Raises UserError for whatever is wrong with the directory.
+    None where the directory has none. `progress` is called with the bytes read so far and their total, while a directory
+    is read. Raises UserError for whatever is wrong with the directory.
 
         model, tokenizer = sft_jax.load("runs/quickstart")
         logits = model(tokens)  # int32 [B, L] -> float32 [B, L, V]
     """
     options = options or (Options() if mesh is None else Options(constrain=constrain_fn(mesh)))
-    return load_decoder(path, options, mesh), load_model_tokenizer(path)
+    return load_decoder(path, options, mesh, progress=progress), load_model_tokenizer(path)
 
 
 def load_decoder(
@@ -70,12 +75,13 @@ def load_decoder(
     *,
     init: str = "checkpoint",
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """Reads a decoder from a Hugging Face directory, hub id or run, laid out over `mesh` (default: one device).
 
     `param_dtype` None keeps the dtype of the file. With `init` "random" only config.json is read and parameters are
     drawn from `seed`, the same on every mesh. The decoder's attribute `source` says where it came from; an export
-    carries it along. Raises UserError for whatever is wrong with the directory.
+    carries it along. `progress` is that of `load`. Raises UserError for whatever is wrong with the directory.
     """
     if init not in ("checkpoint", "random"):
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
@@ -95,7 +101,7 @@ def load_decoder(
     decoder.source = dataclasses.replace(source, ignored=ignored)
     like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
     dtypes = dict.fromkeys(like, jnp.dtype(param_dtype)) if param_dtype else dtypes_of(stored, tensors)
-    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes))
+    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes, progress))
     fill = lambda path, leaf: leaf.replace(arrays.pop(path_name(path)))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 

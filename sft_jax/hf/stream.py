@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.hf.files import TensorDirectory
+from sft_jax.hf.files import TensorDirectory, TensorInfo
 from sft_jax.hf.rules import Packing, Stored
 
 _GROUP_BYTES = 1 << 28  # tensors of experts that are staged together
@@ -33,6 +33,11 @@ class _Stage(NamedTuple):
     paths: tuple[str, ...]
     index: tuple[int, ...]  # of the first tensor
     packing: Packing  # of what is read of each tensor
+    dtype: np.dtype  # in the files
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.names) * math.prod(self.packing.shape) * self.dtype.itemsize
 
 
 def stream_parameters(
@@ -41,61 +46,74 @@ def stream_parameters(
     stored: Sequence[Stored],
     like: Mapping[str, jax.ShapeDtypeStruct],
     dtypes: Mapping[str, jnp.dtype],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """Yields the path and the array of each parameter as soon as it is filled, with the shape and sharding of `like`.
 
+    `progress` is called with the bytes that are in their place, of all processes together, and how many there are.
     Of several processes all must walk through this, in step.
     """
-    stages = _plan(stored, {name: info.nbytes for name, info in tensors.tensors.items()})
+    stages = _plan(stored, tensors.tensors)
+    done, total = 0, sum(tensors.tensors[tensor.name].nbytes for tensor in stored)
     left = Counter(path for stage in stages for path in stage.paths)
     filling: dict[str, jax.Array] = {}
     for stage in stages:
         staged = _read(tensors, mesh, stage)
         layouts = tuple((like[path].sharding, jnp.dtype(dtypes[path])) for path in stage.paths)
         if not stage.index:
-            filled = _mover(layouts, stage.packing)(staged)
+            filled = _mover(layouts, stage.packing, stage.dtype)(staged)
         else:
             for path, layout in zip(stage.paths, layouts, strict=True):
                 if path not in filling:
                     filling[path] = _zeros(*layout, like[path].shape)()
             stacks = tuple(filling.pop(path) for path in stage.paths)
-            filled = _inserter(layouts, stage.packing)(stacks, staged, np.asarray(stage.index, np.int32))
+            filled = _inserter(layouts, stage.packing, stage.dtype)(stacks, staged, np.asarray(stage.index, np.int32))
         filling.update(zip(stage.paths, filled, strict=True))
-        jax.block_until_ready(filled)  # so that the host holds one stage at a time
+        jax.block_until_ready(filled)  # so that there is one stage at a time
+        done += staged.nbytes
+        del staged, filled
+        if progress is not None:
+            progress(done, total)
         for path in stage.paths:
             left[path] -= 1
             if not left[path]:
                 yield path, filling.pop(path)
 
 
-def _plan(stored: Sequence[Stored], nbytes: Mapping[str, int]) -> list[_Stage]:
-    """Returns what is read, in an order in which a parameter is full before the next one is begun.
+def _plan(stored: Sequence[Stored], infos: Mapping[str, TensorInfo]) -> list[_Stage]:
+    """Returns what is read, in an order in which a parameter is full before the next one is begun, large ones first.
 
     The same in every process, since it follows from the model alone and not from how the files are cut.
     """
-    begun: dict[str, int] = {}
+    together: dict[str, list[Stored]] = {}
     for tensor in stored:
-        begun.setdefault(tensor.paths[0], len(begun))
-    stages: list[_Stage] = []
-    ordered = sorted(stored, key=lambda tensor: (begun[tensor.paths[0]], tensor.index))
-    for (paths, _, packing), members in itertools.groupby(
-        ordered, key=lambda tensor: (tensor.paths, tensor.index[:1], tensor.packing)
-    ):
-        members = list(members)
-        first = members[0]
-        if len(first.index) == 2:
-            size = _group_size(len(members), nbytes[first.name])
+        together.setdefault(tensor.paths[0], []).append(tensor)
+    planned = [_plan_parameters(tensors, infos) for tensors in together.values()]
+    # At the end, when most of the model is there, what is held beside it is small.
+    planned.sort(key=lambda stages: -max(stage.nbytes for stage in stages))
+    return [stage for stages in planned for stage in stages]
+
+
+def _plan_parameters(tensors: Sequence[Stored], infos: Mapping[str, TensorInfo]) -> list[_Stage]:
+    """Returns the stages of the parameters that these tensors fill."""
+    alike = lambda tensor: (tensor.paths, tensor.index[:1], tensor.packing, infos[tensor.name].dtype)  # noqa: E731
+    stages = []
+    ordered = sorted(tensors, key=lambda tensor: tensor.index)
+    for (paths, _, packing, dtype), group in itertools.groupby(ordered, key=alike):
+        members = list(group)
+        if len(members[0].index) == 2:
+            size = _group_size(len(members), infos[members[0].name].nbytes)
             for start in range(0, len(members), size):
                 names = tuple(tensor.name for tensor in members[start : start + size])
-                stages.append(_Stage(names, None, paths, members[start].index, packing))
+                stages.append(_Stage(names, None, paths, members[start].index, packing, dtype))
             continue
         for tensor in members:
             parts = [packing.rows(number) for number in range(len(paths))]
             if len(parts) == 1 or None in parts:
-                stages.append(_Stage((tensor.name,), None, paths, tensor.index, packing))
+                stages.append(_Stage((tensor.name,), None, paths, tensor.index, packing, dtype))
                 continue
             for number, (path, rows) in enumerate(zip(paths, parts, strict=True)):
-                stages.append(_Stage((tensor.name,), rows, (path,), tensor.index, packing.part(number)))
+                stages.append(_Stage((tensor.name,), rows, (path,), tensor.index, packing.part(number), dtype))
     return stages
 
 
@@ -106,9 +124,10 @@ def _group_size(count: int, nbytes: int) -> int:
 
 
 def _read(tensors: TensorDirectory, mesh: Mesh, stage: _Stage) -> jax.Array:
-    """Returns what a stage reads as it is in the files, divided over as many devices as divide its rows.
+    """Returns the bits of what a stage reads, divided over as many devices as divide its rows.
 
-    A stage of experts has a first dimension of one entry a tensor, which is divided first.
+    As whole numbers, because these are moved as they are on every platform, where a CPU widens 16-bit floats. A stage of
+    experts has a first dimension of one entry a tensor, which is divided first.
     """
     grouped = len(stage.index) == 2
     shape = (len(stage.names), *stage.packing.shape) if grouped else stage.packing.shape
@@ -121,7 +140,7 @@ def _read(tensors: TensorDirectory, mesh: Mesh, stage: _Stage) -> jax.Array:
         if key not in read:  # devices that hold a copy of the same rows share one read
             *experts, (first, stop) = key
             names = stage.names[slice(*experts[0])] if grouped else stage.names
-            parts = [tensors.read(name, offset + first, stop - first) for name in names]
+            parts = [tensors.read(name, offset + first, stop - first).view(_bits(stage.dtype)) for name in names]
             read[key] = np.stack(parts) if grouped else parts[0]
         return read[key]
 
@@ -133,20 +152,29 @@ def _zeros(sharding: NamedSharding, dtype, shape: tuple[int, ...]) -> Callable[[
     return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 
+def _bits(dtype: np.dtype) -> np.dtype:
+    """Returns the unsigned integers of the same size."""
+    return np.dtype(f"u{dtype.itemsize}")
+
+
+def _numbers(bits: jax.Array, stored: np.dtype, dtype) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, stored).astype(dtype)
+
+
 @functools.lru_cache(maxsize=256)
-def _mover(layouts: tuple, packing: Packing) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
-    def move(x):
-        return tuple(packing.cut(x, number).astype(dtype) for number, (_, dtype) in enumerate(layouts))
+def _mover(layouts: tuple, packing: Packing, stored: np.dtype) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+    def move(bits):
+        return tuple(_numbers(packing.cut(bits, number), stored, dtype) for number, (_, dtype) in enumerate(layouts))
 
     return jax.jit(move, out_shardings=tuple(sharding for sharding, _ in layouts))
 
 
 @functools.lru_cache(maxsize=256)
-def _inserter(layouts: tuple, packing: Packing) -> Callable[..., tuple[jax.Array, ...]]:
-    def insert(stacks, x, index):
+def _inserter(layouts: tuple, packing: Packing, stored: np.dtype) -> Callable[..., tuple[jax.Array, ...]]:
+    def insert(stacks, bits, index):
         filled = []
         for number, stack in enumerate(stacks):
-            part = packing.cut(x, number).astype(stack.dtype)
+            part = _numbers(packing.cut(bits, number), stored, stack.dtype)
             start = [*index, *[0] * (stack.ndim - len(index))]
             filled.append(jax.lax.dynamic_update_slice(stack, part[None], start))
         return tuple(filled)

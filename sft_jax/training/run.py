@@ -20,6 +20,7 @@ from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
+from sft_jax.hf.progress import LoadProgress
 from sft_jax.hf.source import chat_template_of, find_model, lasting_path, read_source
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
@@ -121,9 +122,11 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         graphdef, like = abstract_state(abstract, optimizer, mesh)
         state = start.restore(like)
         if state is None:
-            decoder = load_decoder(
-                config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed
-            )
+            with LoadProgress(config.model.path, shown=first_process) as loaded:
+                decoder = load_decoder(
+                    config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed,
+                    progress=loaded,
+                )  # fmt: skip
             if decoder.source.ignored:
                 report.say(f"Tensors of the checkpoint that hold no parameter: {', '.join(decoder.source.ignored)}.")
             graphdef, state = create_state(decoder, optimizer, mesh)

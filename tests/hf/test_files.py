@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_jax.errors import UserError
+from sft_jax.hf import files
 from sft_jax.hf.files import INDEX_FILE, SINGLE_FILE, open_tensors, parse_json, read_header
 
 TENSORS = {
@@ -158,7 +159,16 @@ def test_a_changed_header_byte_is_refused_or_consistent(tmp_path_factory, positi
         assert 8 <= info.start and info.start + info.nbytes <= size
 
 
-def test_a_file_cut_after_it_was_opened(folder):
+def test_tensors_read_by_several_threads(folder, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE", 7)
+    tensors = open_tensors(folder)
+    for name, value in TENSORS.items():
+        assert tensors.read(name).tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("piece", [1 << 26, 7])
+def test_a_file_cut_after_it_was_opened(piece, folder, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE", piece)
     tensors = open_tensors(folder)
     with open(folder / SINGLE_FILE, "r+b") as file:
         file.truncate(os.path.getsize(folder / SINGLE_FILE) - 30)

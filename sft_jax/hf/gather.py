@@ -20,6 +20,7 @@ from sft_jax.hf.rules import Packing, Stored
 from sft_jax.hf.source import find_model
 from sft_jax.hf.writer import TensorSpec
 from sft_jax.model.decoder import Decoder
+from sft_jax.model.layers import dtype_of
 from sft_jax.model.sharding import named_leaves
 
 
@@ -53,7 +54,7 @@ class Tensors:
         table = name_table(source.config_dict())
         stored = stored_tensors(decoder, table, table.root_of(source.root))
         self._stored = {tensor.name: tensor for tensor in stored}
-        self._asked = dtype
+        self._dtypes = {path: dtype_of(leaf, dtype or leaf.get_value().dtype) for path, leaf in named_leaves(decoder)}
         self.specs = [TensorSpec(tensor.name, self._dtype(tensor), tensor.packing.shape) for tensor in stored]
         self.nbytes = sum(spec.nbytes for spec in self.specs)
 
@@ -65,7 +66,7 @@ class Tensors:
         return take(parts, np.asarray(tensor.index, np.int32))
 
     def _dtype(self, tensor: Stored) -> np.dtype:
-        return np.dtype(self._asked or jnp.result_type(*(self._params[path].dtype for path in tensor.paths)))
+        return np.dtype(jnp.result_type(*(self._dtypes[path] for path in tensor.paths)))
 
     @property
     def dtype(self) -> str:

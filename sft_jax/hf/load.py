@@ -42,6 +42,7 @@ from sft_jax.hf.source import (
 from sft_jax.hf.stream import stream_parameters
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
+from sft_jax.model.layers import dtype_of
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_leaves, path_name, shardings
 
@@ -100,7 +101,9 @@ def load_decoder(
     stored, ignored = agree(lambda: match(decoder, name_table(source.config_dict()), tensors))
     decoder.source = dataclasses.replace(source, ignored=ignored)
     like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
-    dtypes = dict.fromkeys(like, jnp.dtype(param_dtype)) if param_dtype else dtypes_of(stored, tensors)
+    dtypes = dtypes_of(stored, tensors)
+    if param_dtype:
+        dtypes = {path: dtype_of(leaf, param_dtype) for path, leaf in named_leaves(decoder)}
     arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes, progress))
     fill = lambda path, leaf: leaf.replace(arrays.pop(path_name(path)))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
@@ -171,7 +174,9 @@ def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, p
     except DamagedCheckpoint as error:
         raise UserError(f"{error}. Check the memory and the disk of this machine, and try again.") from error
     if param_dtype is not None:
-        arrays = {name: array.astype(param_dtype) for name, array in arrays.items()}
+        wanted = {path: dtype_of(leaf, param_dtype) for path, leaf in named_leaves(decoder)}
+        path_of = lambda name: name.partition("/")[2].replace("/", ".")  # noqa: E731
+        arrays = {name: array.astype(wanted[path_of(name)]) for name, array in arrays.items()}
     state = unflatten_state({"params": state}, {name: arrays[stored[name]] for name in abstract})["params"]
     return nnx.merge(graphdef, state)
 

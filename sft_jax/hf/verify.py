@@ -19,7 +19,8 @@ from sft_jax.hf.gather import carried_tensors
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.source import GENERATION_CONFIG, Source, read_source
 from sft_jax.model.decoder import Decoder
-from sft_jax.model.sharding import named_leaves
+from sft_jax.model.layers import dtype_of
+from sft_jax.model.sharding import is_variable, named_leaves
 
 LOGIT_TOLERANCE = 1e-4  # of the largest logit
 _LENGTH = 32  # tokens of a compared row
@@ -98,15 +99,16 @@ def _mesh(decoder: Decoder) -> Mesh | None:
 
 def _cast(decoder: Decoder, dtype: str) -> Decoder:
     layout = jax.tree.map(lambda leaf: leaf.sharding, decoder)
-    return jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=layout)(decoder)
+    cast = lambda leaf: leaf.replace(leaf.get_value().astype(dtype_of(leaf, dtype)))  # noqa: E731
+    return jax.jit(lambda tree: jax.tree.map(cast, tree, is_leaf=is_variable), out_shardings=layout)(decoder)
 
 
 def _compare_parameters(exported: Decoder, decoder: Decoder, dtype: str | None) -> int:
     """Returns how many numbers were compared; parameters of `decoder` are cast one at a time."""
     count = 0
-    for (path, ours), (_, theirs) in zip(named_leaves(exported), named_leaves(decoder), strict=True):
-        ours, theirs = ours.get_value(), theirs.get_value()
-        theirs = theirs.astype(dtype or theirs.dtype)
+    for (path, ours), (_, leaf) in zip(named_leaves(exported), named_leaves(decoder), strict=True):
+        ours, theirs = ours.get_value(), leaf.get_value()
+        theirs = theirs.astype(dtype_of(leaf, dtype or theirs.dtype))
         if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
             raise ExportMismatch(
                 f"{path}: was written as {ours.dtype} {ours.shape}, but is {theirs.dtype} {theirs.shape}."

@@ -44,7 +44,8 @@ class Experts(nnx.Module):
         rest = (deviation, dtype, options)
         wide, narrow = (hidden_size, spec.size), (spec.size, hidden_size)
         self.router = Linear((hidden_size, spec.count), ("embed", "router"), spec.router.bias, keys[0], *rest)
-        self.correction = nnx.Param(jnp.zeros((spec.count,), dtype), axes=("norm",)) if spec.router.correction else None
+        correction = jnp.zeros((spec.count,), jnp.float32)  # rounded, it would change which experts are chosen
+        self.correction = nnx.Param(correction, axes=("norm",), exact=True) if spec.router.correction else None
         self.gate = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[1], *rest)
         self.up = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[2], *rest)
         self.down = ExpertLinear(spec.count, narrow, ("mlp", "embed"), spec.bias, keys[3], *rest)

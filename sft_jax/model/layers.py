@@ -11,6 +11,11 @@ from sft_jax.model.options import Options
 from sft_jax.model.spec import DecoderSpec, NormSpec
 
 
+def dtype_of(parameter: nnx.Variable, asked):
+    """Returns the dtype of a parameter where a model is wanted in the dtype `asked`: float32 for those kept exact."""
+    return jnp.dtype(jnp.float32 if parameter.get_metadata().get("exact") else asked)
+
+
 def draw(key: jax.Array, shape: tuple[int, ...], deviation: float, dtype) -> jax.Array:
     """Returns new weights: normal with the given standard deviation, cut off at three of them, as float32 draws."""
     return (deviation * jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)).astype(dtype)

@@ -12,6 +12,7 @@ from random_batches import random_batch
 from tiny_models import ALL_CONFIGS, abstract, checkpoint_tensors, from_tensors, packed_rows, to_tensors, torch_model
 
 from sft_jax.evaluation.generate import generate_ids
+from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.files import open_tensors
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.save import save
@@ -19,6 +20,7 @@ from sft_jax.model.decoder import Decoder
 from sft_jax.model.loss import next_token_loss
 from sft_jax.model.options import Options
 from sft_jax.model.runs import layer_places
+from sft_jax.model.sharding import named_leaves
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -155,3 +157,20 @@ def test_greedy_generation(pair):
             with torch.no_grad():
                 tokens.append(int(their_logits(pair.theirs, np.array([tokens]))[0, -1].argmax()))
         assert got == tokens[len(prompt) :]
+
+
+def test_what_is_kept_exact(tmp_path):
+    """DeepSeek-V3's corrections of the router stay float32 in a bfloat16 model: rounded, other experts would be chosen."""
+    name = "deepseek_v3"
+    tensors = checkpoint_tensors(torch_model(name))
+    decoder = from_tensors(abstract(name), tensors, ALL_CONFIGS[name])
+    save(decoder, None, tmp_path / "half", dtype="bfloat16")
+    written = open_tensors(tmp_path / "half")
+    correction = next(name for name in tensors if name.endswith("e_score_correction_bias"))
+    assert {info.dtype.name for name, info in written.tensors.items() if name != correction} >= {"bfloat16"}
+    np.testing.assert_array_equal(written.read(correction), tensors[correction])
+    again = load_decoder(tmp_path / "half", Options(), param_dtype="bfloat16")
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(again)}
+    assert dtypes == {"bfloat16", "float32"}
+    assert all(leaf.dtype == np.float32 for path, leaf in named_leaves(again) if path.endswith("correction"))
+    export_checkpoint(again, None, tmp_path / "again", dtype="bfloat16")  # reads it back and compares

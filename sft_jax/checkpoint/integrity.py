@@ -32,8 +32,12 @@ def _compiled(out: NamedSharding | None):
     return jax.jit(checksum, out_shardings=out)
 
 
-def checksum(array: jax.Array) -> jax.Array:
-    """Returns the uint32 checksum of one array of any shape and any dtype of 1, 2 or 4 bytes."""
+def checksum(array: jax.Array, first: jax.Array | int = 0) -> jax.Array:
+    """Returns the uint32 checksum of one array of any shape and any dtype of 1, 2 or 4 bytes.
+
+    `first` is the number of the first element, where the array is a range of rows of a larger one: the checksum of that
+    is the sum of those of its parts, modulo 2**32.
+    """
     width = array.dtype.itemsize
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
     if array.dtype == jnp.bool_:
@@ -44,6 +48,7 @@ def checksum(array: jax.Array) -> jax.Array:
     for axis in reversed(range(array.ndim)):
         index += lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= array.shape[axis]
+    index += jnp.asarray(first, jnp.uint32)
     return jnp.sum(_mix(bits ^ _mix(index + jnp.uint32(0x9E3779B9))), dtype=jnp.uint32)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 import jax
@@ -22,9 +22,12 @@ from sft_jax.checkpoint.processes import agree
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
-from sft_jax.hf.match import dtypes_of, match
+from sft_jax.hf.files import TensorDirectory
+from sft_jax.hf.fingerprint import Checksums, fingerprint, random_fingerprint
+from sft_jax.hf.match import dtypes_of, match, stored_tensors
 from sft_jax.hf.names import name_table
 from sft_jax.hf.quantised import open_model
+from sft_jax.hf.rules import Stored
 from sft_jax.hf.source import (
     CHECKPOINTS,
     EXPORT,
@@ -82,7 +85,8 @@ def load_decoder(
 
     `param_dtype` None keeps the dtype of the file. With `init` "random" only config.json is read and parameters are
     drawn from `seed`, the same on every mesh. The decoder's attribute `source` says where it came from; an export
-    carries it along. `progress` is that of `load`. Raises UserError for whatever is wrong with the directory.
+    carries it along, and `source.fingerprint` is of the numbers as they are stored. `progress` is that of `load`. Raises
+    UserError for whatever is wrong with the directory.
     """
     if init not in ("checkpoint", "random"):
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
@@ -98,13 +102,17 @@ def load_decoder(
         return _restored_decoder(source, options, mesh, run, param_dtype)
     decoder = abstract_decoder(source, options, mesh)
     tensors = agree(lambda: open_model(folder))
-    stored, ignored = agree(lambda: match(decoder, name_table(source.config_dict()), tensors))
-    decoder.source = dataclasses.replace(source, ignored=ignored)
+    table = name_table(source.config_dict())
+    stored, ignored = agree(lambda: match(decoder, table, tensors))
     like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
     dtypes = dtypes_of(stored, tensors)
     if param_dtype:
         dtypes = {path: dtype_of(leaf, param_dtype) for path, leaf in named_leaves(decoder)}
-    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes, progress))
+    sums = Checksums()
+    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes, sums, progress))
+    decoder.source = dataclasses.replace(
+        source, ignored=ignored, fingerprint=_fingerprint(decoder, stored, tensors, sums.totals())
+    )
     fill = lambda path, leaf: leaf.replace(arrays.pop(path_name(path)))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
@@ -139,7 +147,21 @@ def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: 
     return jax.tree.map(place, decoder, shardings(decoder, mesh))
 
 
+def _fingerprint(
+    decoder: Decoder, stored: Sequence[Stored], tensors: TensorDirectory, sums: dict[str, int]
+) -> str:
+    """Returns the fingerprint of a directory, in which tensors have the names that transformers writes."""
+    table = name_table(decoder.source.config_dict())
+    named = stored_tensors(decoder, table, table.roots[0])  # the same tensors in the same order
+    infos = [tensors.tensors[tensor.name] for tensor in stored]
+    return fingerprint(
+        (as_written.name, info.shape, info.dtype.name, sums[info.name])
+        for as_written, info in zip(named, infos, strict=True)
+    )
+
+
 def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str, seed: int) -> Decoder:
+    source = dataclasses.replace(source, fingerprint=random_fingerprint(source.config, seed, param_dtype))
     abstract = abstract_decoder(source, options, mesh, param_dtype)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
@@ -178,7 +200,11 @@ def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, p
         path_of = lambda name: name.partition("/")[2].replace("/", ".")  # noqa: E731
         arrays = {name: array.astype(wanted[path_of(name)]) for name, array in arrays.items()}
     state = unflatten_state({"params": state}, {name: arrays[stored[name]] for name in abstract})["params"]
-    return nnx.merge(graphdef, state)
+    restored = nnx.merge(graphdef, state)
+    restored.source = dataclasses.replace(
+        source, fingerprint=fingerprint((name, *written[stored[name]]) for name in abstract)
+    )
+    return restored
 
 
 def _stored_name(name: str, written: Container[str]) -> str:

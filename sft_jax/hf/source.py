@@ -42,6 +42,8 @@ class Source:
     generation_config: str | None  # the text of generation_config.json, where there is one
     root: str | None = None  # what its files write before the names of the body's tensors; None = there are no weights
     ignored: tuple[str, ...] = ()  # tensors of the checkpoint that hold no parameter and were not read
+    # Of the tensors that were read, see sft_jax.hf.fingerprint; not compared, so that equal models share compiled code.
+    fingerprint: str | None = dataclasses.field(default=None, compare=False)
     provenance: Provenance | None = None  # of a checkpoint or an export; None for a model from elsewhere
 
     def config_dict(self) -> dict[str, Any]:

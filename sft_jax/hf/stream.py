@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.hf.files import TensorDirectory, TensorInfo
+from sft_jax.hf.fingerprint import Checksums, checksums_of_bits
 from sft_jax.hf.rules import Packing, Stored
 
 _GROUP_BYTES = 1 << 28  # tensors of experts that are staged together
@@ -46,12 +47,14 @@ def stream_parameters(
     stored: Sequence[Stored],
     like: Mapping[str, jax.ShapeDtypeStruct],
     dtypes: Mapping[str, jnp.dtype],
+    sums: Checksums,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """Yields the path and the array of each parameter as soon as it is filled, with the shape and sharding of `like`.
 
-    `progress` is called with the bytes that are in their place, of all processes together, and how many there are.
-    Of several processes all must walk through this, in step.
+    The checksums of the tensors, as they are in the files, go into `sums`. `progress` is called with the bytes that are
+    in their place, of all processes together, and how many there are. Of several processes all must walk through this,
+    in step.
     """
     stages = _plan(stored, tensors.tensors)
     done, total = 0, sum(tensors.tensors[tensor.name].nbytes for tensor in stored)
@@ -59,6 +62,8 @@ def stream_parameters(
     filling: dict[str, jax.Array] = {}
     for stage in stages:
         staged = _read(tensors, mesh, stage)
+        first = 0 if stage.rows is None else stage.rows[0] * math.prod(stage.packing.shape[1:])
+        sums.add(stage.names, checksums_of_bits(mesh, staged, len(stage.index) == 2, first))
         layouts = tuple((like[path].sharding, jnp.dtype(dtypes[path])) for path in stage.paths)
         if not stage.index:
             filled = _mover(layouts, stage.packing, stage.dtype)(staged)

@@ -34,7 +34,7 @@ def counted_read(self, *args):
 
 files.TensorDirectory.read = counted_read
 decoder = load_decoder(model, Options(), make_mesh(1, 4, 2))
-result = {"read": read_bytes}
+result = {"read": read_bytes, "fingerprint": decoder.source.fingerprint}
 result["sums"] = {
     path: float(jnp.sum(jnp.abs(leaf.get_value())).block_until_ready()) for path, leaf in named_leaves(decoder)
 }

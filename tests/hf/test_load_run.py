@@ -59,7 +59,8 @@ def run(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     decoder = random_decoder("llama")
-    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(decoder, decoder, CONFIGS["llama"]).items()}
+    tensors = to_tensors(decoder, decoder, CONFIGS["llama"])
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     safetensors.numpy.save_file(tensors, base / SINGLE_FILE)
     (base / "config.json").write_text(json.dumps(CONFIGS["llama"]))
     run = tmp_path / "run"
@@ -83,6 +84,7 @@ def test_the_newest_checkpoint_of_a_run_under_way(run):
     mesh = make_mesh(1, 4, 2)
     spread = load_decoder(run, Options(), mesh, "bfloat16")
     assert equal(spread, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), scaled(3.0)))
+    assert spread.source.fingerprint == decoder.source.fingerprint  # of the numbers in the checkpoint
     for (path, leaf), (_, place) in zip(named_leaves(spread), named_leaves(shardings(spread, mesh)), strict=True):
         assert leaf.get_value().sharding.is_equivalent_to(place.get_value(), leaf.ndim), path
 

@@ -14,6 +14,8 @@ import safetensors.numpy
 from tiny_models import CONFIGS, random_decoder, to_tensors
 
 from sft_jax.hf.files import SINGLE_FILE, open_tensors
+from sft_jax.hf.load import load_decoder
+from sft_jax.model.options import Options
 from sft_jax.model.sharding import named_leaves
 
 WORKER = Path(__file__).with_name("process_worker.py")
@@ -23,7 +25,8 @@ WORKER = Path(__file__).with_name("process_worker.py")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     decoder = random_decoder("gemma2")
-    tensors = {name: np.ascontiguousarray(value) for name, value in to_tensors(decoder, decoder, CONFIGS["gemma2"]).items()}
+    tensors = to_tensors(decoder, decoder, CONFIGS["gemma2"])
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     safetensors.numpy.save_file(tensors, folder / SINGLE_FILE)
     (folder / "config.json").write_text(json.dumps(CONFIGS["gemma2"]))
     return folder
@@ -60,6 +63,11 @@ def test_both_hold_the_model(results):
         assert result["sums"].keys() == expected.keys()
         for path, value in expected.items():
             np.testing.assert_allclose(result["sums"][path], value, rtol=1e-5)
+
+
+def test_both_know_what_they_read(model, results):
+    expected = load_decoder(model, Options()).source.fingerprint
+    assert [result["fingerprint"] for result in results[1]] == [expected, expected]
 
 
 @pytest.mark.parametrize("name", ["exported", "after"])

@@ -154,6 +154,7 @@ def test_a_model_is_the_plain_one(sizes, quantised, tmp_path):
     ours, theirs = load_decoder(folder, Options(), mesh), load_decoder(tmp_path, Options(), mesh)
     for (path, a), (_, b) in zip(named_leaves(ours), named_leaves(theirs), strict=True):
         assert a.get_value().dtype == BF16 and np.array_equal(a.get_value(), b.get_value()), path
+    assert ours.source.fingerprint == theirs.source.fingerprint
 
 
 def test_the_export_is_plain_and_in_bfloat16(quantised, tmp_path):

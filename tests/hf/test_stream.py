@@ -8,8 +8,10 @@ import safetensors.numpy
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.checkpoint.integrity import checksums
 from sft_jax.hf import files, stream
 from sft_jax.hf.files import SINGLE_FILE, open_tensors
+from sft_jax.hf.fingerprint import Checksums
 from sft_jax.hf.rules import Rule, expand
 from sft_jax.hf.stream import stream_parameters
 from sft_jax.model.runs import Place
@@ -62,23 +64,26 @@ def layouts(mesh):
 
 
 def load(folder, mesh, dtype="bfloat16"):
-    like = layouts(mesh)
-    return like, dict(stream_parameters(open_tensors(folder), mesh, STORED, like, dict.fromkeys(PARAMS, dtype)))
+    like, sums, dtypes = layouts(mesh), Checksums(), dict.fromkeys(PARAMS, dtype)
+    return like, dict(stream_parameters(open_tensors(folder), mesh, STORED, like, dtypes, sums)), sums.totals()
 
 
 @pytest.mark.parametrize("group", [1, 2 * 6 * 8 * 2, 1 << 28])  # bytes: one expert, two, all of a layer
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_every_mesh_and_size_of_group(written, sizes, group, monkeypatch):
     monkeypatch.setattr(stream, "_GROUP_BYTES", group)
-    like, arrays = load(written[0], make_mesh(*sizes, jax.devices()[: np.prod(sizes)]))
+    like, arrays, sums = load(written[0], make_mesh(*sizes, jax.devices()[: np.prod(sizes)]))
     assert arrays.keys() == PARAMS.keys()
     for path, array in arrays.items():
         assert (array.sharding, array.dtype.name) == (like[path].sharding, "bfloat16"), path
         assert np.asarray(array).tobytes() == written[1][path].tobytes(), path
+    tensors = safetensors.numpy.load_file(written[0] / SINGLE_FILE)
+    whole = {name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}
+    assert sums == checksums(whole)  # of each tensor as it is in the file, whatever it was cut into
 
 
 def test_a_cast_while_loading(written):
-    _, arrays = load(written[0], make_mesh(1, 8, 1), "float32")
+    _, arrays, _ = load(written[0], make_mesh(1, 8, 1), "float32")
     for path, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(array), written[1][path].astype(np.float32))
 
@@ -111,9 +116,9 @@ def test_parameters_come_as_soon_as_they_are_full(written):
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     before = {id(x) for x in jax.live_arrays()}
     dtypes = dict.fromkeys(PARAMS, "float32")
-    for path, array in stream_parameters(open_tensors(written[0]), mesh, STORED, layouts(mesh), dtypes):
+    for path, array in stream_parameters(open_tensors(written[0]), mesh, STORED, layouts(mesh), dtypes, Checksums()):
         live = sum(x.nbytes for x in jax.live_arrays() if id(x) not in before)
         siblings = {part for tensor in STORED if path in tensor.paths for part in tensor.paths}
-        # Those parameters, and what is staged of them: bfloat16, at most a layer.
-        assert live <= 1.6 * 4 * sum(np.prod(PARAMS[part]) for part in siblings), path
+        # Those parameters, what is staged of them (bfloat16, at most a layer), and a checksum a tensor.
+        assert live <= 1.6 * 4 * sum(np.prod(PARAMS[part]) for part in siblings) + 8 * len(STORED), path
         del array

@@ -1,4 +1,4 @@
-"""Trained checkpoints from outside: per-token losses against an independent float64 implementation."""
+"""Checkpoints from outside: per-token losses against an independent float64 implementation, logits against recorded ones."""
 
 import json
 
@@ -8,7 +8,10 @@ import pytest
 
 from sft_jax.hf.load import load_decoder
 from sft_jax.model.attention import KERNELS
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
+from sft_jax.model.sharding import is_variable, path_name
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -28,3 +31,37 @@ def test_per_token_losses(assets, name, kernel):
         losses = -log_probs[row, np.arange(len(ids) - 1), ids[1:]]
         np.testing.assert_allclose(losses, record["nll"][-len(losses) :], atol=1e-4, err_msg=record["text"])
         assert abs(losses.mean() - record["mean_nll"]) < 1e-4
+
+
+def test_gpt2_of_another_library(assets):
+    """Parameters, inputs and logits of a Hugging Face GPT-2 that axlearn recorded; no torch is needed."""
+    recorded = np.load(assets / "reference" / "gpt2_causal_lm.npz")
+    root = "test_against_hf_gpt2_lm/params/decoder/"
+    value = lambda path: recorded[root + path]  # noqa: E731
+    stack = lambda path: np.stack([value(f"transformer/layer{i}/{path}") for i in range(2)])  # noqa: E731
+    heads = "self_attention/attention/i_proj/"
+    parts = {
+        "attention_norm.scale": stack("self_attention/norm/scale"), "attention_norm.bias": stack("self_attention/norm/bias"),
+        "attention.output.kernel": stack("self_attention/attention/o_proj/weight").reshape(2, 16, 16).swapaxes(1, 2),
+        "attention.output.bias": stack("self_attention/attention/o_proj/bias"),
+        "mlp_norm.scale": stack("feed_forward/norm/scale"), "mlp_norm.bias": stack("feed_forward/norm/bias"),
+        "mlp.up.kernel": stack("feed_forward/linear1/weight"), "mlp.up.bias": stack("feed_forward/linear1/bias"),
+        "mlp.down.kernel": stack("feed_forward/linear2/weight"), "mlp.down.bias": stack("feed_forward/linear2/bias"),
+    }  # fmt: skip
+    for ours, theirs in {"query": "q_proj", "key": "k_proj", "value": "v_proj"}.items():
+        parts[f"attention.{ours}.kernel"] = stack(f"{heads}{theirs}/weight").reshape(2, 16, 16)
+        parts[f"attention.{ours}.bias"] = stack(f"{heads}{theirs}/bias").reshape(2, 16)
+    arrays = {f"runs.0.0.{name}": array for name, array in parts.items()} | {
+        "embed.embedding": value("emb/token_emb/weight"), "embed.positions": value("emb/pos_emb/weight")[0],
+        "final_norm.scale": value("output_norm/scale"), "final_norm.bias": value("output_norm/bias"),
+    }  # fmt: skip
+    config = {
+        "architectures": ["GPT2LMHeadModel"], "vocab_size": 24, "n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 11,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+    }  # fmt: skip
+    decoder = jax.eval_shape(lambda: Decoder(spec_from_config(config), Options(), jax.random.key(0)))
+    fill = lambda path, leaf: leaf.replace(jax.numpy.asarray(arrays.pop(path_name(path))))  # noqa: E731
+    decoder = jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
+    assert not arrays
+    logits = jax.jit(lambda d, t: d(t))(decoder, recorded["test_against_hf_gpt2_lm/inputs/input_ids"].astype(np.int32))
+    np.testing.assert_allclose(logits, recorded["test_against_hf_gpt2_lm/outputs/logits"], atol=1e-5)

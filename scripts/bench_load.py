@@ -1,12 +1,12 @@
 """Measures loading a Hugging Face directory: peak memory of the host against the size of the files, and seconds.
 
-    python scripts/bench_load.py --gigabytes 4 [--devices 8] [--experts 64] [--rounds 3]
+    python scripts/bench_load.py --gigabytes 4 [--config DIR/config.json] [--devices 8] [--rounds 3]
 
-A Llama of about that size (or, with --experts, a Qwen3-MoE, whose files hold a tensor for each expert) is written in
-bfloat16 into a temporary folder, in shards as published models have. Then ours and transformers' from_pretrained read it
-in turn, each in a process of its own, with files in the page cache; a tiny model is read first, so that libraries and
-compilers are not in the numbers. One JSON line tells for each the medians of the peak of resident memory above what
-there was before, divided by the size of the files, and of the seconds.
+A Llama of about that size, or with --config the model that a config.json describes, is written in bfloat16 into a
+temporary folder, in shards as published models have. Then ours and transformers' from_pretrained read it in turn, each
+in a process of its own, with files in the page cache; a tiny model is read first, so that libraries are not in the
+numbers. One JSON line tells for each the medians of the peak of resident memory above what there was before, divided by
+the size of the files, and of the seconds.
 
 On a CPU the parameters themselves are in that memory, so 1 is the least that is possible; on a GPU or TPU they are not.
 `--devices` are CPU devices, over which parameters are sharded. Nothing else should run on the machine meanwhile.
@@ -27,28 +27,18 @@ SHARD = 2_000_000_000  # bytes of a file
 TINY = 0.002  # gigabytes
 
 
-def model_config(gigabytes: float, experts: int) -> dict:
-    """Returns the config.json of a model whose parameters take about so many bytes in bfloat16."""
-    wide = gigabytes > 0.1
-    hidden, vocabulary = (2048, 32000) if wide else (64, 320)
-    config = {
-        "vocab_size": vocabulary, "hidden_size": hidden, "num_attention_heads": hidden // 64, "head_dim": 64,
+def model_config(gigabytes: float) -> dict:
+    """Returns the config.json of a Llama whose parameters take about so many bytes in bfloat16."""
+    hidden, vocabulary = (2048, 32000) if gigabytes > 0.1 else (64, 320)
+    layer = 12 * hidden * hidden + 2.5 * hidden * hidden
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": 4 * hidden, "num_attention_heads": hidden // 64, "head_dim": 64,
         "num_key_value_heads": max(1, hidden // 256), "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-        "hidden_act": "silu", "tie_word_embeddings": False, "attention_bias": False, "dtype": "bfloat16",
-        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "intermediate_size": 4 * hidden,
+        "hidden_act": "silu", "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
+        "dtype": "bfloat16", "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "num_hidden_layers": max(1, round((gigabytes * 5e8 - 2 * vocabulary * hidden) / layer)),
     }  # fmt: skip
-    if experts:
-        config |= {
-            "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": experts,
-            "num_experts_per_tok": 2, "moe_intermediate_size": hidden // 4, "norm_topk_prob": True,
-            "decoder_sparse_step": 1, "mlp_only_layers": [],
-        }  # fmt: skip
-        mlp = 3 * hidden * (hidden // 4) * experts
-    else:
-        config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False}
-        mlp = 3 * hidden * 4 * hidden
-    layer = mlp + 2.5 * hidden * hidden
-    return config | {"num_hidden_layers": max(1, round((gigabytes * 5e8 - 2 * vocabulary * hidden) / layer))}
 
 
 def write_model(folder: Path, config: dict) -> int:
@@ -119,7 +109,7 @@ def worker(name: str, tiny: str, large: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=4.0)
-    parser.add_argument("--experts", type=int, default=0, help="of every layer; 0 is a dense model")
+    parser.add_argument("--config", type=Path, default=None, help="of the model that is written instead")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", default=None, help="where the temporary folder is made; default: the system's")
@@ -130,10 +120,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         places, sizes = {}, {}
-        for name, gigabytes in (("tiny", TINY), ("large", arguments.gigabytes)):
+        given = json.loads(arguments.config.read_text()) if arguments.config else model_config(arguments.gigabytes)
+        for name, config in (("tiny", model_config(TINY)), ("large", given)):
             places[name] = Path(folder) / name
             places[name].mkdir()
-            sizes[name] = write_model(places[name], model_config(gigabytes, arguments.experts))
+            sizes[name] = write_model(places[name], config)
         taken: dict[str, list[dict]] = {name: [] for name in READERS}
         for _ in range(arguments.rounds):
             for name in READERS:

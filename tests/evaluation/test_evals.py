@@ -85,7 +85,10 @@ def test_without_generation_there_are_no_samples(run):
 
 def sums(total, weight, correct=0.0):
     total, weight, correct = (np.float32(value) for value in (total, weight, correct))
-    return LossSum(total, weight, correct, np.int32(weight), np.array([[total]]), np.array([[weight]]))
+    return LossSum(
+        total=total, nll=total, weight=weight, correct=correct, count=np.int32(weight), per_example=np.array([[total]]),
+        per_example_weight=np.array([[weight]]), terms={}, expert_load=None,
+    )  # fmt: skip
 
 
 def test_a_set_without_supervised_tokens_is_no_loss_of_zero(run):

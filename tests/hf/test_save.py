@@ -180,8 +180,10 @@ def test_public_names_with_a_real_model(assets, tmp_path):
 
 
 def test_a_model_without_a_source(tmp_path):
+    decoder = jax.tree.map(lambda x: x, random_decoder("llama"))
+    decoder.source = None
     with pytest.raises(UserError, match="save a model that `load` or `fit` returned"):
-        save(jax.tree.map(lambda x: x, random_decoder("llama")), None, tmp_path / "out")
+        save(decoder, None, tmp_path / "out")
 
 
 # ---- all or nothing

@@ -21,6 +21,11 @@ class Moment(NamedTuple):
     warmup: int  # updates, at least 1
     total: int  # updates of the run
 
+    @property
+    def left(self) -> jax.Array:
+        """1 - progress, without the cancellation that a root would show near the end."""
+        return jnp.clip((self.total - self.number) / max(self.total - self.warmup, 1), 0.0, 1.0)
+
 
 def _constant(moment: Moment, config: OptimConfig) -> jax.Array:
     del config
@@ -28,7 +33,7 @@ def _constant(moment: Moment, config: OptimConfig) -> jax.Array:
 
 
 def _linear(moment: Moment, config: OptimConfig) -> jax.Array:
-    return _between(config.final_fraction, 1 - moment.progress)
+    return _between(config.final_fraction, moment.left)
 
 
 def _cosine(moment: Moment, config: OptimConfig) -> jax.Array:
@@ -36,7 +41,7 @@ def _cosine(moment: Moment, config: OptimConfig) -> jax.Array:
 
 
 def _polynomial(moment: Moment, config: OptimConfig) -> jax.Array:
-    return _between(config.final_fraction, (1 - moment.progress) ** config.power)
+    return _between(config.final_fraction, moment.left**config.power)
 
 
 def _inverse_sqrt(moment: Moment, config: OptimConfig) -> jax.Array:

@@ -115,7 +115,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
-        rising = (step + 1) / warmup
+        rising = jnp.where(step + 1 == warmup, 1.0, (step + 1) / warmup)  # a compiled quotient may miss 1
         progress = (step - (warmup - 1)) / max(total_steps - warmup, 1)
         # Compiled division may miss 1 by a bit, and the end is to be exact.
         progress = jnp.where(step >= total_steps - 1, 1.0, jnp.clip(progress, 0.0, 1.0))

@@ -52,6 +52,7 @@ def closed_form(schedule: str, update: int, total: int, peak: float, warmup: int
     decay=st.integers(1, 400),
     power=st.sampled_from([0.5, 1.0, 3.0]),
 )
+@example(schedule="constant", total=42, warmup=41, final=0.0, decay=1, power=1.0)  # a quotient that is no exact 1
 @example(schedule="polynomial", total=400, warmup=0, final=0.0, decay=1, power=0.5)  # steep at the end
 @example(schedule="wsd", total=9, warmup=3, final=0.1, decay=6, power=1.0)  # nothing stable
 @example(schedule="wsd", total=9, warmup=3, final=0.1, decay=1, power=1.0)  # a fall at the last update

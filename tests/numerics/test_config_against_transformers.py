@@ -41,6 +41,7 @@ READ = {  # name -> (base, changes)
     "head_dim null": ("llama", {"head_dim": None}),
     "kv heads null": ("llama", {"num_key_value_heads": None}),
     "gelu": ("llama", {"hidden_act": "gelu"}),
+    "gelu_new": ("llama", {"hidden_act": "gelu_new"}),
     "dropout that nobody reads": ("llama", {"hidden_dropout": 0.5}),
     "Mistral without a window": ("mistral", {"sliding_window": None}),
     "a bias that Mistral has not": ("mistral", {"attention_bias": True}),
@@ -62,7 +63,7 @@ READ = {  # name -> (base, changes)
 REFUSED = {  # name -> (base, changes, what the message names)
     "not causal": ("llama", {"is_causal": False}, "is_causal"),
     "both directions": ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-    "an activation of another family": ("llama", {"hidden_act": "gelu_new"}, "gelu_new"),
+    "an activation of another family": ("llama", {"hidden_act": "quick_gelu"}, "quick_gelu"),
     "a factor of no scaling": ("llama", {"rope_parameters": {"rope_theta": 500.0, "factor": 2.0}}, "factor"),
     "half of the head rotated": ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     "one rope of two": ("gemma3", {**FULL, "rope_local_base_freq": 100.0}, "sliding_attention"),

@@ -54,7 +54,8 @@ class Tensors:
         table = name_table(source.config_dict())
         stored = stored_tensors(decoder, table, table.root_of(source.root))
         self._stored = {tensor.name: tensor for tensor in stored}
-        self._dtypes = {path: dtype_of(leaf, dtype or leaf.get_value().dtype) for path, leaf in named_leaves(decoder)}
+        leaves = named_leaves(decoder)
+        self._dtypes = {path: dtype_of(leaf, dtype) if dtype else leaf.get_value().dtype for path, leaf in leaves}
         self.specs = [TensorSpec(tensor.name, self._dtype(tensor), tensor.packing.shape) for tensor in stored]
         self.nbytes = sum(spec.nbytes for spec in self.specs)
 

@@ -108,7 +108,7 @@ def _compare_parameters(exported: Decoder, decoder: Decoder, dtype: str | None) 
     count = 0
     for (path, ours), (_, leaf) in zip(named_leaves(exported), named_leaves(decoder), strict=True):
         ours, theirs = ours.get_value(), leaf.get_value()
-        theirs = theirs.astype(dtype_of(leaf, dtype or theirs.dtype))
+        theirs = theirs.astype(dtype_of(leaf, dtype) if dtype else theirs.dtype)
         if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
             raise ExportMismatch(
                 f"{path}: was written as {ours.dtype} {ours.shape}, but is {theirs.dtype} {theirs.shape}."

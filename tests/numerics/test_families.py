@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -38,10 +39,11 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=MORE_CONFIGS)
-def pair(request) -> Pair:
+def pair(request) -> Iterator[Pair]:
     theirs = torch_model(request.param)
     tensors = checkpoint_tensors(theirs)
-    return Pair(request.param, theirs, tensors, from_tensors(abstract(request.param), tensors, ALL_CONFIGS[request.param]))
+    yield Pair(request.param, theirs, tensors, from_tensors(abstract(request.param), tensors, ALL_CONFIGS[request.param]))
+    jax.clear_caches()  # forty families' compiled programs are gigabytes
 
 
 FORWARD = jax.jit(lambda decoder, *batch: decoder(*batch))

@@ -15,7 +15,7 @@ from sft_jax.model.mlp import ACTIVATIONS
 from sft_jax.model.loss import next_token_loss
 from sft_jax.model.mask import MaskSpec
 from sft_jax.model.options import Options
-from sft_jax.model.rope import apply_rope, rope_table
+from sft_jax.model.rope import RopeTable, apply_rope, rope_table
 from sft_jax.model.runs import layer_places
 
 torch = pytest.importorskip("torch")
@@ -106,7 +106,7 @@ class Layer(NamedTuple):
 
     ours: Block
     theirs: Any
-    table: tuple[jax.Array, jax.Array]
+    table: RopeTable
     mask: MaskSpec
     arguments: dict[str, Any]  # of their attention and block
 
@@ -150,7 +150,7 @@ def test_norms(pair, layers):
         for name, their_name in names.items():
             found, expected = getattr(block, name)(x), getattr(their_block, their_name)(to_torch(x))
             compare(found, expected, f"{name} of layer {number}", 1e-5)
-        if ours.spec.qk_norm:
+        if ours.spec.query_key_norm:
             heads = x.reshape(2, LENGTH, -1, ours.spec.head_size)
             for name, their_name in {"query_norm": "q_norm", "key_norm": "k_norm"}.items():
                 found = getattr(block.attention, name)(heads)
@@ -171,7 +171,7 @@ def test_mlp(layers):
 
 def test_blocks(layers):
     for number, (block, their_block, table, mask, arguments) in enumerate(layers):
-        compare(block(X, table, mask), their_block(to_torch(X), **arguments), f"layer {number}", 1e-4)
+        compare(block(X, table, mask)[0], their_block(to_torch(X), **arguments), f"layer {number}", 1e-4)
 
 
 def test_rope(pair):
@@ -186,12 +186,12 @@ def test_rope(pair):
     for number, layer in enumerate(ours.spec.layers):
         args = (probe, to_torch(positions).long())
         cos, sin = rotary(*args, kinds[number]) if kinds else rotary(*args)
-        table = rope_table(layer.rope, ours.spec.head_size, positions)
-        for ours_part, their_part in zip(table, (cos, sin), strict=True):
+        table = rope_table(layer.rope, positions)
+        for ours_part, their_part in zip(table[:2], (cos, sin), strict=True):
             their_half = their_part[..., : ours.spec.head_size // 2].numpy()  # the other half repeats it
             np.testing.assert_allclose(ours_part[:, :, 0], their_half, atol=2e-5)
         rotated = modeling.apply_rotary_pos_emb(to_torch(x), to_torch(x), cos, sin, unsqueeze_dim=2)[0].numpy()
-        np.testing.assert_allclose(apply_rope(x, table), rotated, atol=1e-4)
+        np.testing.assert_allclose(apply_rope(x, table, layer.rope.interleaved), rotated, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -143,7 +143,10 @@ def test_import_then_export_is_the_same_bytes(pair, tmp_path):
         for name, info in theirs.tensors.items():
             assert (ours.tensors[name].dtype, ours.tensors[name].shape) == (info.dtype, info.shape), name
             assert ours.read(name).tobytes() == theirs.read(name).tobytes(), name
-        assert json.loads((again / "config.json").read_text()) == json.loads((written / "config.json").read_text())
+        expected = json.loads((written / "config.json").read_text())
+        if "text_config" in expected:
+            expected["text_config"]["dtype"] = dtype  # torch's `to` changes the outer one only
+        assert json.loads((again / "config.json").read_text()) == expected
 
 
 @pytest.mark.slow

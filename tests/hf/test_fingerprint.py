@@ -14,7 +14,7 @@ from sft_jax.checkpoint.integrity import checksum
 from sft_jax.hf.files import SINGLE_FILE
 from sft_jax.hf.load import load, load_decoder
 from sft_jax.hf.names import NAMES
-from sft_jax.hf.names.llama import body
+from sft_jax.hf.names.parts import body
 from sft_jax.hf.names.table import NameTable, Root
 from sft_jax.hf.save import save
 from sft_jax.model.options import Options
@@ -81,7 +81,7 @@ def test_it_does_not_depend_on_how_the_model_is_loaded(folder, tmp_path):
 
 def test_it_does_not_depend_on_the_prefix_of_the_names(folder, tmp_path, monkeypatch):
     roots = (Root("model.", "lm_head.weight"), Root("inner.", "inner.head"))
-    monkeypatch.setitem(NAMES, "LlamaForCausalLM", NameTable(body, roots))
+    monkeypatch.setitem(NAMES, "LlamaForCausalLM", NameTable(body(), roots))
     names = {"lm_head.weight": "inner.head"}
     other = write(
         tmp_path / "other",

@@ -13,7 +13,7 @@ from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.files import SINGLE_FILE, open_tensors
 from sft_jax.hf.load import load, load_decoder
 from sft_jax.hf.names import NAMES
-from sft_jax.hf.names.llama import body
+from sft_jax.hf.names.parts import body
 from sft_jax.hf.names.table import NameTable
 from sft_jax.hf.quantised import METHODS, open_model, plain_config
 from sft_jax.hf.source import read_source
@@ -184,7 +184,7 @@ def test_what_is_carried_is_plain_too(quantised, tmp_path, monkeypatch):
     stored = in_files(folder)
     extra = {"model.layers.3.x.weight": weight, "model.layers.3.x.weight_scale_inv": scale}
     base = write(tmp_path / "base", stored | extra, FP8, CONFIGS["llama"])
-    monkeypatch.setitem(NAMES, "LlamaForCausalLM", NameTable(body, carried=(r"model\.layers\.{layers}\..*",)))
+    monkeypatch.setitem(NAMES, "LlamaForCausalLM", NameTable(body(), carried=(r"model\.layers\.{layers}\..*",)))
     report = export_checkpoint(load(base)[0], None, tmp_path / "out")
     written = open_tensors(tmp_path / "out")
     assert report.carried == 1 and "model.layers.3.x.weight_scale_inv" not in written.tensors

@@ -28,7 +28,7 @@ def _config(architecture: str, model_type: str, **changes: Any) -> dict[str, Any
 
 
 _DEEPSEEK = dict(
-    num_key_value_heads=4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, n_routed_experts=8,
+    num_key_value_heads=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, n_routed_experts=8,
     n_shared_experts=2, moe_intermediate_size=24, num_experts_per_tok=3, first_k_dense_replace=1, routed_scaling_factor=1.5,
 )  # fmt: skip
 _GEMMA = dict(head_dim=16, rms_norm_eps=1e-6, tie_word_embeddings=True, attention_bias=False)
@@ -56,11 +56,11 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "DeepseekV2ForCausalLM", "deepseek_v2", **_DEEPSEEK, q_lora_rank=None, topk_method="greedy", attention_bias=True,
     ),
     "deepseek_v2_groups": _config(
-        "DeepseekV2ForCausalLM", "deepseek_v2", **_DEEPSEEK, q_lora_rank=16, topk_method="group_limited_greedy", n_group=4,
+        "DeepseekV2ForCausalLM", "deepseek_v2", **_DEEPSEEK, q_lora_rank=24, topk_method="group_limited_greedy", n_group=4,
         topk_group=2, rope_parameters={**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
     ),
     "deepseek_v3": _config(
-        "DeepseekV3ForCausalLM", "deepseek_v3", **_DEEPSEEK, q_lora_rank=16, n_group=4, topk_group=2, norm_topk_prob=True,
+        "DeepseekV3ForCausalLM", "deepseek_v3", **_DEEPSEEK, q_lora_rank=24, n_group=4, topk_group=2, norm_topk_prob=True,
         rope_parameters={**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     ),
     "exaone4": _config(

@@ -1,6 +1,7 @@
 """Shared fixtures. Eight CPU devices are made before jax is imported, so that every layout can be tested."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if "slow" in item.keywords]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_a_module():
+    """Lets the compiled programs of a module go, which are gigabytes over the whole suite."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

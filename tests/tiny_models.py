@@ -142,10 +142,10 @@ def stored_tensors(decoder: Decoder, config: dict, names: Collection[str] = ()) 
 
 def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], config: dict) -> Decoder:
     """Fills an abstract decoder from the tensors of a checkpoint by the table of names."""
-    arrays = {path: np.empty(leaf.get_value().shape, np.float32) for path, leaf in named_leaves(decoder)}
+    arrays = {path: np.zeros(leaf.get_value().shape, np.float32) for path, leaf in named_leaves(decoder)}
     for tensor in stored_tensors(decoder, config, tensors):
         for number, path in enumerate(tensor.paths):
-            arrays[path][tensor.index] = tensor.packing.cut(tensors[tensor.name], number)
+            arrays[path][extent(tensor, number)] = tensor.packing.cut(tensors[tensor.name], number)
     fill = lambda path, leaf: leaf.replace(jax.numpy.asarray(arrays[dotted(path)]))  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
@@ -155,9 +155,14 @@ def to_tensors(decoder: Decoder, state, config: dict) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_variable)
     arrays = {dotted(path): np.asarray(leaf[...]) for path, leaf in leaves}
     return {
-        tensor.name: tensor.packing.join([arrays[path][tensor.index] for path in tensor.paths])
+        tensor.name: tensor.packing.join([arrays[path][extent(tensor, i)] for i, path in enumerate(tensor.paths)])
         for tensor in stored_tensors(decoder, config)
     }
+
+
+def extent(tensor: Stored, number: int) -> tuple:
+    """Where in its parameter part `number` of a tensor is: not in the rows that are no tokens."""
+    return (*tensor.index, *map(slice, tensor.packing.parameter_shape(number)))
 
 
 def dotted(path) -> str:

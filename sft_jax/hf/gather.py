@@ -82,10 +82,11 @@ class Tensors:
 def _taker(sharding, packing: Packing, dtype: np.dtype) -> Callable[..., jax.Array]:
     def take(params, index):
         parts = []
-        for param in params:
+        for number, param in enumerate(params):
             start = [*index, *[0] * (param.ndim - len(index))]
-            part = jax.lax.dynamic_slice(param, start, (*[1] * len(index), *param.shape[len(index) :]))
-            parts.append(part.reshape(param.shape[len(index) :]).astype(dtype))
+            shape = packing.parameter_shape(number)  # without the rows of a vocabulary that are no tokens
+            part = jax.lax.dynamic_slice(param, start, (*[1] * len(index), *shape))
+            parts.append(part.reshape(shape).astype(dtype))
         return packing.join(parts)
 
     return jax.jit(take, out_shardings=sharding)

@@ -61,6 +61,11 @@ class Packing:
         shape[self.axis] = sum(part[self.axis] for part in self.shapes)
         return tuple(shape)
 
+    def parameter_shape(self, number: int) -> tuple[int, ...]:
+        """Returns the shape of part `number` as its parameter holds it."""
+        shape = self.shapes[number]
+        return (*shape[:-2], shape[-1], shape[-2]) if self.transpose else shape
+
     def rows(self, number: int) -> tuple[int, int] | None:
         """Returns (first, count) of the rows that part `number` is, or None where it is no range of whole rows."""
         if self.interleaved or self.axis != -len(self.shape):

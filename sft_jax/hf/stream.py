@@ -66,7 +66,8 @@ def stream_parameters(
         sums.add(stage.names, checksums_of_bits(mesh, staged, len(stage.index) == 2, first))
         layouts = tuple((like[path].sharding, jnp.dtype(dtypes[path])) for path in stage.paths)
         if not stage.index:
-            filled = _mover(layouts, stage.packing, stage.dtype)(staged)
+            shapes = tuple(like[path].shape for path in stage.paths)
+            filled = _mover(layouts, shapes, stage.packing, stage.dtype)(staged)
         else:
             for path, layout in zip(stage.paths, layouts, strict=True):
                 if path not in filling:
@@ -167,11 +168,17 @@ def _numbers(bits: jax.Array, stored: np.dtype, dtype) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _mover(layouts: tuple, packing: Packing, stored: np.dtype) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+def _mover(layouts: tuple, shapes: tuple, packing: Packing, stored: np.dtype) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
     def move(bits):
-        return tuple(_numbers(packing.cut(bits, number), stored, dtype) for number, (_, dtype) in enumerate(layouts))
+        parts = [_numbers(packing.cut(bits, number), stored, dtype) for number, (_, dtype) in enumerate(layouts)]
+        return tuple(map(_filled_up, parts, shapes))
 
     return jax.jit(move, out_shardings=tuple(sharding for sharding, _ in layouts))
+
+
+def _filled_up(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns `part` with zeros behind it: a parameter may have more rows than the vocabulary has tokens."""
+    return jnp.pad(part, [(0, size - own) for size, own in zip(shape, part.shape, strict=True)])
 
 
 @functools.lru_cache(maxsize=256)

@@ -47,6 +47,7 @@ class TokenLoss(NamedTuple):
 
 class _Static(NamedTuple):
     vocab_axis: int
+    vocab_size: int
     soft_cap: float | None
     chunk: int | None
     precision: lax.PrecisionLike
@@ -83,6 +84,7 @@ def cross_entropy(
     weights: jax.Array,
     *,
     vocab_axis: int = 1,
+    vocab_size: int | None = None,
     soft_cap: float | None = None,
     chunk: int | None = None,
     precision: lax.PrecisionLike = None,
@@ -96,6 +98,7 @@ def cross_entropy(
       hidden: [B, L, D] in the compute dtype, in which both operands of every matmul are; sums are in fp32.
       kernel: [D, V] (`vocab_axis` 1) or [V, D] (`vocab_axis` 0, a tied embedding as it is stored), any float dtype.
       targets: int [B, L]. A supervised target outside [0, V) gives NaN.
+      vocab_size: V, where the kernel has more columns than tokens. Those behind take no part and get no gradient.
       weights: fp32 [B, L], data and not differentiated. Positions of weight 0 cost nothing, and what the hidden state
         holds there (NaN included) has no influence.
       soft_cap: c in z -> c * tanh(z / c) (Gemma 2, arXiv:2408.00118), or None.
@@ -113,7 +116,8 @@ def cross_entropy(
     """
     if mesh is not None and mesh.size == 1:
         mesh = None
-    static = _Static(vocab_axis, soft_cap, chunk, precision, mesh, z_loss, label_smoothing)
+    vocab_size = kernel.shape[vocab_axis] if vocab_size is None else vocab_size
+    static = _Static(vocab_axis, vocab_size, soft_cap, chunk, precision, mesh, z_loss, label_smoothing)
     total, nll, hit, terms = _cross_entropy(static, hidden, kernel, jnp.asarray(targets), jnp.asarray(weights))
     return TokenLoss(total, lax.stop_gradient(nll), hit, lax.stop_gradient(terms))
 
@@ -197,7 +201,8 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
     padded = -(-positions // chunk) * chunk
     first_column = lax.axis_index(vocab_names) * vocab if vocab_names else 0
     columns = first_column + jnp.arange(vocab, dtype=jnp.int32)
-    whole_vocab = vocab * lax.axis_size(vocab_names) if vocab_names else vocab
+    whole_vocab = static.vocab_size
+    is_padded = whole_vocab != (vocab * lax.axis_size(vocab_names) if vocab_names else vocab)
     targets = jnp.where((targets >= 0) & (targets < whole_vocab), targets, -1)
 
     supervised = weights != 0
@@ -212,6 +217,10 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
     def over_vocab(reduce, x):
         return reduce(x, vocab_names) if vocab_names else x
 
+    def tokens_only(x, value):
+        """Returns x [C, V] with `value` in the columns that are no tokens."""
+        return jnp.where(columns < whole_vocab, x, value) if is_padded else x
+
     def varying(x, names):
         return lax.pcast(x, names, to="varying") if names else x
 
@@ -223,6 +232,7 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
         z = dot(h, kernel, (((1,), (1 - vocab_axis,)), ((), ())))
         if static.soft_cap is not None:
             z = static.soft_cap * jnp.tanh(z / static.soft_cap)
+        z = tokens_only(z, -jnp.inf)
         is_target = columns[None, :] == target[:, None]
         z_max = over_vocab(lax.pmax, jnp.max(z, axis=1))
         e = jnp.exp(z - z_max[:, None])
@@ -233,7 +243,7 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
                 _at_target(z, target - first_column),
                 jnp.sum(jnp.where(is_target, 0, e), axis=1),
                 jnp.any(earlier_max, axis=1).astype(jnp.int32),
-                jnp.sum(z, axis=1) if static.label_smoothing else None,
+                jnp.sum(tokens_only(z, 0), axis=1) if static.label_smoothing else None,
             ),
         )
         z_target = jnp.where(target < 0, jnp.nan, z_target)
@@ -257,7 +267,7 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
                 d_z = d_z + (static.label_smoothing * e_sum)[:, None] * (is_target - 1 / whole_vocab)
             if static.soft_cap is not None:
                 d_z = d_z * (1 - jnp.square(z / static.soft_cap))
-            d_z = d_z.astype(hidden.dtype)
+            d_z = tokens_only(d_z, 0).astype(hidden.dtype)
             scale = (weight / e_sum)[:, None]
         if wanted[0]:
             d_h = scale * over_vocab(lax.psum, dot(d_z, kernel, (((1,), (vocab_axis,)), ((), ()))))

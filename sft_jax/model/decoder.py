@@ -12,7 +12,7 @@ from sft_jax.model.block import Block
 from sft_jax.model.cache import Cache, new_cache
 from sft_jax.model.decoding import extend
 from sft_jax.model.experts import Routed
-from sft_jax.model.layers import Embed, Linear, Norm
+from sft_jax.model.layers import Embed, Linear, Norm, resized
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
 from sft_jax.model.neftune import with_neftune
 from sft_jax.model.options import Options
@@ -32,7 +32,7 @@ class Decoder(nnx.Module):
     """A decoder-only transformer. Never changes after construction; a pytree of its parameters.
 
     Parameters by path, where r and p are the run and the place in its period (sft_jax.model.runs), and everything
-    under `runs` has a first dimension of one entry per repeat:
+    under `runs` has a first dimension of one entry per repeat; V is `spec.vocab_rows`:
 
         embed.embedding [V, D]                            embed.positions [n, D] where they are learned
         runs.r.p.{attention_norm,mlp_norm}.scale [D] (.bias)   with pre_norms; a parallel block has the first alone
@@ -76,6 +76,7 @@ class Decoder(nnx.Module):
             self.lm_head = Linear(
                 shape, ("embed", "vocab"), False, head_key, spec.initializer_range, param_dtype, options
             )
+            self.lm_head.kernel.set_value(resized(self.lm_head.kernel[...], 1, spec.vocab_rows))
 
     @property
     def logit_soft_cap(self) -> float | None:
@@ -140,7 +141,7 @@ class Decoder(nnx.Module):
         return self.final_norm(x), _over_layers(routed)
 
     def head_kernel(self) -> jax.Array:
-        """Returns the kernel [D, V] of the head in the compute dtype, tied or not."""
+        """Returns the kernel [D, V] of the head in the compute dtype, tied or not; V is `spec.vocab_rows`."""
         if self.spec.tied_head:
             return self.embed.embedding[...].astype(self.options.dtype).T
         return self.lm_head.materialise()
@@ -152,12 +153,12 @@ class Decoder(nnx.Module):
         return hidden.astype(self.options.dtype)
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits [..., V] of hidden states [..., D], scaled and capped."""
+        """Returns float32 logits [..., V] of hidden states [..., D], scaled and capped; V is `spec.vocab_size`."""
         logits = jnp.dot(
             self.head_input(hidden), self.head_kernel(),
             precision=self.options.dot_precision, preferred_element_type=jnp.float32,
         )  # fmt: skip
-        return cap(logits, self.logit_soft_cap)
+        return cap(logits[..., : self.spec.vocab_size], self.logit_soft_cap)
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None

@@ -21,6 +21,14 @@ def draw(key: jax.Array, shape: tuple[int, ...], deviation: float, dtype) -> jax
     return (deviation * jax.random.truncated_normal(key, -3.0, 3.0, shape, jnp.float32)).astype(dtype)
 
 
+def resized(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Returns `x` with `size` entries along `axis`: zeros are put behind those that it has, or the last are left out."""
+    if x.shape[axis] == size:
+        return x
+    behind = [(0, size - x.shape[axis] if dimension == axis else 0, 0) for dimension in range(x.ndim)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), behind)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel + bias, with a kernel [in, out].
 
@@ -93,13 +101,15 @@ class ExpertLinear(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """Token embeddings [V, D], also the head of a model that ties them; and position embeddings, where they are learned."""
+    """Token embeddings [V, D], also the head of a model that ties them; and position embeddings, where they are learned.
+
+    V is `spec.vocab_rows`.
+    """
 
     def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
-        shape = (spec.vocab_size, spec.hidden_size)
-        self.embedding = nnx.Param(
-            draw(key, shape, spec.initializer_range, dtype), axes=("vocab", "embed"), units=FrozenDict()
-        )
+        table = draw(key, (spec.vocab_size, spec.hidden_size), spec.initializer_range, dtype)
+        self.embedding = nnx.Param(resized(table, 0, spec.vocab_rows), axes=("vocab", "embed"), units=FrozenDict())
+        self.vocab_size = spec.vocab_size
         self.positions = _learned_positions(spec, jax.random.fold_in(key, 1), dtype)
         self.scale = spec.embedding_scale
         self.options = options
@@ -112,6 +122,8 @@ class Embed(nnx.Module):
         # Whole rows of the table, gathered over fsdp as kernels are. Otherwise the lookup makes the hidden size of its
         # result follow the table and the rows follow nothing: every device would hold the states of the whole batch.
         table = self.options.constrain(self.embedding[...], ("vocab", None))
+        if len(table) > self.vocab_size:  # an id that is no token gives NaN, whether there is a row or not
+            tokens = jnp.where(tokens < self.vocab_size, tokens, len(table))
         x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)

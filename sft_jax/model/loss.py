@@ -73,6 +73,7 @@ def next_token_loss(
         batch.targets,
         batch.weights,
         vocab_axis=vocab_axis,
+        vocab_size=decoder.spec.vocab_size,
         soft_cap=decoder.logit_soft_cap,
         precision=decoder.options.dot_precision,
         mesh=mesh,

@@ -182,3 +182,20 @@ class DecoderSpec:
     learned_positions: int | None  # rows of a table of position embeddings; None = no such table
     tied_head: bool  # the head is the transposed embedding
     initializer_range: float  # standard deviation of new weights
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding and columns of the head; those from `vocab_size` on are zero and take no part."""
+        return vocab_rows(self.vocab_size)
+
+
+def vocab_rows(vocab_size: int) -> int:
+    """Returns how many rows hold a vocabulary: as many as it has tokens, unless 32 does not divide them.
+
+    Then they are rounded up to whole tiles of 128, so that they can be cut over devices. The size follows from the model
+    alone, so a checkpoint fits every mesh, and models that most meshes divide have nothing beside their tokens.
+
+    >>> vocab_rows(32000), vocab_rows(32064), vocab_rows(50257)
+    (32000, 32064, 50304)
+    """
+    return vocab_size if vocab_size % 32 == 0 else -(-vocab_size // 128) * 128

@@ -90,19 +90,20 @@ def chunking(
     """The chunked loss == dense cross-entropy in float64: values, and gradients of hidden states and head."""
     hidden = jax.jit(lambda d, b: d.head_input(d.hidden(b.tokens, b.positions, b.segments)))(decoder, batch)
     kernel, vocab_axis = head_of(decoder)
+    vocab_size = decoder.spec.vocab_size
     terms = {"z_loss": loss.z_loss, "label_smoothing": loss.label_smoothing}
 
     def total(hidden, kernel):
         sums = cross_entropy(
-            hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, soft_cap=decoder.logit_soft_cap,
-            chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh, **terms,
+            hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, vocab_size=vocab_size,
+            soft_cap=decoder.logit_soft_cap, chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh, **terms,
         )  # fmt: skip
         return sums.total, sums
 
     (_, sums), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
     ours = {"loss": sums.total, "nll": sums.nll, "d hidden": gradients[0], "d head": gradients[1]}
     dense = dense_cross_entropy(
-        hidden, kernel, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap, **terms
+        hidden, kernel, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap, vocab_size=vocab_size, **terms
     )
     return _worst("chunking", 1e-5, ours, dense)
 
@@ -160,7 +161,7 @@ def token_losses(decoder: Decoder, batch: Batch) -> np.ndarray:
         hidden = decoder.head_input(decoder.hidden(batch.tokens, batch.positions, batch.segments))
         kernel, vocab_axis = head_of(decoder)
         return cross_entropy(
-            hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis,
+            hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, vocab_size=decoder.spec.vocab_size,
             soft_cap=decoder.logit_soft_cap, precision=decoder.options.dot_precision,
         ).nll  # fmt: skip
 
@@ -190,11 +191,13 @@ def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
 
 
 def dense_cross_entropy(
-    hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None, z_loss=0.0, label_smoothing=0.0
-) -> dict[str, np.ndarray]:
+    hidden, kernel, targets, weights, vocab_axis: int, soft_cap: float | None, z_loss=0.0, label_smoothing=0.0,
+    vocab_size: int | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Returns loss, nll and gradients of `cross_entropy`, from full logits in float64 numpy."""
     h = np.asarray(hidden, np.float64).reshape(-1, hidden.shape[-1])
     w = np.asarray(kernel, np.float64).T if vocab_axis == 0 else np.asarray(kernel, np.float64)
+    w = w[:, :vocab_size]
     t, weight = np.asarray(targets).reshape(-1), np.asarray(weights, np.float64).reshape(-1)
     z = h @ w
     slope = 1.0
@@ -215,7 +218,8 @@ def dense_cross_entropy(
     d_z += 2 * z_loss * log_z[:, None] * d_log_z - label_smoothing / z.shape[1]
     d_z[rows, t] += label_smoothing
     d_z *= weight[:, None] * slope
-    d_kernel = h.T @ d_z
+    d_kernel = np.zeros((h.shape[1], kernel.shape[vocab_axis]))
+    d_kernel[:, :vocab_size] = h.T @ d_z
     return {
         "loss": np.sum(weight * (nll + z_loss * log_z**2 + label_smoothing * (z_target - z_mean))),
         "nll": np.where(weight != 0, nll, 0).reshape(targets.shape),

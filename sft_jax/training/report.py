@@ -75,11 +75,13 @@ def print_finished(config: Config, work: Workdir) -> None:
     say(f"This run has finished. Its summary is {work.path / 'summary.json'}; raise {key} to extend it.")
 
 
-def print_model(optimizer: Optimizer, state: TrainState, mesh: Mesh) -> None:
+def print_model(optimizer: Optimizer, state: TrainState, spec: DecoderSpec, mesh: Mesh) -> None:
     """Prints the parameter counts, what was chosen for each parameter where that differs, and what the mesh replicates."""
     trained, frozen = parameter_counts(optimizer.choices)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"Model: {trained:,} trained and {frozen:,} frozen parameters on {mesh.size} {mesh.devices.flat[0].platform} devices ({axes}).")
+    if spec.vocab_rows > spec.vocab_size:
+        say(f"Its vocabulary of {spec.vocab_size:,} is held in {spec.vocab_rows:,} rows, which devices can divide; the others take no part.")
     if any(choice.pattern for choice in optimizer.choices) or len({choice.optimizer for choice in optimizer.choices}) > 1:
         for line in optimizer.log():
             say(f"  {line}")
@@ -225,6 +227,8 @@ def matmul_parameters(choices: Iterable[Choice], spec: DecoderSpec) -> tuple[int
     for choice in choices:
         if choice.path.endswith("kernel") or (tied and choice.path.startswith("embed.")):
             size = math.prod(choice.shape)
+            if choice.path in ("embed.embedding", "lm_head.kernel"):
+                size = size * spec.vocab_size // spec.vocab_rows
             is_expert = len(choice.shape) == 4  # [repeats, experts, in, out]
             counts[choice.frozen] += size * used[choice.shape[1]] // choice.shape[1] if is_expert else size
     return counts[False], counts[True]

@@ -142,7 +142,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         cut_logs_back(work, start.step if start.manifest else -1, evaluate_first)
 
     agree(lambda: write_start() if first_process else None)
-    report.print_model(optimizer, like, mesh)
+    report.print_model(optimizer, like, abstract.spec, mesh)
 
     # ---- what happens between steps
     eval_step = votes.ride(make_eval_step(graphdef, mesh))

@@ -28,7 +28,7 @@ def problem(seed=0, vocab=VOCAB, share=0.6, spread=1.0, dtype=jnp.float32):
     return jnp.asarray(hidden, dtype), jnp.asarray(kernel, dtype), targets, weights.astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("vocab_axis", "soft_cap", "chunk", "mesh", "z_loss", "label_smoothing"))
+@partial(jax.jit, static_argnames=("vocab_axis", "vocab_size", "soft_cap", "chunk", "mesh", "z_loss", "label_smoothing"))
 def value_and_gradients(hidden, kernel, targets, weights, **options):
     def total(hidden, kernel):
         loss = cross_entropy(hidden, kernel, targets, weights, precision="highest", **options)
@@ -41,12 +41,13 @@ def value_and_gradients(hidden, kernel, targets, weights, **options):
 def compare(hidden, kernel, targets, weights, tolerance=1e-5, **options):
     ours, hit = value_and_gradients(hidden, kernel, targets, weights, **options)
     vocab_axis, soft_cap = options.get("vocab_axis", 1), options.get("soft_cap")
-    terms = {name: options[name] for name in TERMS if name in options}
+    terms = {name: options[name] for name in (*TERMS, "vocab_size") if name in options}
     dense = dense_cross_entropy(hidden, kernel, targets, weights, vocab_axis, soft_cap, **terms)
     for name in dense:
         assert ours[name].shape == dense[name].shape
         assert relative_error(ours[name], dense[name]) <= tolerance, name
     logits = np.asarray(hidden, np.float64) @ np.asarray(kernel if vocab_axis else kernel.T, np.float64)
+    logits = logits[..., : options.get("vocab_size")]
     np.testing.assert_array_equal(hit, (logits.argmax(-1) == targets) & (weights != 0))
     return ours
 
@@ -169,6 +170,30 @@ def test_on_a_mesh(mesh, vocab_axis, vocab):
     kernel = kernel if vocab_axis else kernel.T
     mesh = make_mesh(*MESHES[mesh])
     compare(hidden, kernel, targets, weights, vocab_axis=vocab_axis, soft_cap=2.5, chunk=3, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    "mesh, vocab_axis, soft_cap, terms",
+    [
+        (None, 1, None, {}),
+        (None, 0, 2.5, {"z_loss": 0.1, "label_smoothing": 0.2}),
+        ((1, 4, 2), 1, 2.5, {"label_smoothing": 0.2}),
+        ((2, 1, 4), 0, None, {"z_loss": 0.1}),
+        ((1, 1, 8), 1, None, {"z_loss": 0.1, "label_smoothing": 0.2}),
+    ],
+)
+def test_columns_that_are_no_tokens_take_no_part(mesh, vocab_axis, soft_cap, terms):
+    """53 of 64 columns are tokens, the others would have the largest logits; of eight devices one has none of them."""
+    hidden, kernel, targets, weights = problem(vocab=64, share=np.linspace(0, 1, ROWS)[:, None])
+    kernel, targets = kernel.at[:, 53:].multiply(50), targets % 53
+    kernel = kernel if vocab_axis else kernel.T
+    mesh = mesh and make_mesh(*mesh)
+    options = dict(vocab_axis=vocab_axis, vocab_size=53, soft_cap=soft_cap, chunk=7, mesh=mesh, **terms)
+    ours = compare(hidden, kernel, targets, weights, **options)
+    gradient = ours["d head"] if vocab_axis else ours["d head"].T
+    assert not np.asarray(gradient[:, 53:]).any() and np.asarray(gradient[:, :53]).all()
+    outside, _ = value_and_gradients(hidden, kernel, np.full_like(targets, 53), np.ones_like(weights), **options)
+    assert np.isnan(outside["nll"]).all()
 
 
 def test_rows_that_do_not_divide_the_mesh():

@@ -8,8 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from family_configs import MORE_CONFIGS
-from tiny_models import CONFIGS
+from tiny_models import ALL_CONFIGS
 from tiny_run import make_rows, metrics, tiny_config
 
 import sft_jax
@@ -217,11 +216,12 @@ def test_epochs_that_steps_win_over_are_told(folder, capsys):
 
 
 def test_frozen_kernels_cost_less(folder):
-    shapes = {"runs.0.0.mlp.up.kernel": (3, 5), "runs.0.0.norm.scale": (5,), "embed.embedding": (7, 3)}
+    spec = spec_from_config(ALL_CONFIGS["granite"])  # 99 tokens in 128 rows
+    shapes = {"runs.0.0.mlp.up.kernel": (3, 5), "runs.0.0.norm.scale": (5,), "embed.embedding": (128, 3)}
     choices = [Choice(path, shape, "", 1.0, 0.0, frozen="mlp" in path, matrix=True) for path, shape in shapes.items()]
-    assert matmul_parameters(choices, spec_from_config(CONFIGS["llama"])) == (21, 15)
+    assert matmul_parameters(choices, spec) == (297, 15)
     experts = [Choice("runs.0.1.mlp.up.kernel", (2, 8, 3, 5), "", 1.0, 0.0, frozen=False, matrix=True)]
-    assert matmul_parameters(experts, spec_from_config(MORE_CONFIGS["qwen2_moe"])) == (2 * 3 * 3 * 5, 0)  # 3 of 8 are used
+    assert matmul_parameters(experts, spec_from_config(ALL_CONFIGS["qwen2_moe"])) == (2 * 3 * 3 * 5, 0)  # 3 of 8 are used
     assert training_flops(21, 15, 0, 10, 0) == 10 * (6 * 21 + 4 * 15)
 
 

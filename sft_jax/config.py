@@ -14,7 +14,7 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
-from sft_jax.config_checks import check_finite, check_local, check_supervise, check_template_arguments
+from sft_jax.config_checks import check_finite, check_local, check_supervise, check_template_arguments, check_tokens
 from sft_jax.errors import UserError, did_you_mean
 
 FormatName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]
@@ -78,6 +78,8 @@ class DataConfig:
     overlength: OverlengthPolicy = "error"
     chat_template: str = "auto"  # "auto" (the model's own), "none", a built-in name such as "chatml", or a file
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as {"enable_thinking": False}
+    add_tokens: tuple[str, ...] = ()  # special tokens that the model is given if it has them not, such as those that a
+    #                                   template writes: "<|im_start|>,<|im_end|>"
     allow_special_tokens_in_content: bool = False
     bad_rows: Literal["error", "skip"] = "error"  # a row that cannot be used stops the run, or is counted and left out
     cache_dir: str = ""  # of prepared data; empty = the user's cache folder
@@ -368,6 +370,7 @@ def _check(config: Config) -> None:
         check_local("data.cache_dir", data.cache_dir)
     check_supervise("data.supervise", data.supervise)
     check_template_arguments("data.chat_template_kwargs", data.chat_template_kwargs)
+    check_tokens("data.add_tokens", data.add_tokens)
     require(
         data.weight_by == "documents" or data.train[0].weight is not None,
         f"data.weight_by: is '{data.weight_by}' but no set has a weight; give every set of data.train one.",

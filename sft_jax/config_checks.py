@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.errors import UserError, did_you_mean
@@ -50,6 +51,20 @@ def check_template_arguments(key: str, arguments: dict[str, Any]) -> None:
         if name in arguments:
             raise UserError(f"{key}: '{name}' is what every render sets itself; leave it out.")
     _check_json(key, arguments)
+
+
+def check_tokens(key: str, tokens: Sequence[str]) -> None:
+    """Raises UserError for texts that cannot be tokens, and for one that is named twice."""
+    for index, text in enumerate(tokens):
+        if not text or text != text.strip():
+            raise UserError(
+                f"{key}[{index}]: {text!r}: a token is not empty, and neither begins nor ends with white space, which templates "
+                "and tokenizers take away; leave it out."
+            )
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise UserError(f"{key}[{index}]: {text!r} holds half of a surrogate pair, which no tokenizer can read.")
+        if text in tokens[:index]:
+            raise UserError(f"{key}: {text!r} is named twice; leave one of them out.")
 
 
 def _check_json(key: str, value: Any) -> None:

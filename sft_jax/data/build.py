@@ -62,6 +62,8 @@ def build_store(
     used = done = watchdog = 0
     read_clock = False
     largest = {"id": -1, "file": 0, "line": 0}  # token id, and the first row that has it
+    added = {text: vocabulary.tokenizer.added_tokens[text] for text in vocabulary.add_tokens}
+    added_counts: Counter[str] = Counter()
     file_numbers = {name: index for index, name in enumerate(rows.names)}
     reported = time.monotonic()
 
@@ -84,6 +86,7 @@ def build_store(
                     file, line = places[np.searchsorted(np.cumsum(part.lengths), token, side="right")].tolist()
                     largest = {"id": int(part.ids[token]), "file": file, "line": line}
                     vocabulary.check(largest["id"], rows.names[file], line)
+                added_counts.update({text: int(np.sum(part.ids == token)) for text, token in added.items()})
                 writer.append(part, places[:, 0], places[:, 1])
                 used += sum(encoded.kinds.values())
                 kinds.update(encoded.kinds)
@@ -106,6 +109,7 @@ def build_store(
             raise UserError(f"{what}: none of its {len(rows):,} rows can be used:{_list_of(bad, rows)}")
         counted = {"rows": len(rows), "used_rows": used, "kinds": dict(kinds), "counts": dict(counts)}
         counted |= {"unused_fields": dict(unused.most_common(FIELDS_NAMED)), "largest": largest}
+        counted["added_tokens"] = dict(added_counts)
         counted["more_unused_fields"] = max(0, len(unused) - FIELDS_NAMED)
         name = circumstances.folder_name(fingerprint, read_clock, watchdog > 0)
         writer.finish(list(rows.names), {**meta, **counted}, bad, parent / name)

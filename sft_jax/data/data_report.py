@@ -35,6 +35,7 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
         "seam_cuts": meta["kinds"].get("cut", 0),
         "per_turn": meta["kinds"].get("per_turn", 0),
         "kinds": meta["kinds"],
+        "added_tokens": meta["added_tokens"],
         "counts": meta["counts"],
         "over_length": counts.as_dict(),
         "documents": len(documents),

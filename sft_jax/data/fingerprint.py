@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def tokens_fingerprint(
     )  # fmt: skip
 
 
-def tokenizer_files_fingerprint(folder: Path) -> str:
-    """Returns the fingerprint of what a tokenizer may be made of in a directory, and of the code that reads it."""
+def tokenizer_files_fingerprint(folder: Path, add_tokens: Sequence[str]) -> str:
+    """Returns the fingerprint of what a tokenizer may be made of: files, tokens to add, and the code that reads them."""
     patterns = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "additional_chat_templates/*")
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     digests = {
@@ -56,7 +57,7 @@ def tokenizer_files_fingerprint(folder: Path) -> str:
         if not path.name.endswith((".index.json", "generation_config.json"))
     }
     versions = {name: metadata.version(name) for name in ("transformers", *_LIBRARIES)}
-    return _hash({"code": source_hash(), "libraries": versions, "files": digests})
+    return _hash({"code": source_hash(), "libraries": versions, "files": digests, "add_tokens": list(add_tokens)})
 
 
 @functools.cache

@@ -1,28 +1,23 @@
-"""Hugging Face fast tokenizers: loaded by transformers, kept as the plain `tokenizers` backend."""
+"""Hugging Face fast tokenizers: loaded by transformers (`hf_load`), kept as the plain `tokenizers` backend."""
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import tokenizers
 
 from sft_jax.data.alignment import Encoding, TokenBytes, align, without_gaps
-from sft_jax.data.tokenizer_files import read_files, write_files
+from sft_jax.data.tokenizer_files import write_files
 from sft_jax.errors import UserError
 
-# Loading compares ids with transformers' on these, so that a tokenizer that works on the text in Python is noticed.
-PROBES = ("Hello  world,\n it's 12345.67!", " \t leading", "naïve ½ 漢字 🤗🇩🇪", "def f(x):\n    return x\n", "▁a <s>")
-
-
 class HFTokenizer:
-    """See `sft_jax.data.tokens.Tokenizer`. Made by `load_hf`."""
+    """See `sft_jax.data.tokens.Tokenizer`. Made by `hf_load.load_hf`."""
 
     def __init__(self, values: dict, files: dict[str, bytes], backend: str):
-        """`values` is described in `load_hf`; `files` are the original ones; `backend` is a tokenizer.json."""
+        """`values` are those that `hf_load` collects; `files` are the original ones; `backend` is a tokenizer.json."""
         self._values = values
         self._files = files
         self._backend = backend
@@ -143,72 +138,6 @@ class HFTokenizer:
         values = {key: value for key, value in values.items() if key != "kind"}
         originals = {name.removeprefix("original/"): data for name, data in files.items() if name != "backend"}
         return cls(values, originals, files["backend"].decode())
-
-
-def load_hf(folder: Path) -> HFTokenizer:
-    """Loads a directory through transformers and keeps the backend. Raises UserError naming the directory."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell everybody without torch that torch is missing
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises bare Exceptions for files it cannot parse
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "copy the tokenizer's files again"
-        if "trust_remote_code" in str(error):
-            remedy = "code of a model repository is never run; use a tokenizer.json without auto_map"
-        raise UserError(f"{folder}: transformers cannot load the tokenizer ({reason}); {remedy}.") from error
-    if not getattr(loaded, "is_fast", False):
-        raise UserError(f"{folder}: {type(loaded).__name__} is not a fast tokenizer; convert it to a tokenizer.json.")
-    backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    prefix = _plain_prefix(loaded)
-    # Not needed for ids without special tokens, and ByteLevel's would cut white space out of the offsets.
-    backend.post_processor = None
-    backend.no_truncation()
-    backend.no_padding()
-    added = {token_id: token for token_id, token in backend.get_added_tokens_decoder().items()}
-    template = loaded.chat_template
-    template = template.get("default") if isinstance(template, dict) else template
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    if not vocabulary:
-        raise UserError(f"{folder}: the tokenizer has no vocabulary; copy the tokenizer's files again.")
-    is_bpe = isinstance(backend.model, tokenizers.models.BPE)
-    forced = getattr(loaded, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
-    values = {
-        "vocab_size": max(vocabulary.values()) + 1,
-        "bos_id": loaded.bos_token_id,
-        "eos_id": loaded.eos_token_id,
-        "pad_id": loaded.pad_token_id,
-        "chat_template": template,
-        "original_template": template,
-        "special_tokens": {
-            name: str(text) for name, text in loaded.special_tokens_map.items() if isinstance(text, str)
-        },
-        "added_tokens": {token.content: token_id for token_id, token in sorted(added.items())},
-        "special_added_tokens": sorted(token.content for token in added.values() if token.special),
-        "plain_prefix": prefix,
-        "encode_special_tokens": bool(loaded.split_special_tokens),
-        "clean_up": bool(loaded.clean_up_tokenization_spaces and (not is_bpe or forced)),
-        "remap": None,  # id of the backend -> id, in a tokenizer with aliases
-    }
-    tokenizer = HFTokenizer(values, read_files(folder), backend.to_str())
-    for probe in PROBES:
-        if tokenizer.encode(probe) != loaded(probe, add_special_tokens=False)["input_ids"]:
-            raise UserError(
-                f"{folder}: {type(loaded).__name__} changes text in Python code, so its ids are not those of its "
-                "tokenizer.json; save it as a plain PreTrainedTokenizerFast."
-            )
-    return tokenizer
-
-
-def _plain_prefix(loaded) -> list[int]:
-    """Returns the ids that the post-processor puts before plain text."""
-    plain = loaded("a", add_special_tokens=False)["input_ids"]
-    whole = loaded("a")["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start]
-    return []
 
 
 def _rename(state: dict, aliases: dict[str, str]) -> None:

@@ -69,14 +69,14 @@ def prepare(
 
     Raises UserError, naming file and line or key and the remedy, for every kind of input that cannot be used.
     """
-    cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
+    cache = cache_folder(config)
     opened = [  # before the tokenizer, which may take seconds to load: a wrong path is told at once
         (split, key, item, open_rows(item.path, key))
         for split, items in (("train", config.train), ("eval", config.eval))
         for index, item in enumerate(items)
         for key in [data_set_key(split, index, item.name, len(items))]
     ]
-    tokenizer, tokenizer_folder = open_tokenizer(model_path, cache)
+    tokenizer, tokenizer_folder = open_tokenizer(model_path, cache, config.add_tokens)
     tokenizer_hash = tokenizer.fingerprint  # of megabytes, so once
     template = template_source(config.chat_template, tokenizer)
     date = datetime.date.fromisoformat(rendered_at) if rendered_at else datetime.date.today()
@@ -89,9 +89,15 @@ def prepare(
         )  # fmt: skip
         sets[split].append(DataSet(key, item, files, fingerprint))
     circumstances = Circumstances(date, config.row_timeout, config.row_memory_mb)
-    vocabulary = Vocabulary(vocab_size, tokenizer, model_path)
+    vocabulary = Vocabulary(vocab_size, tokenizer, model_path, config.add_tokens)
     maker = StoreMaker(config, cache / "tokens", vocabulary, tokenizer_folder, template, circumstances, log)
     maker.open_all(sets["train"] + sets["eval"])
+    unused = [text for text in config.add_tokens if not any(item.store.meta["added_tokens"][text] for item in sets["train"])]
+    if unused:
+        log(
+            f"data.add_tokens: no training row holds {', '.join(map(repr, unused))}, so its use is not learned. A chat template must "
+            "write it; content never becomes a control token unless data.allow_special_tokens_in_content is set."
+        )
 
     corpus = Corpus([item.config.name for item in sets["train"]], [item.store for item in sets["train"]])
     documents, report = _apply_overlength(corpus, sets["train"], config.max_length)
@@ -119,6 +125,11 @@ def prepare(
     }
     report = {**reports, "fingerprints": fingerprints, "rendered_at": date.isoformat()}
     return PreparedData(train, held_out, tokenizer, report, fingerprints, date.isoformat())
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Returns the folder in which prepared data are kept."""
+    return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
 
 
 def default_cache() -> Path:

@@ -1,11 +1,13 @@
 """What a SentencePiece model and the files beside it say about a tokenizer."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as schema
 
+from sft_jax.data.added_tokens import with_tokens
 from sft_jax.data.sentencepiece_tokenizer import MODEL, Piece, SentencePieceTokenizer
 from sft_jax.data.tokenizer_files import CONFIG, TEMPLATE, read_files
 from sft_jax.errors import UserError
@@ -13,8 +15,11 @@ from sft_jax.errors import UserError
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
-    """Loads a SentencePiece model file, with the tokenizer_config.json beside it where there is one."""
+def load_sentencepiece(path: Path, add_tokens: Sequence[str] = ()) -> SentencePieceTokenizer:
+    """Loads a SentencePiece model file, with the tokenizer_config.json beside it where there is one.
+
+    Tokens to add get the next ids, but those that are ordinary pieces of the model keep theirs.
+    """
     try:
         data = path.read_bytes()
         proto = schema.ModelProto.FromString(data)
@@ -66,12 +71,21 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
             if text not in added:  # as transformers does with every special token that a config names
                 added[text] = pieces[text]
                 special.add(text)
+    vocab_size = max(len(proto.pieces), max(added.values(), default=-1) + 1)
+    new = {}
+    for text in add_tokens:
+        if text not in added:
+            new[text] = added[text] = pieces.get(text, vocab_size)
+            special.add(text)
+            vocab_size = max(vocab_size, added[text] + 1)
+    if new:
+        files = with_tokens(files, new)
     lookup = {**pieces, **added}
     ids = {name: lookup[text] for name, text in named.items()}
     template = _template(path.parent, config)
     prefix = [ids["bos_token"]] if "bos_token" in ids and config.get("add_bos_token", True) else []
     values = {
-        "vocab_size": max(len(proto.pieces), max(added.values(), default=-1) + 1),
+        "vocab_size": vocab_size,
         "bos_id": ids.get("bos_token"),
         "eos_id": ids.get("eos_token"),
         "pad_id": ids.get("pad_token"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from sft_jax.data.fingerprint import folder_hash, tokenizer_files_fingerprint
@@ -12,17 +13,18 @@ from sft_jax.data.tokens import Tokenizer, load_stored_tokenizer, load_tokenizer
 _CHECKSUM = "checksum"  # of the files of a stored tokenizer
 
 
-def open_tokenizer(model_path: str, cache: Path) -> tuple[Tokenizer, Path]:
+def open_tokenizer(model_path: str, cache: Path, add_tokens: Sequence[str] = ()) -> tuple[Tokenizer, Path]:
     """Returns the tokenizer of a model, and the folder in `cache` where it is stored for workers and later starts.
 
-    The stored one is used while the files of a model directory and the library that reads them stay the same; then
-    transformers, which takes seconds to import, is not needed. The tokenizer of a hub id is always loaded.
+    It is that of `load_tokenizer`, with `add_tokens`. The stored one is used while the files of a model directory and the
+    library that reads them stay the same; then transformers, which takes seconds to import, is not needed. The tokenizer
+    of a hub id is always loaded.
     """
     source = Path(model_path).expanduser()
-    folder = cache / "tokenizers" / tokenizer_files_fingerprint(source) if source.is_dir() else None
+    folder = cache / "tokenizers" / tokenizer_files_fingerprint(source, add_tokens) if source.is_dir() else None
     if folder is not None and _is_whole(folder):
         return load_stored_tokenizer(folder), folder
-    tokenizer = load_tokenizer(model_path)
+    tokenizer = load_tokenizer(model_path, add_tokens)
     if folder is None:
         folder = cache / "tokenizers" / tokenizer.fingerprint[:32]
         if _is_whole(folder):

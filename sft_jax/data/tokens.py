@@ -65,34 +65,37 @@ class Tokenizer(Protocol):
         """Returns what rebuilds the object: JSON values and named files."""
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, add_tokens: Sequence[str] = ()) -> Tokenizer:
     """Loads a tokenizer from a model directory, a hub id, a `tokenizer.json` or a SentencePiece `.model` file.
 
     A directory with a `tokenizer.json` (or `vocab.json` and `merges.txt`) is read through transformers, whose ids are
     the truth because servers use them. One that has only a `tokenizer.model` is read by SentencePiece itself. Code of
     a model repository is never run. Raises UserError naming the directory and the remedy.
+
+    `add_tokens` are made special tokens with ids of their own; one that is an added token already stays what it is, and
+    one that is in the vocabulary otherwise keeps its id.
     """
-    from sft_jax.data.hf_tokenizer import load_hf
+    from sft_jax.data.hf_load import load_hf
     from sft_jax.data.sentencepiece_load import load_sentencepiece
 
     text = os.fspath(path)
     folder = Path(text).expanduser()
     if folder.is_file():
         if folder.suffix == ".model":
-            return load_sentencepiece(folder)
+            return load_sentencepiece(folder, add_tokens)
         if folder.name == "tokenizer.json":
-            return load_hf(folder.parent)
+            return load_hf(folder.parent, add_tokens)
         raise UserError(
             f"{folder}: is not a tokenizer; name a directory, a tokenizer.json or a SentencePiece .model file."
         )
     if not folder.is_dir():
         folder = _download(text)
     if (folder / "tokenizer.json").is_file():
-        return load_hf(folder)
+        return load_hf(folder, add_tokens)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return load_hf(folder)
+        return load_hf(folder, add_tokens)
     if (folder / "tokenizer.model").is_file():
-        return load_sentencepiece(folder / "tokenizer.model")
+        return load_sentencepiece(folder / "tokenizer.model", add_tokens)
     if (folder / "tekken.json").is_file():
         raise UserError(
             f"{folder}: has only a tekken.json, which is not read here; "

@@ -34,6 +34,7 @@ from sft_jax.hf.source import (
     PARAM_DTYPES,
     Provenance,
     Source,
+    added_tokens_of,
     checkpoint_of,
     find_model,
     has_export,
@@ -48,6 +49,8 @@ from sft_jax.model.families import spec_from_config
 from sft_jax.model.layers import dtype_of
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_leaves, path_name, shardings
+from sft_jax.model.spec import DecoderSpec
+from sft_jax.model.vocabulary import with_more_tokens
 
 
 def load(
@@ -79,14 +82,15 @@ def load_decoder(
     *,
     init: str = "checkpoint",
     seed: int = 0,
+    vocab_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """Reads a decoder from a Hugging Face directory, hub id or run, laid out over `mesh` (default: one device).
 
     `param_dtype` None keeps the dtype of the file. With `init` "random" only config.json is read and parameters are
-    drawn from `seed`, the same on every mesh. The decoder's attribute `source` says where it came from; an export
-    carries it along, and `source.fingerprint` is of the numbers as they are stored. `progress` is that of `load`. Raises
-    UserError for whatever is wrong with the directory.
+    drawn from `seed`, the same on every mesh. With a `vocab_size` above its own the model is given more tokens. The
+    decoder's attribute `source` says where it came from; an export carries it along, and `source.fingerprint` is of the
+    numbers as they are stored. `progress` is that of `load`. Raises UserError for whatever is wrong with the directory.
     """
     if init not in ("checkpoint", "random"):
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
@@ -96,10 +100,27 @@ def load_decoder(
     folder = agree(lambda: find_model(path))
     source = agree(lambda: read_source(folder, str(path)))
     if init == "random":
+        source = source if vocab_size is None else source.with_vocab_size(vocab_size)
         return _random_decoder(source, options, mesh, param_dtype or "float32", seed)
     run = Path(path).expanduser()
     if is_run(run) and checkpoint_of(run) is not None:
-        return _restored_decoder(source, options, mesh, run, param_dtype)
+        decoder = _restored_decoder(source, options, mesh, run, param_dtype)
+    else:
+        decoder = _read_decoder(source, options, mesh, folder, param_dtype, progress)
+    if vocab_size is None or vocab_size <= decoder.spec.vocab_size:
+        return decoder
+    return with_more_tokens(decoder, abstract_decoder(decoder.source.with_vocab_size(vocab_size), options, mesh))
+
+
+def _read_decoder(
+    source: Source,
+    options: Options,
+    mesh: Mesh,
+    folder: Path,
+    param_dtype: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> Decoder:
+    """Returns a decoder with the parameters in the files of a Hugging Face directory."""
     decoder = abstract_decoder(source, options, mesh)
     tensors = agree(lambda: open_model(folder))
     table = name_table(source.config_dict())
@@ -117,16 +138,20 @@ def load_decoder(
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
 
-def load_model_tokenizer(path: str | Path) -> Tokenizer | None:
-    """Returns the tokenizer of what `load_decoder` reads, with the run's chat template; None where there is none."""
+def load_model_tokenizer(path: str | Path, add_tokens: Sequence[str] = ()) -> Tokenizer | None:
+    """Returns the tokenizer of what `load_decoder` reads, with the run's chat template; None where there is none.
+
+    It is given the tokens that runs on the way to `path` have added, and `add_tokens`.
+    """
     folder = find_model(path)
     if not has_tokenizer(folder):
         return None
     run = Path(path).expanduser()
     if not is_run(run) or has_export(run):
-        return load_tokenizer(folder)
+        return load_tokenizer(folder, add_tokens)
     config = run_config(run)
-    tokenizer = load_model_tokenizer(config["model"]["path"])
+    tokens = tuple(dict.fromkeys((*added_tokens_of(run), *add_tokens)))
+    tokenizer = load_model_tokenizer(config["model"]["path"], tokens)
     template = resolve_template(config["data"]["chat_template"], tokenizer)
     return tokenizer if template is None else tokenizer.with_chat_template(template.source)
 
@@ -137,14 +162,19 @@ def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: 
     What restoring a checkpoint fills, and what compiling ahead of time needs. Raises UserError naming the model and
     the field of config.json, or the parameter that the mesh does not divide.
     """
-    try:
-        spec = spec_from_config(source.config_dict())
-    except UserError as error:
-        raise UserError(f"{source.name}: {error}") from error
+    spec = spec_of(source)
     decoder = nnx.eval_shape(lambda: Decoder(spec, options, jax.random.key(0), param_dtype))
     decoder.source = source
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, decoder, shardings(decoder, mesh))
+
+
+def spec_of(source: Source) -> DecoderSpec:
+    """Returns what the model computes. Raises UserError naming the model and the field of config.json."""
+    try:
+        return spec_from_config(source.config_dict())
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}") from error
 
 
 def _fingerprint(

@@ -56,6 +56,16 @@ class Source:
         dtype = config.get("dtype", config.get("torch_dtype"))
         return dtype if dtype in PARAM_DTYPES else None
 
+    def with_vocab_size(self, size: int) -> "Source":
+        """Returns the model with another number of tokens."""
+        config = self.config_dict()
+        text = config.get("text_config")  # of a model that is more than its language model
+        if isinstance(text, dict):
+            config["text_config"] = text | {"vocab_size": size}
+        if not isinstance(text, dict) or "vocab_size" in config:
+            config["vocab_size"] = size
+        return self if config == self.config_dict() else dataclasses.replace(self, config=json.dumps(config, indent=2))
+
     def generation_dict(self) -> dict[str, Any]:
         """Returns generation_config.json, or what config.json says about special tokens where there is none."""
         if self.generation_config is not None:
@@ -131,6 +141,15 @@ def chat_template_of(path: str | Path) -> str:
     config = run_config(folder)
     setting = config["data"].get("chat_template", "auto")
     return chat_template_of(config["model"]["path"]) if setting == "auto" else "auto" if setting == "none" else setting
+
+
+def added_tokens_of(path: str | Path) -> tuple[str, ...]:
+    """Returns the tokens that a run added to those of the model that it began with; none for what is no run.
+
+    Its `data.add_tokens` has those of the runs before it as well.
+    """
+    folder = as_folder(path)
+    return tuple(run_config(folder)["data"].get("add_tokens", ())) if folder.is_dir() and is_run(folder) else ()
 
 
 def is_run(folder: Path) -> bool:

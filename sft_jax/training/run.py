@@ -21,7 +21,7 @@ from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
 from sft_jax.hf.progress import LoadProgress
-from sft_jax.hf.source import chat_template_of, find_model, lasting_path, read_source
+from sft_jax.hf.source import added_tokens_of, chat_template_of, find_model, lasting_path, read_source
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
@@ -41,6 +41,7 @@ from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
 from sft_jax.training.state import abstract_state, create_state
 from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.vocabulary import with_added_tokens
 from sft_jax.training.votes import Votes
 from sft_jax.training.wandb_run import check_wandb
 from sft_jax.training.window import Window
@@ -71,11 +72,13 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
 
 
 def _resolved(config: Config) -> Config:
-    """Returns the configuration as it is recorded: the base wherever the run is used from, the template of an earlier run."""
+    """Returns the configuration as it is recorded: the base wherever the run is used from; an earlier run's template and tokens."""
     model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
     data = config.data
     if data.chat_template == "auto":
         data = dataclasses.replace(data, chat_template=chat_template_of(model.path))
+    tokens = dict.fromkeys((*added_tokens_of(model.path), *data.add_tokens))
+    data = dataclasses.replace(data, add_tokens=tuple(tokens))
     return dataclasses.replace(config, model=model, data=data)
 
 
@@ -93,6 +96,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         attention=config.model.attention, neftune=config.train.neftune, constrain=constrain_fn(mesh),
     )  # fmt: skip
     source = agree(lambda: read_source(find_model(config.model.path), config.model.path))
+    source = agree(lambda: with_added_tokens(config, source, log=report.say))
     index, count = agree(lambda: row_share(mesh))
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
     make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
@@ -125,7 +129,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             with LoadProgress(config.model.path, shown=first_process) as loaded:
                 decoder = load_decoder(
                     config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed,
-                    progress=loaded,
+                    vocab_size=abstract.spec.vocab_size, progress=loaded,
                 )  # fmt: skip
             if decoder.source.ignored:
                 report.say(f"Tensors of the checkpoint that hold no parameter: {', '.join(decoder.source.ignored)}.")

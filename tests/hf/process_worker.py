@@ -1,6 +1,6 @@
 """One of several processes that load, save and export a model together: `process_worker.py MODEL OUT PORT COUNT INDEX`.
 
-Prints one JSON object: bytes read, the sum of every parameter, and how each export ended.
+Prints one JSON object: bytes read, the sum of every parameter, and how each export ended. "larger" has three more tokens.
 """
 
 import json
@@ -39,6 +39,8 @@ result["sums"] = {
     path: float(jnp.sum(jnp.abs(leaf.get_value())).block_until_ready()) for path, leaf in named_leaves(decoder)
 }
 result["logit_difference"] = export_checkpoint(decoder, None, out / "exported", max_shard_size=30_000).logit_difference
+larger = load_decoder(model, Options(), make_mesh(1, 4, 2), vocab_size=99)
+result["larger_difference"] = export_checkpoint(larger, None, out / "larger").logit_difference
 
 
 def failure(path: Path) -> str:

@@ -79,6 +79,15 @@ def test_what_they_write_is_the_model(name, model, results):
     assert all(result["logit_difference"] < 1e-5 for result in results[1])
 
 
+def test_new_tokens_are_those_of_one_process(model, results):
+    name = "model.embed_tokens.weight"
+    before, after = open_tensors(model).read(name), open_tensors(results[0] / "larger").read(name)
+    mean = before.astype(np.float64).mean(axis=0).astype(np.float32)
+    np.testing.assert_array_equal(after, np.concatenate([before, [mean] * 3]))
+    assert json.loads((results[0] / "larger/config.json").read_text())["vocab_size"] == 99
+    assert all(result["larger_difference"] < 1e-5 for result in results[1])
+
+
 def test_a_model_that_one_process_cannot_see_ends_all(results):
     first, second = results[1]
     assert first["absent"].startswith("UserError: Process 1 failed")
@@ -91,4 +100,4 @@ def test_a_failure_of_the_first_process_ends_all(results):
     assert first["full"].startswith("UserError") and "the disk is full" in first["full"]
     assert second["taken"].startswith("UserError: Process 0") and second["full"].startswith("RuntimeError: Process 0")
     assert first["after"] == second["after"] == "saved"
-    assert {path.name for path in results[0].iterdir()} == {"exported", "after"}
+    assert {path.name for path in results[0].iterdir()} == {"exported", "larger", "after"}

@@ -1,13 +1,16 @@
 """Finding a model's directory, and what of it is carried along."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from tiny_models import ALL_CONFIGS
 
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Provenance, Source, find_model, has_tokenizer, read_source
+from sft_jax.model.families import spec_from_config
 
 
 def source(config: dict, generation: dict | None = None) -> Source:
@@ -94,6 +97,16 @@ def test_has_tokenizer(name, tmp_path):
     assert not has_tokenizer(tmp_path)
     (tmp_path / name).write_text("")
     assert has_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_multimodal"])
+def test_another_number_of_tokens(name):
+    """Where config.json names it, of a model that is more than its language model too; all else stays, as does the text."""
+    source = Source("x", json.dumps(ALL_CONFIGS[name]), None)
+    larger = source.with_vocab_size(131)
+    assert spec_from_config(larger.config_dict()) == dataclasses.replace(spec_from_config(source.config_dict()), vocab_size=131)
+    assert larger.with_vocab_size(96).config_dict() == source.config_dict()
+    assert source.with_vocab_size(96) is source
 
 
 IMPOSSIBLE = ["", "x" * 300, "a\0b", "~nobody-here/x", "\ud800"]

@@ -1,0 +1,31 @@
+"""The tokens that `data.add_tokens` gives the tokenizer, and a model that has room for them."""
+
+from collections.abc import Callable
+
+from sft_jax.config import Config
+from sft_jax.data.prepare import cache_folder
+from sft_jax.data.tokenizer_cache import open_tokenizer
+from sft_jax.data.vocabulary import vocabulary_size
+from sft_jax.hf.load import spec_of
+from sft_jax.hf.source import Source, find_model
+
+
+def with_added_tokens(config: Config, source: Source, log: Callable[[str], None]) -> Source:
+    """Returns the model with as many tokens as its tokenizer has with `data.add_tokens`; says which ids they have.
+
+    Raises UserError where the tokenizer cannot be given them, or belongs to another model.
+    """
+    tokens = config.data.add_tokens
+    if not tokens:
+        return source
+    folder, cache, size = str(find_model(config.model.path)), cache_folder(config.data), spec_of(source).vocab_size
+    before, _ = open_tokenizer(folder, cache)
+    after, _ = open_tokenizer(folder, cache, tokens)
+    new_size = vocabulary_size(after, size, folder)
+    ids = [f"{text} is {after.added_tokens[text]}{' as before' if text in before.added_tokens else ''}" for text in tokens]
+    room = f"has rows for them among its {size:,}"
+    if new_size > size:
+        room = f"goes from {size:,} to {new_size:,} tokens"
+        room += ", of which new ones begin as the mean of all others" if config.model.init == "checkpoint" else ""
+    log(f"data.add_tokens: {', '.join(ids)}. The model {room}.")
+    return source.with_vocab_size(new_size)

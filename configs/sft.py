@@ -3,7 +3,7 @@
     python -m sft_jax.train --config configs/sft.py --workdir runs/mine \\
         --config.model.path=MODEL --config.data.train=train.jsonl --config.data.eval=held_out.jsonl
 
-`MODEL` is a Hugging Face directory or hub id, or the workdir of an earlier run. Rows are JSONL or JSON (`.gz` too):
+`MODEL` is a Hugging Face directory or hub id, the workdir of an earlier run, or an adapter of PEFT. Rows are JSONL or JSON (`.gz` too):
 chats, prompt/completion pairs, alpaca, ShareGPT or plain text; the format is detected. Flags that are often wanted:
 
     --config.data.max_length=4096             tokens in a packed row (documents share rows and never see each other)
@@ -12,6 +12,7 @@ chats, prompt/completion pairs, alpaca, ShareGPT or plain text; the format is de
     --config.train.batch_size=32              rows of max_length in an optimizer step, over all devices
     --config.train.micro_batch_size=8         rows at a time, for less memory; the step computes the same
     --config.optim.learning_rate=2e-5
+    --config.adapter.name=lora                train an adapter beside the model (with a learning rate of about 2e-4)
     --config.eval.every=200                   steps; --config.eval.generate=64 also answers and scores 64 prompts
     --config.mesh.tensor=2                    devices along each axis: data, fsdp (-1: all that are left), tensor
 

@@ -1,4 +1,4 @@
-"""Talks to a model in the terminal: python -m sft_jax.chat --model DIR_OR_WORKDIR [--prompt TEXT]
+"""Talks to a model in the terminal: python -m sft_jax.chat --model DIR_OR_WORKDIR_OR_ADAPTER [--prompt TEXT]
 
 A model with a chat template holds a conversation; one without goes on from what is typed. Ctrl-C ends an answer, Ctrl-C
 or Ctrl-D at the prompt ends the chat, /new begins a new one. With --prompt the answer is printed and that is all. Exit
@@ -18,6 +18,7 @@ from sft_jax.config_checks import check_template_arguments
 from sft_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, or workdir of a run.")
+_BASE = flags.DEFINE_string("base", None, "The base of an adapter, where it is not where the adapter says.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Print the answer to this, instead of a conversation.")
 _SYSTEM = flags.DEFINE_string("system", None, "System message at the start of a conversation.")
 _TEMPLATE = flags.DEFINE_string("chat_template", "auto", "auto (the model's own), none, a built-in name or a file.")
@@ -92,7 +93,7 @@ def _load():
     from sft_jax.model.options import Options
     from sft_jax.model.sharding import constrain_fn, make_mesh
 
-    dtype = read_source(find_model(_MODEL.value), _MODEL.value).dtype
+    dtype = read_source(find_model(_MODEL.value, _BASE.value), _MODEL.value).dtype
     devices = jax.local_devices()
     if not 1 <= _TENSOR.value <= len(devices):
         raise UserError(f"--tensor: must be within 1 and the {len(devices)} devices here, not {_TENSOR.value}.")
@@ -100,7 +101,7 @@ def _load():
     half = dtype in ("bfloat16", "float16") and devices[0].platform != "cpu"
     options = Options(compute_dtype="bfloat16" if half else "float32", constrain=constrain_fn(mesh))
     with LoadProgress(_MODEL.value) as progress:
-        model, tokenizer = load(_MODEL.value, options=options, mesh=mesh, progress=progress)
+        model, tokenizer = load(_MODEL.value, options=options, mesh=mesh, progress=progress, base=_BASE.value)
     if tokenizer is None:
         raise UserError(f"{_MODEL.value}: has no tokenizer; put its tokenizer.json or tokenizer.model there.")
     return model, tokenizer

@@ -25,7 +25,7 @@ OverlengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "
 class ModelConfig:
     """Where the model comes from and how its arithmetic is done."""
 
-    path: str = ""  # Hugging Face directory or hub id, or the workdir of an earlier run
+    path: str = ""  # Hugging Face directory or hub id, the workdir of an earlier run, or an adapter of PEFT (merged)
     init: Literal["checkpoint", "random"] = "checkpoint"  # "random": config.json only, weights drawn from `seed`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters and the optimizer state
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of matmul operands; norms, softmax, loss are fp32
@@ -112,6 +112,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained beside a base that stays as it is; without an adapter the model itself is trained."""
+
+    name: Literal["none", "lora", "dora"] = "none"
+    path: str = ""  # an adapter to go on with: a directory of PEFT, or a run that has written one; decides what follows to init
+    rank: int = 16
+    alpha: float = 32.0  # the adapter counts alpha / rank times
+    targets: tuple[str, ...] = ()  # patterns of projections, "embed" and "lm_head"; empty = all projections of the blocks
+    train: tuple[str, ...] = ()  # patterns of parameters of the base that are trained whole, such as "norm"
+    tokens: tuple[int | str, ...] = ()  # ids or texts of tokens whose rows of embedding and head are trained
+    rslora: bool = False  # alpha / sqrt(rank) instead of alpha / rank
+    init: Literal["default", "pissa"] = "default"  # "pissa": begin with the principal part of each kernel
+    dropout: float = 0.0  # of what adapters read
+    lora_plus: float = 1.0  # factor on the learning rate of the matrices that begin with zero, such as 16
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """What training minimises beside the negative log-likelihood, which is the loss that is reported and evaluated."""
 
@@ -183,6 +200,7 @@ class Config:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -273,9 +291,10 @@ def _convert(kind, value, key: str):
         return value
     if origin in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
-        return _convert(options[0], value, key)
+        fitting = [option for option in options if isinstance(option, type) and isinstance(value, option)]
+        return _convert((fitting or options)[0], value, key)
     if origin is tuple:
-        if isinstance(value, str) and typing.get_args(kind)[0] is str:
+        if isinstance(value, str) and typing.get_args(kind)[0] in (str, int | str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key}: must be a list, not {_show(value)}.")
@@ -392,6 +411,7 @@ def _check(config: Config) -> None:
         value = getattr(optim, name)
         require(value is None or 0 <= value < 1, f"optim.{name}: must be at least 0 and below 1, not {value}.")
     require(optim.eps is None or optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
+    _check_adapter(config.adapter, require)
     require(config.loss.z_loss >= 0, f"loss.z_loss: must be 0 (off) or more, not {config.loss.z_loss}.")
     for name in ("router_balance", "router_z"):
         value = getattr(config.loss, name)
@@ -448,6 +468,22 @@ def _check(config: Config) -> None:
         require(isinstance(group.get("pattern"), str), f"optim.groups[{index}].pattern: is missing; give a regular expression.")
     for name in config.checkpoint.allow_changes:
         require(is_key(name), f"checkpoint.allow_changes: '{name}' is not a key of the configuration.")
+
+
+def _check_adapter(adapter: AdapterConfig, require) -> None:
+    """Raises UserError for values of the `adapter` section that are out of range or change nothing."""
+    changed = [f.name for f in dataclasses.fields(adapter) if getattr(adapter, f.name) != f.default]
+    if adapter.name == "none":
+        require(not changed, f"adapter.{(changed or [''])[0]}: changes nothing with adapter.name=none; name lora or dora, or leave it out.")
+    decided = [name for name in changed if name not in ("name", "path", "dropout", "lora_plus")]
+    require(
+        not (adapter.path and decided),
+        f"adapter.{(decided or [''])[0]}: changes nothing, since the adapter in adapter.path decides it; leave one of the two out.",
+    )
+    require(adapter.rank >= 1, f"adapter.rank: must be at least 1, not {adapter.rank}.")
+    require(adapter.alpha > 0, f"adapter.alpha: must be above 0, not {adapter.alpha}.")
+    require(0 <= adapter.dropout < 1, f"adapter.dropout: must be at least 0 (off) and below 1, not {adapter.dropout}.")
+    require(adapter.lora_plus > 0, f"adapter.lora_plus: must be above 0, not {adapter.lora_plus}.")
 
 
 def is_key(dotted: str) -> bool:

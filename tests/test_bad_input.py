@@ -122,6 +122,24 @@ def masked(case: Path) -> dict:
     return {}
 
 
+def adapter(case: Path, inputs: int, tied: bool = False, **changes) -> dict:
+    """An adapter of PEFT on the queries of a model of two layers that has so many inputs, to go on with."""
+    place = case / "adapter"
+    place.mkdir()
+    names = [f"base_model.model.model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    tensors = {f"{name}.lora_{side}.weight": np.ones(shape, np.float32) for name in names for side, shape in (("A", (2, inputs)), ("B", (32, 2)))}
+    if tied:
+        tensors |= {"base_model.model.lm_head.lora_A.weight": np.ones((2, 32), np.float32), "base_model.model.lm_head.lora_B.weight": np.ones((1024, 2), np.float32)}
+    safetensors.numpy.save_file(tensors, place / "adapter_model.safetensors")
+    values = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "some/base"}
+    (place / "adapter_config.json").write_text(json.dumps(values | changes))
+    return {"adapter__name": "lora", "adapter__path": str(place)}
+
+
+def with_adapter(**changes) -> Callable[[Path], dict]:
+    return lambda case: {"adapter__name": "lora", **{f"adapter__{key}": value for key, value in changes.items()}}
+
+
 CHANGES: dict[str, tuple[Callable[[Path], dict | None], str]] = {
     "malformed line": (lambda case: change_row(case, 3, b'{"messages": ['), "train.jsonl:3: "),
     "invalid UTF-8": (lambda case: change_row(case, 4, b'{"messages": "\xff"}'), "train.jsonl:4: is not UTF-8"),
@@ -167,6 +185,19 @@ CHANGES: dict[str, tuple[Callable[[Path], dict | None], str]] = {
     ),
     "a field of other maths": (lambda case: with_config(case, attention_multiplier=0.5), "'attention_multiplier' is 0.5"),
     "router terms without experts": (lambda case: {"loss__router_z": 0.1}, "loss.router_z: does nothing"),
+    "adapter pattern that matches nothing": (with_adapter(targets=["q_proj"]), "adapter.targets: 'q_proj' matches nothing"),
+    "adapter of too large a rank": (with_adapter(rank=64), "adapter.rank: 64 is larger than"),
+    "adapter on one side of a tied head": (
+        lambda case: with_config(case, tie_word_embeddings=True) | with_adapter(targets=["lm_head"])(case),
+        "adapter.targets: 'lm_head' names the head, which this model ties to its embedding",
+    ),
+    "adapter for another base": (lambda case: adapter(case, inputs=48), "has the shape [2, 48], but this model asks for [r, 32]; the adapter belongs to another base"),
+    "adapter of one side of a tied head": (
+        lambda case: with_config(case, tie_word_embeddings=True) | adapter(case, inputs=32, tied=True),
+        "changes 'lm_head' and 'model.embed_tokens' differently, or one of them alone",
+    ),
+    "adapter of another method": (lambda case: adapter(case, inputs=32, peft_type="LOHA"), "peft_type is 'LOHA'"),
+    "adapter that is not there": (lambda case: {"adapter__name": "lora", "adapter__path": str(case)}, "holds no adapter_config.json"),
     "remote code": (remote_code, "NovelForCausalLM"),
     "mesh that does not match": (lambda case: {"mesh__data": 3, "mesh__fsdp": 1}, "mesh.data"),
     "unknown choice": (lambda case: {"optim__name": "adam"}, "'adamw'"),

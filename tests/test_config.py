@@ -103,6 +103,14 @@ def test_every_field_can_be_overridden():
         ({"data__chat_template_kwargs": {"d": {1, 2}}}, ["data.chat_template_kwargs.d", "set"]),
         ({"data__chat_template_kwargs": {"d": [0, {1: "a"}]}}, ["data.chat_template_kwargs.d[1]", "1 is a int"]),
         ({"data__chat_template_kwargs": {"d": float("nan")}}, ["data.chat_template_kwargs.d", "finite"]),
+        ({"adapter__rank": 8}, ["adapter.rank", "adapter.name=none"]),
+        ({"adapter__name": "lorra"}, ["adapter.name", "'lora'"]),
+        ({"adapter__name": "lora", "adapter__rank": 0}, ["adapter.rank", "at least 1"]),
+        ({"adapter__name": "lora", "adapter__alpha": 0.0}, ["adapter.alpha", "above 0"]),
+        ({"adapter__name": "lora", "adapter__dropout": 1.0}, ["adapter.dropout", "1.0"]),
+        ({"adapter__name": "lora", "adapter__lora_plus": 0.0}, ["adapter.lora_plus", "above 0"]),
+        ({"adapter__name": "lora", "adapter__path": "x", "adapter__rank": 8}, ["adapter.rank", "adapter.path"]),
+        ({"adapter__name": "lora", "adapter__tokens": [1.5]}, ["adapter.tokens[0]", "1.5"]),
         ({"data__add_tokens": ["<a>", ""]}, ["data.add_tokens[1]", "''", "empty"]),
         ({"data__add_tokens": ["<a>\n"]}, ["data.add_tokens[0]", "white space"]),
         ({"data__add_tokens": "<a>, <b>,<a>"}, ["data.add_tokens", "'<a>' is named twice"]),
@@ -139,6 +147,11 @@ def test_data_sets_inherit_and_override():
     assert (first.name, first.path, first.overlength, first.columns.prompt) == ("a", ("a.jsonl",), "drop", "question")
     assert (second.overlength, second.columns.prompt, second.columns.completion) == ("error", "question", "answer")
     assert second.path == ("b1.jsonl", "b2.jsonl")
+
+
+def test_tokens_are_ids_or_texts():
+    tokens = [parse_config(minimal(adapter__name="lora", adapter__tokens=value)).adapter.tokens for value in ("<a>, <b>", [5, "<c>"])]
+    assert tokens == [("<a>", "<b>"), (5, "<c>")]
 
 
 def test_whole_numbers_are_floats_where_floats_are_wanted():

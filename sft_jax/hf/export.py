@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_jax.data.tokens import Tokenizer
+from sft_jax.hf.merged import plain
 from sft_jax.hf.save import save
 from sft_jax.hf.source import Provenance
 from sft_jax.hf.verify import ExportReport, verify_export
@@ -22,11 +23,12 @@ def export_checkpoint(
     max_shard_size: int = MAX_SHARD_SIZE,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Saves a model, reads it back, compares the two, and only then lets the directory appear at `path`.
+    """Saves a model, adapters merged, reads it back, compares the two, and only then lets the directory appear at `path`.
 
     The arguments are those of `save`. Raises UserError as `save` does, and ExportMismatch, leaving nothing at `path`,
     where the directory is not the model.
     """
+    model = plain(model)
     reports: list[ExportReport] = []
 
     def check(folder: Path) -> None:

@@ -1,8 +1,7 @@
 """Reading a model: a Hugging Face directory, a hub id or the newest state of a run, straight into its shards."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -10,14 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sft_jax.checkpoint.checkpoints import (
-    DamagedCheckpoint,
-    committed_steps,
-    flatten_state,
-    restore,
-    unflatten_state,
-    verify,
-)
 from sft_jax.checkpoint.processes import agree
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
@@ -26,24 +17,33 @@ from sft_jax.hf.files import TensorDirectory
 from sft_jax.hf.fingerprint import Checksums, fingerprint, random_fingerprint
 from sft_jax.hf.match import dtypes_of, match, stored_tensors
 from sft_jax.hf.names import name_table
+from sft_jax.hf.merged import plain
+from sft_jax.hf.peft.place import with_adapter
+from sft_jax.hf.peft.read import read_adapter
 from sft_jax.hf.quantised import open_model
+from sft_jax.hf.restore import check_base, newest_sound, restored
 from sft_jax.hf.rules import Stored
 from sft_jax.hf.source import (
-    CHECKPOINTS,
-    EXPORT,
+    ADAPTER,
+    CONFIG,
     PARAM_DTYPES,
     Provenance,
     Source,
     added_tokens_of,
+    base_of_adapter,
     checkpoint_of,
     find_model,
     has_export,
     has_tokenizer,
+    is_adapter,
     is_run,
+    read_provenance,
     read_source,
     run_config,
 )
 from sft_jax.hf.stream import stream_parameters
+from sft_jax.model.adapters import AdapterPlan
+from sft_jax.model.attach import attach
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.layers import dtype_of
@@ -52,26 +52,30 @@ from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_l
 from sft_jax.model.spec import DecoderSpec
 from sft_jax.model.vocabulary import with_more_tokens
 
+Progress = Callable[[int, int], None]  # (bytes read so far, bytes of all)
+
 
 def load(
     path: str | Path,
     *,
     options: Options | None = None,
     mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    base: str | Path | None = None,
 ) -> tuple[Decoder, Tokenizer | None]:
-    """Loads a model and its tokenizer from a Hugging Face directory, a hub id or a run's workdir.
+    """Loads a model and its tokenizer from a Hugging Face directory, a hub id, a run's workdir or an adapter of PEFT.
 
-    Of a run this is its newest checkpoint, or its export where it has none. Parameters keep the dtype
-    that they are stored in; by default the arithmetic is float32 at highest precision, on one device. The tokenizer is
-    None where the directory has none. `progress` is called with the bytes read so far and their total, while a directory
-    is read. Raises UserError for whatever is wrong with the directory.
+    Of a run this is its newest checkpoint, or its export where it has none; adapters that it trained lie on its base
+    (`sft_jax.model.attach.merge` adds them to it). Parameters keep the dtype that they are stored in; by default the
+    arithmetic is float32 at highest precision, on one device. The tokenizer is None where the directory has none.
+    `progress` is called with the bytes read so far and their total, while a directory is read. `base` is the base of an
+    adapter that does not lie where the adapter says. Raises UserError for whatever is wrong with the directory.
 
         model, tokenizer = sft_jax.load("runs/quickstart")
         logits = model(tokens)  # int32 [B, L] -> float32 [B, L, V]
     """
     options = options or (Options() if mesh is None else Options(constrain=constrain_fn(mesh)))
-    return load_decoder(path, options, mesh, progress=progress), load_model_tokenizer(path)
+    return load_decoder(path, options, mesh, progress=progress, base=base), load_model_tokenizer(path, base=base)
 
 
 def load_decoder(
@@ -83,42 +87,44 @@ def load_decoder(
     init: str = "checkpoint",
     seed: int = 0,
     vocab_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    base: str | Path | None = None,
 ) -> Decoder:
-    """Reads a decoder from a Hugging Face directory, hub id or run, laid out over `mesh` (default: one device).
+    """Reads a decoder from a Hugging Face directory, hub id, run or adapter, laid out over `mesh` (default: one device).
 
     `param_dtype` None keeps the dtype of the file. With `init` "random" only config.json is read and parameters are
     drawn from `seed`, the same on every mesh. With a `vocab_size` above its own the model is given more tokens. The
     decoder's attribute `source` says where it came from; an export carries it along, and `source.fingerprint` is of the
-    numbers as they are stored. `progress` is that of `load`. Raises UserError for whatever is wrong with the directory.
+    numbers as they are stored. `progress` and `base` are those of `load`. Raises UserError for whatever is wrong with the
+    directory.
     """
     if init not in ("checkpoint", "random"):
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
     if param_dtype not in (None, *PARAM_DTYPES):
         raise UserError(f"model.dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{param_dtype}'.")
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
-    folder = agree(lambda: find_model(path))
+    folder = agree(lambda: find_model(path, base))
     source = agree(lambda: read_source(folder, str(path)))
     if init == "random":
         source = source if vocab_size is None else source.with_vocab_size(vocab_size)
         return _random_decoder(source, options, mesh, param_dtype or "float32", seed)
     run = Path(path).expanduser()
     if is_run(run) and checkpoint_of(run) is not None:
-        decoder = _restored_decoder(source, options, mesh, run, param_dtype)
+        decoder = _restored_decoder(source, options, mesh, run, param_dtype, progress)
+    elif is_run(run) and not has_export(run):
+        decoder = _adapted_decoder(run / ADAPTER, base, options, mesh, param_dtype, progress)
+    elif is_adapter(run):
+        decoder = _adapted_decoder(run, base, options, mesh, param_dtype, progress)
     else:
         decoder = _read_decoder(source, options, mesh, folder, param_dtype, progress)
     if vocab_size is None or vocab_size <= decoder.spec.vocab_size:
         return decoder
+    decoder = plain(decoder)
     return with_more_tokens(decoder, abstract_decoder(decoder.source.with_vocab_size(vocab_size), options, mesh))
 
 
 def _read_decoder(
-    source: Source,
-    options: Options,
-    mesh: Mesh,
-    folder: Path,
-    param_dtype: str | None,
-    progress: Callable[[int, int], None] | None,
+    source: Source, options: Options, mesh: Mesh, folder: Path, param_dtype: str | None, progress: Progress | None
 ) -> Decoder:
     """Returns a decoder with the parameters in the files of a Hugging Face directory."""
     decoder = abstract_decoder(source, options, mesh)
@@ -138,15 +144,21 @@ def _read_decoder(
     return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
 
 
-def load_model_tokenizer(path: str | Path, add_tokens: Sequence[str] = ()) -> Tokenizer | None:
+def load_model_tokenizer(
+    path: str | Path, add_tokens: Sequence[str] = (), base: str | Path | None = None
+) -> Tokenizer | None:
     """Returns the tokenizer of what `load_decoder` reads, with the run's chat template; None where there is none.
 
     It is given the tokens that runs on the way to `path` have added, and `add_tokens`.
     """
-    folder = find_model(path)
+    folder = find_model(path, base)
+    run = Path(path).expanduser()
+    if is_adapter(run):
+        if has_tokenizer(run):
+            return load_tokenizer(run, add_tokens)
+        return load_model_tokenizer(base_of_adapter(run, base), add_tokens)
     if not has_tokenizer(folder):
         return None
-    run = Path(path).expanduser()
     if not is_run(run) or has_export(run):
         return load_tokenizer(folder, add_tokens)
     config = run_config(run)
@@ -203,54 +215,44 @@ def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: s
     return jax.jit(draw, out_shardings=layout)(jax.random.key(seed))
 
 
-def _restored_decoder(source: Source, options: Options, mesh: Mesh, run: Path, param_dtype: str | None) -> Decoder:
+def _restored_decoder(
+    source: Source, options: Options, mesh: Mesh, run: Path, param_dtype: str | None, progress: Progress | None
+) -> Decoder:
     """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is.
 
-    Where the run keeps an average of its parameters, that is what they are.
+    Of a run that trained adapters, the base is read from its own files and carries them.
     """
-    checkpoint, manifest = _newest_sound(run)
-    provenance = Provenance(manifest["config"]["model"]["path"], manifest["plan_hash"], manifest["step"])
-    source = dataclasses.replace(source, config=manifest["model_config"], provenance=provenance)
-    decoder = abstract_decoder(source, options, mesh)
-    written = manifest["arrays"]
-    graphdef, state = nnx.split(decoder)
-    abstract = flatten_state({"params": state})
-    stored = {name: _stored_name(name, written) for name in abstract}
-    dtypes = {name: written[stored[name]][1] for name in abstract if stored[name] in written}
-    like = {
-        stored[name]: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype), sharding=leaf.sharding)
-        for name, leaf in abstract.items()
-    }
-    try:
-        arrays = restore(checkpoint, like)
-    except DamagedCheckpoint as error:
-        raise UserError(f"{error}. Check the memory and the disk of this machine, and try again.") from error
-    if param_dtype is not None:
-        wanted = {path: dtype_of(leaf, param_dtype) for path, leaf in named_leaves(decoder)}
-        path_of = lambda name: name.partition("/")[2].replace("/", ".")  # noqa: E731
-        arrays = {name: array.astype(wanted[path_of(name)]) for name, array in arrays.items()}
-    state = unflatten_state({"params": state}, {name: arrays[stored[name]] for name in abstract})["params"]
-    restored = nnx.merge(graphdef, state)
-    restored.source = dataclasses.replace(
-        source, fingerprint=fingerprint((name, *written[stored[name]]) for name in abstract)
+    checkpoint, manifest = newest_sound(run)
+    settings = manifest["config"]
+    provenance = Provenance(
+        settings["model"]["path"], manifest["plan_hash"], manifest["step"], manifest.get("base_fingerprint")
     )
-    return restored
+    source = dataclasses.replace(source, config=manifest["model_config"], provenance=provenance)
+    decoder, base = abstract_decoder(source, options, mesh), None
+    if manifest.get("adapters"):
+        trained_in = settings["model"]["dtype"]
+        base = plain(load_decoder(
+            provenance.base, options, mesh, param_dtype or (None if trained_in == "float32" else trained_in),
+            init=settings["model"]["init"], seed=settings["seed"], vocab_size=decoder.spec.vocab_size, progress=progress,
+        ))  # fmt: skip
+        check_base(manifest["base_fingerprint"], base.source, f"{run / CONFIG}: model.path")
+        decoder = attach(decoder, AdapterPlan.from_dict(manifest["adapters"]), jax.random.key(0))
+    return restored(decoder, checkpoint, manifest, param_dtype, base)
 
 
-def _stored_name(name: str, written: Container[str]) -> str:
-    """Returns under which name a checkpoint has the parameter "params/...": its average, if there is one, or frozen."""
-    places = (name.replace("params", place, 1) for place in ("average", "params", "frozen"))
-    return next((place for place in places if place in written), name)
-
-
-def _newest_sound(run: Path) -> tuple[Path, dict]:
-    """Returns the newest checkpoint of a run whose files are what was written, and its manifest."""
-    steps = committed_steps(run / CHECKPOINTS)
-    for step in reversed(steps):
-        folder = run / CHECKPOINTS / str(step)
-        try:
-            return folder, verify(folder)
-        except DamagedCheckpoint as error:
-            print(f"Checkpoint {folder} is damaged, the one before it is taken: {error}.", file=sys.stderr)
-    remedy = f", or name {run / EXPORT}" if has_export(run) else ""
-    raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back{remedy}.")
+def _adapted_decoder(
+    folder: Path, base: str | Path | None, options: Options, mesh: Mesh, param_dtype: str | None, progress: Progress | None
+) -> Decoder:
+    """Returns a decoder with the adapter of PEFT in `folder` on its base."""
+    named = agree(lambda: base_of_adapter(folder, base))
+    decoder = plain(load_decoder(named, options, mesh, param_dtype, progress=progress))
+    provenance = agree(lambda: read_provenance(folder))
+    if provenance is not None and provenance.base_fingerprint is not None:
+        check_base(provenance.base_fingerprint, decoder.source, str(folder))
+    adapter = agree(lambda: read_adapter(folder, decoder))
+    adapted = with_adapter(decoder, adapter, folder)
+    lines = [(f"base {decoder.source.fingerprint}", (), "", 0), (f"adapter {adapter.digest}", (), "", 0)]
+    adapted.source = dataclasses.replace(
+        decoder.source, fingerprint=fingerprint(lines), provenance=provenance or Provenance(named, base_fingerprint=decoder.source.fingerprint)
+    )
+    return adapted

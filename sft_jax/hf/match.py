@@ -26,11 +26,11 @@ class Match(NamedTuple):
 
 def stored_tensors(decoder: Decoder, table: NameTable, root: Root) -> list[Stored]:
     """Returns the tensors that hold the parameters of `decoder`, abstract or not, in the order they are written in."""
-    shapes = {path: _stored_shape(leaf, decoder.spec) for path, leaf in named_leaves(decoder)}
+    shapes = {path: stored_shape(leaf, decoder.spec) for path, leaf in named_leaves(decoder)}
     return expand(table.rules(decoder.spec, root), layer_places(decoder.spec), shapes)
 
 
-def _stored_shape(leaf: nnx.Variable, spec: DecoderSpec) -> tuple[int, ...]:
+def stored_shape(leaf: nnx.Variable, spec: DecoderSpec) -> tuple[int, ...]:
     """Returns the shape of a parameter without the rows that are no tokens, which no checkpoint has."""
     shape = leaf.get_value().shape
     return tuple(spec.vocab_size if axis == "vocab" else size for axis, size in zip(leaf.axes, shape, strict=True))

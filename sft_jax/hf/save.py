@@ -14,6 +14,7 @@ from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.files import TensorDirectory
 from sft_jax.hf.gather import Tensors, carried_tensors
+from sft_jax.hf.merged import plain
 from sft_jax.hf.source import CONFIG, GENERATION_CONFIG, PARAM_DTYPES, PROVENANCE, Provenance, Source
 from sft_jax.hf.writer import (
     MAX_SHARD_SIZE,
@@ -44,11 +45,11 @@ def save(
 ) -> Path:
     """Writes `model` and `tokenizer` as a Hugging Face directory at `path`, all or nothing, and returns the path.
 
-    `dtype` None writes every parameter in the dtype it has. `stop_ids`, such as the chat template's end of turn, join
-    the model's own in generation_config.json. `provenance`, by default that of what the model was loaded from, is
-    written into README.md and sft_jax.json. Tensors go into files of at most `max_shard_size` bytes. `overwrite`
-    replaces an earlier export. `check`, called with the written directory before it appears at `path`, may refuse it
-    by raising. Of several processes all must call this; the first one writes.
+    Adapters are merged into the kernels. `dtype` None writes every parameter in the dtype it has. `stop_ids`, such as the
+    chat template's end of turn, join the model's own in generation_config.json. `provenance`, by default that of what the
+    model was loaded from, is written into README.md and sft_jax.json. Tensors go into files of at most `max_shard_size`
+    bytes. `overwrite` replaces an earlier export. `check`, called with the written directory before it appears at `path`,
+    may refuse it by raising. Of several processes all must call this; the first one writes.
 
     Raises UserError where `path` is taken or cannot be written, the disk is full, or the model has no source.
     """
@@ -62,6 +63,7 @@ def save(
     if dtype is not None and dtype not in PARAM_DTYPES:
         raise UserError(f"dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{dtype}'.")
     provenance = provenance or source.provenance or Provenance(source.name)
+    model = plain(model)
     tensors, carried = Tensors(model, dtype), agree(lambda: carried_tensors(model))
     size = tensors.nbytes + sum(info.nbytes for info in carried.tensors.values())
     first = jax.process_index() == 0
@@ -106,8 +108,7 @@ def _write_texts(folder: Path, tensors: Tensors, source: Source, tokenizer, stop
         tokenizer.save(folder)
     write_text(folder / CONFIG, to_json(_config(source, tensors.dtype)))
     write_text(folder / GENERATION_CONFIG, to_json(generation_config(source, tokenizer, stop_ids)))
-    named = dict(base_model=provenance.base, data_fingerprint=provenance.data_fingerprint, steps=provenance.steps)
-    write_text(folder / PROVENANCE, to_json(named))
+    write_text(folder / PROVENANCE, to_json(provenance.to_dict()))
     write_text(folder / "README.md", _readme(source, tensors, provenance))
 
 

@@ -11,12 +11,15 @@ from sft_jax.checkpoint.checkpoints import committed_steps
 from sft_jax.errors import UserError
 from sft_jax.hf.files import CONFIG, has_weights, parse_json, read_bytes, read_json
 from sft_jax.hf.hub import download
+from sft_jax.hf.peft.settings import CONFIG as ADAPTER_CONFIG
+from sft_jax.hf.peft.settings import is_adapter_directory, read_settings
 from sft_jax.hf.names import name_table
 from sft_jax.hf.quantised import open_model, plain_config
 
 GENERATION_CONFIG = "generation_config.json"
 PROVENANCE = "sft_jax.json"  # in an export: where the model came from
 EXPORT = "export"  # in the workdir of a run: its exported model
+ADAPTER = "adapter"  # in the workdir of a run: its adapter, as a directory of PEFT
 CHECKPOINTS = "checkpoints"  # in the workdir of a run
 PARAM_DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
@@ -31,6 +34,12 @@ class Provenance:
     base: str  # the model that training began from: a directory, a run or a hub id
     data_fingerprint: str | None = None  # None: not known, such as of a model that was never trained here
     steps: int | None = None
+    base_fingerprint: str | None = None  # of an adapter: by which its base is known again
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what sft_jax.json says."""
+        values = dict(base_model=self.base, data_fingerprint=self.data_fingerprint, steps=self.steps)
+        return values if self.base_fingerprint is None else values | {"base_fingerprint": self.base_fingerprint}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,13 @@ class Source:
         config = self.config_dict()
         dtype = config.get("dtype", config.get("torch_dtype"))
         return dtype if dtype in PARAM_DTYPES else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of tokens, where config.json names it."""
+        config = self.config_dict()
+        text = config.get("text_config")
+        return (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
 
     def with_vocab_size(self, size: int) -> "Source":
         """Returns the model with another number of tokens."""
@@ -87,14 +103,17 @@ class Source:
         return tuple(stops)
 
 
-def find_model(path: str | Path) -> Path:
-    """Returns the Hugging Face directory of `path`: a directory, a hub id, or a run's workdir.
+def find_model(path: str | Path, base: str | Path | None = None) -> Path:
+    """Returns the Hugging Face directory of `path`: a directory, a hub id, a run's workdir, or an adapter.
 
     Of a run this is where configuration and tokenizer lie, which all its checkpoints share: its export, which also has
-    the run's chat template, or else its base model. Its weights are those of `checkpoint_of`. A hub id is downloaded
-    unless it is in the cache. Raises UserError naming `path` and the remedy.
+    the run's chat template, or else its base model. Its weights are those of `checkpoint_of`. Of a directory of PEFT it
+    is that of its base, which `base` names where it is not where the adapter says. A hub id is downloaded unless it is in
+    the cache. Raises UserError naming `path` and the remedy.
     """
     folder = as_folder(path)
+    if base is not None and not is_adapter(folder):
+        raise UserError(f"{path}: is no adapter but a model, so there is no base to name; leave out --base ({base}).")
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
@@ -106,6 +125,8 @@ def find_model(path: str | Path) -> Path:
     if is_run(folder):
         checkpoint_of(folder)  # raises where there are no weights
         return folder / EXPORT if has_export(folder) else _base_of(folder)
+    if is_adapter(folder):
+        return find_model(base_of_adapter(folder, base))
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path}: holds no {CONFIG}; name a Hugging Face directory, a hub id or a run's workdir.")
     return folder
@@ -165,15 +186,43 @@ def has_export(folder: Path) -> bool:
     return (folder / EXPORT / CONFIG).is_file()
 
 
+def is_adapter(folder: Path) -> bool:
+    """Returns whether a directory holds an adapter of PEFT, and not a model as well."""
+    return is_adapter_directory(folder) and not (folder / CONFIG).is_file()
+
+
+def has_adapter(folder: Path) -> bool:
+    """Returns whether a model is one with an adapter: a directory of PEFT, or a run that trains one."""
+    if is_adapter(folder):
+        return True
+    return folder.is_dir() and is_run(folder) and run_config(folder).get("adapter", {}).get("name", "none") != "none"
+
+
+def base_of_adapter(folder: Path, base: str | Path | None = None) -> str:
+    """Returns the model that the adapter in `folder` belongs to: `base`, or what the adapter names."""
+    named = read_settings(folder).base if base is None else str(base)
+    remedy = "name the place where it is with --base (in Python: base=), or write it there"
+    if named is None:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path names no model; {remedy}.")
+    try:
+        find_model(named)
+    except UserError as error:
+        if base is not None:
+            raise
+        message = f"base_model_name_or_path, the model that this adapter belongs to: {error}"
+        raise UserError(f"{folder / ADAPTER_CONFIG}: {message} If it is elsewhere, {remedy}.") from error
+    return named
+
+
 def checkpoint_of(folder: str | Path) -> Path | None:
-    """Returns the newest committed checkpoint of a run, or None where it has none and its export stands for it.
+    """Returns the newest committed checkpoint of a run, or None where it has none and its export or adapter stands for it.
 
     The checkpoint goes first even where the export is of the same step: an export is rounded to the dtype of the base
     model. Raises UserError where the run has neither.
     """
     folder = Path(folder).expanduser()
     steps = committed_steps(folder / CHECKPOINTS)
-    if not steps and not has_export(folder):
+    if not steps and not has_export(folder) and not is_adapter(folder / ADAPTER):
         raise UserError(f"{folder}: is a run that has saved nothing yet; let it save, or name the model it began from.")
     return folder / CHECKPOINTS / str(steps[-1]) if steps else None
 
@@ -226,19 +275,23 @@ def read_source(folder: Path, name: str) -> Source:
     plain = plain_config(config, f"{folder / CONFIG}")
     if plain is not config:  # the text as it is, otherwise
         texts[0] = json.dumps(plain, indent=2, ensure_ascii=False)
-    source = Source(name, *texts, provenance=_read_provenance(folder / PROVENANCE))
+    source = Source(name, *texts, provenance=read_provenance(folder))
     source.stop_ids()  # raises where they are not ids
     table = name_table(plain)
     root = table.find_root(open_model(folder).tensors) if table is not None and has_weights(folder) else None
     return source if root is None else dataclasses.replace(source, root=root.body)
 
 
-def _read_provenance(path: Path) -> Provenance | None:
+def read_provenance(folder: Path) -> Provenance | None:
+    """Returns what sft_jax.json in an export or adapter says; None where there is none."""
+    path = folder / PROVENANCE
     if not path.is_file():
         return None
     values = read_json(path)
-    base, data, steps = (values.get(name) for name in ("base_model", "data_fingerprint", "steps"))
-    known = isinstance(base, str) and isinstance(data, str | None) and isinstance(steps, int | None)
+    base, data, steps, of_base = (
+        values.get(name) for name in ("base_model", "data_fingerprint", "steps", "base_fingerprint")
+    )
+    known = isinstance(base, str) and isinstance(steps, int | None) and all(isinstance(x, str | None) for x in (data, of_base))
     if not known or isinstance(steps, bool):
         raise UserError(f"{path}: does not name base_model, data_fingerprint and steps; restore it, or remove it.")
-    return Provenance(base, data, steps)
+    return Provenance(base, data, steps, of_base)

@@ -58,7 +58,7 @@ def write_tensors(
     """Writes `model.safetensors`, or shards and their index, calling `fetch(name)` once per tensor."""
     shards = plan_shards(tensors, max_shard_size)
     for file, shard in shards.items():
-        _write_file(folder / file, shard, fetch)
+        write_file(folder / file, shard, fetch)
     if len(shards) > 1:
         weight_map = {tensor.name: file for file, shard in shards.items() for tensor in shard}
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors)}
@@ -75,7 +75,8 @@ def _aligned(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
     return sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
 
 
-def _write_file(path: Path, tensors: Sequence[TensorSpec], fetch: Callable[[str], np.ndarray]) -> None:
+def write_file(path: Path, tensors: Sequence[TensorSpec], fetch: Callable[[str], np.ndarray]) -> None:
+    """Writes one safetensors file, calling `fetch(name)` once per tensor."""
     ordered = _aligned(tensors)
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
     start = 0
@@ -159,7 +160,8 @@ def _check_target(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{path}: is there already; name another place, or ask to overwrite it.")
-    if not path.is_dir() or not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if not path.is_dir() or not is_model or not any(path.glob("*.safetensors")):
         raise UserError(f"{path}: is no exported model, so it is not overwritten; name another place.")
 
 

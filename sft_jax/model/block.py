@@ -5,6 +5,7 @@ from flax import nnx
 
 from sft_jax.model.experts import Experts, Routed
 from sft_jax.model.layers import Norm
+from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec
 from sft_jax.model.mlp import Mlp
 from sft_jax.model.options import Options
@@ -36,28 +37,42 @@ class Block(nnx.Module):
         self.options = options
 
     def __call__(
-        self, x: jax.Array, table: RopeTable | None, mask: MaskSpec, segments: jax.Array | None = None
+        self,
+        x: jax.Array,
+        table: RopeTable | None,
+        mask: MaskSpec,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Routed | None]:
-        """Maps x [B, L, D] to [B, L, D]; `table` is the rope table of this kind of layer.
+        """Maps x [B, L, D] to [B, L, D]; `table` is the rope table of this kind of layer, `key` that of dropout.
 
         With `segments` [B, L] a layer of experts also returns how it routed the tokens, per document.
         """
+        project_key, mix_key, mlp_key = split_key(key, 3)
         normed = self.enter(x)
-        q, k, v = self.attention.project(normed, table)
-        return self.finish(x, normed, self.attention.mix(q, k, v, mask), segments)
+        q, k, v = self.attention.project(normed, table, project_key)
+        return self.finish(x, normed, self.attention.mix(q, k, v, mask, mix_key), segments, mlp_key)
 
     def enter(self, x: jax.Array) -> jax.Array:
         """Returns what attention reads of the residual stream x."""
         return x if self.attention_norm is None else self.attention_norm(x)
 
     def finish(
-        self, x: jax.Array, normed: jax.Array, mixed: jax.Array, segments: jax.Array | None = None
+        self,
+        x: jax.Array,
+        normed: jax.Array,
+        mixed: jax.Array,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Routed | None]:
         """Adds the attention output `mixed` and the MLP to the residual stream x, all [B, L, D]; `normed` is `enter(x)`."""
         x = self._add(x, mixed, self.post_attention_norm)
         if not self.parallel:
             normed = x if self.mlp_norm is None else self.mlp_norm(x)
-        y, routed = self.mlp(normed, segments) if isinstance(self.mlp, Experts) else (self.mlp(normed), None)
+        if isinstance(self.mlp, Experts):
+            y, routed = self.mlp(normed, segments, key)
+        else:
+            y, routed = self.mlp(normed, key), None
         x = self._add(x, y, self.post_mlp_norm)
         return self.options.constrain(x, ("batch", "length", "act_embed")), routed
 

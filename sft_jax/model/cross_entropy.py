@@ -21,7 +21,10 @@ one. Further terms add to both, with log Z = log(r + e_t) + m and the same row s
 Letters: B rows, L length, N positions, D hidden size, V vocabulary, C chunk.
 """
 
+import functools
 import math
+import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -91,6 +94,7 @@ def cross_entropy(
     mesh: AnyMesh | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    added: Sequence[tuple[jax.Array, jax.Array]] = (),
 ) -> TokenLoss:
     """Returns the weighted sum of -log softmax(soft_cap(hidden @ kernel))[target], and loss and hit per position.
 
@@ -110,6 +114,8 @@ def cross_entropy(
       z_loss: coefficient of (log Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
       label_smoothing: share of the target's probability that is spread evenly over the vocabulary, the target included,
         as by torch's cross_entropy (Szegedy et al., arXiv:1512.00567).
+      added: further pairs ([B, L, n], [n, V] or [V, n]) whose products are added to hidden @ kernel: adapters of the head,
+        which so costs neither a changed copy nor a gradient.
 
     The gradient is computed in the forward pass, and only if and for what is differentiated: a frozen head costs no
     [V, D] gradient, evaluation costs one matmul. Gradients have the dtypes of `hidden` and `kernel`.
@@ -118,85 +124,99 @@ def cross_entropy(
         mesh = None
     vocab_size = kernel.shape[vocab_axis] if vocab_size is None else vocab_size
     static = _Static(vocab_axis, vocab_size, soft_cap, chunk, precision, mesh, z_loss, label_smoothing)
-    total, nll, hit, terms = _cross_entropy(static, hidden, kernel, jnp.asarray(targets), jnp.asarray(weights))
+    states, kernels = zip((hidden, kernel), *added, strict=True)
+    total, nll, hit, terms = _cross_entropy(static, states, kernels, jnp.asarray(targets), jnp.asarray(weights))
     return TokenLoss(total, lax.stop_gradient(nll), hit, lax.stop_gradient(terms))
 
 
+# From here on `states` and `kernels` are tuples: logits are the sum of their products. `wanted` says of each of them
+# whether its gradient is.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(static: _Static, hidden, kernel, targets, weights):
-    return _evaluate(static, hidden, kernel, targets, weights, (False, False))[0]
+def _cross_entropy(static: _Static, states, kernels, targets, weights):
+    wanted = ((False,) * len(states), (False,) * len(kernels))
+    return _evaluate(static, states, kernels, targets, weights, wanted)[0]
 
 
-def _forward(static: _Static, hidden, kernel, targets, weights):
-    wanted = (hidden.perturbed, kernel.perturbed)
-    return _evaluate(static, hidden.value, kernel.value, targets.value, weights.value, wanted)
+def _forward(static: _Static, states, kernels, targets, weights):
+    wanted = tuple(tuple(x.perturbed for x in side) for side in (states, kernels))
+    states, kernels = (tuple(x.value for x in side) for side in (states, kernels))
+    return _evaluate(static, states, kernels, targets.value, weights.value, wanted)
 
 
 def _backward(static: _Static, gradients, cotangents):
     scale = cotangents[0]
     if isinstance(scale, SymbolicZero):
         return None, None, None, None
-    scaled = [None if g is None else (scale * g.astype(jnp.float32)).astype(g.dtype) for g in gradients]
+    scaled = jax.tree.map(lambda g: (scale * g.astype(jnp.float32)).astype(g.dtype), gradients)
     return *scaled, None, None
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _evaluate(static: _Static, hidden, kernel, targets, weights, wanted: tuple[bool, bool]):
-    """Returns (total, nll, hit, terms) and (d hidden, d kernel), None for a gradient that is not wanted."""
-    operand = kernel.astype(hidden.dtype)
+def _evaluate(static: _Static, states, kernels, targets, weights, wanted):
+    """Returns (total, nll, hit, terms) and (d states, d kernels), None for a gradient that is not wanted."""
+    operands = tuple(kernel.astype(states[0].dtype) for kernel in kernels)
     if static.mesh is None:
-        nll, hit, terms, *gradients = _chunk_loop(static, wanted, (), (), hidden, operand, targets, weights)
+        nll, hit, terms, *gradients = _chunk_loop(static, wanted, (), (), states, operands, targets, weights)
     else:
-        nll, hit, terms, *gradients = _sharded(static, wanted, hidden, operand, targets, weights)
+        nll, hit, terms, *gradients = _sharded(static, wanted, states, operands, targets, weights)
     total = jnp.sum(weights * sum(terms.values(), nll), dtype=jnp.float32)
-    d_hidden, d_kernel = gradients
-    return (total, nll, hit, terms), (d_hidden, None if d_kernel is None else d_kernel.astype(kernel.dtype))
+    d_states, d_kernels = gradients
+    d_kernels = tuple(None if g is None else g.astype(x.dtype) for g, x in zip(d_kernels, kernels, strict=True))
+    return (total, nll, hit, terms), (d_states, d_kernels)
 
 
-def _sharded(static: _Static, wanted, hidden, kernel, targets, weights):
+def _sharded(static: _Static, wanted, states, kernels, targets, weights):
     """The same on a mesh. What does not divide its mesh axes is computed by every member of them instead."""
     vocab_axis = static.vocab_axis
 
     def split(axis: str, size: int) -> tuple[str, ...]:
         return LAYOUT[axis] if size % math.prod(static.mesh.shape[name] for name in LAYOUT[axis]) == 0 else ()
 
-    row_names = split("batch", hidden.shape[0])
-    vocab_names = split("vocab", kernel.shape[vocab_axis])
+    row_names = split("batch", targets.shape[0])
+    vocab_names = split("vocab", kernels[0].shape[vocab_axis])
     # d kernel is left split over what it is reduced over, as the parameter is: a reduce-scatter, not an all-reduce.
-    scattered = tuple(name for name in split("embed", kernel.shape[1 - vocab_axis]) if name in row_names)
-    summed = tuple(name for name in row_names if name not in scattered)
+    scattered = [
+        tuple(name for name in split("embed", kernel.shape[1 - vocab_axis]) if name in row_names) for kernel in kernels
+    ]
 
-    def local(hidden, kernel, targets, weights):
-        nll, hit, terms, d_hidden, d_kernel = _chunk_loop(
-            static, wanted, row_names, vocab_names, hidden, kernel, targets, weights
-        )
+    def reduce(d_kernel, scattered):
         if d_kernel is not None and scattered:
             d_kernel = lax.psum_scatter(d_kernel, scattered, scatter_dimension=1 - vocab_axis, tiled=True)
-        if d_kernel is not None and summed:
-            d_kernel = lax.psum(d_kernel, summed)
-        return nll, hit, terms, d_hidden, d_kernel
+        summed = tuple(name for name in row_names if name not in scattered)
+        return d_kernel if d_kernel is None or not summed else lax.psum(d_kernel, summed)
+
+    def local(states, kernels, targets, weights):
+        nll, hit, terms, d_states, d_kernels = _chunk_loop(
+            static, wanted, row_names, vocab_names, states, kernels, targets, weights
+        )
+        return nll, hit, terms, d_states, tuple(map(reduce, d_kernels, scattered))
 
     def kernel_spec(*embed):
         return P(vocab_names, *embed) if vocab_axis == 0 else P(*(embed or (None,)), vocab_names)
 
     rows = P(row_names)
-    gradient_specs = (rows if wanted[0] else None, kernel_spec(scattered) if wanted[1] else None)
-    out_specs = (rows, rows, dict.fromkeys(static.terms, rows), *gradient_specs)
-    run = jax.shard_map(local, mesh=static.mesh, in_specs=(rows, kernel_spec(), rows, rows), out_specs=out_specs)
-    return run(hidden, kernel, targets, weights)
+    gradient_specs = (
+        tuple(rows if wish else None for wish in wanted[0]),
+        tuple(kernel_spec(names) if wish else None for wish, names in zip(wanted[1], scattered, strict=True)),
+    )
+    run = jax.shard_map(
+        local, mesh=static.mesh, in_specs=(rows, kernel_spec(), rows, rows),
+        out_specs=(rows, rows, dict.fromkeys(static.terms, rows), *gradient_specs),
+    )  # fmt: skip
+    return run(states, kernels, targets, weights)
 
 
-def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel, targets, weights):
+def _chunk_loop(static: _Static, wanted, row_names, vocab_names, states, kernels, targets, weights):
     """The loop over chunks of supervised positions on one device, or on one shard of rows and vocabulary.
 
-    Returns nll, hit and terms like `targets`, d hidden like `hidden` and an fp32 d kernel like `kernel` (None if not
+    Returns nll, hit and terms like `targets`, d states like `states` and fp32 d kernels like `kernels` (None where not
     wanted).
     """
-    vocab_axis, shape, vocab = static.vocab_axis, targets.shape, kernel.shape[static.vocab_axis]
-    hidden, targets, weights = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
-    positions, size = hidden.shape
+    vocab_axis, shape, vocab = static.vocab_axis, targets.shape, kernels[0].shape[static.vocab_axis]
+    states = tuple(x.reshape(-1, x.shape[-1]) for x in states)
+    targets, weights, positions, dtype = targets.reshape(-1), weights.reshape(-1), targets.size, states[0].dtype
     chunk = static.chunk or chunk_rows(positions, vocab)
     padded = -(-positions // chunk) * chunk
     first_column = lax.axis_index(vocab_names) * vocab if vocab_names else 0
@@ -225,11 +245,13 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
         return lax.pcast(x, names, to="varying") if names else x
 
     def body(carry):
-        start, nll, hit, terms, d_hidden, d_kernel = carry
+        start, nll, hit, terms, d_states, d_kernels = carry
         index, real = lax.dynamic_slice(order, (start,), (chunk,)), lax.dynamic_slice(used, (start,), (chunk,))
-        h = jnp.where(real[:, None], hidden[index], 0)
+        chunks = [jnp.where(real[:, None], x[index], 0) for x in states]
         target, weight = jnp.where(real, targets[index], 0), jnp.where(real, weights[index], 0)
-        z = dot(h, kernel, (((1,), (1 - vocab_axis,)), ((), ())))
+        z, *more = (dot(h, kernel, (((1,), (1 - vocab_axis,)), ((), ()))) for h, kernel in zip(chunks, kernels, strict=True))
+        if more:  # among themselves first: what an adapter adds and subtracts again leaves no trace
+            z = z + functools.reduce(operator.add, more)
         if static.soft_cap is not None:
             z = static.soft_cap * jnp.tanh(z / static.soft_cap)
         z = tokens_only(z, -jnp.inf)
@@ -259,7 +281,7 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
         if static.label_smoothing:
             new_terms["label_smoothing"] = static.label_smoothing * (z_target - z_sum / whole_vocab)
         terms = {name: lax.dynamic_update_slice(terms[name], new, (start,)) for name, new in new_terms.items()}
-        if any(wanted):
+        if any(wanted[0] + wanted[1]):
             d_z = jnp.where(is_target, -rest[:, None], e)  # times weight / e_sum, applied below
             if static.z_loss:
                 d_z = d_z + (2 * static.z_loss * log_z)[:, None] * e
@@ -267,31 +289,38 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, hidden, kernel,
                 d_z = d_z + (static.label_smoothing * e_sum)[:, None] * (is_target - 1 / whole_vocab)
             if static.soft_cap is not None:
                 d_z = d_z * (1 - jnp.square(z / static.soft_cap))
-            d_z = tokens_only(d_z, 0).astype(hidden.dtype)
+            d_z = tokens_only(d_z, 0).astype(dtype)
             scale = (weight / e_sum)[:, None]
-        if wanted[0]:
+
+        def with_chunk(d_hidden, kernel):
             d_h = scale * over_vocab(lax.psum, dot(d_z, kernel, (((1,), (vocab_axis,)), ((), ()))))
-            d_hidden = lax.dynamic_update_slice(d_hidden, d_h.astype(hidden.dtype), (start, 0))
-        if wanted[1]:
-            scaled = (scale * h).astype(hidden.dtype)
+            return lax.dynamic_update_slice(d_hidden, d_h.astype(dtype), (start, 0))
+
+        def plus_chunk(d_kernel, h):
+            scaled = (scale * h).astype(dtype)
             sides = (d_z, scaled) if vocab_axis == 0 else (scaled, d_z)
-            d_kernel = d_kernel + dot(*sides, (((0,), (0,)), ((), ())))
-        return start + chunk, nll, hit, terms, d_hidden, d_kernel
+            return d_kernel + dot(*sides, (((0,), (0,)), ((), ())))
+
+        d_states = tuple(None if d is None else with_chunk(d, x) for d, x in zip(d_states, kernels, strict=True))
+        d_kernels = tuple(None if d is None else plus_chunk(d, x) for d, x in zip(d_kernels, chunks, strict=True))
+        return start + chunk, nll, hit, terms, d_states, d_kernels
+
+    def zeros(wish, shape, dtype, names):
+        return varying(jnp.zeros(shape, dtype), names) if wish else None
 
     init = (
         varying(jnp.int32(0), row_names),
         varying(jnp.zeros(padded, jnp.float32), row_names),
         varying(jnp.zeros(padded, bool), row_names),
         {name: varying(jnp.zeros(padded, jnp.float32), row_names) for name in static.terms},
-        varying(jnp.zeros((padded, size), hidden.dtype), row_names) if wanted[0] else None,
-        varying(jnp.zeros(kernel.shape, jnp.float32), (*row_names, *vocab_names)) if wanted[1] else None,
+        tuple(zeros(wish, (padded, x.shape[1]), dtype, row_names) for wish, x in zip(wanted[0], states, strict=True)),
+        tuple(zeros(wish, x.shape, jnp.float32, (*row_names, *vocab_names)) for wish, x in zip(wanted[1], kernels, strict=True)),
     )  # fmt: skip
-    _, nll, hit, terms, d_hidden, d_kernel = lax.while_loop(lambda carry: carry[0] < count, body, init)
+    _, nll, hit, terms, d_states, d_kernels = lax.while_loop(lambda carry: carry[0] < count, body, init)
     nll, hit = jnp.where(supervised, nll[place], 0).reshape(shape), (supervised & hit[place]).reshape(shape)
     terms = {name: jnp.where(supervised, term[place], 0).reshape(shape) for name, term in terms.items()}
-    if wanted[0]:
-        d_hidden = jnp.where(supervised[:, None], d_hidden[place], 0).reshape(*shape, size)
-    return nll, hit, terms, d_hidden, d_kernel
+    d_states = jax.tree.map(lambda d: jnp.where(supervised[:, None], d[place], 0).reshape(*shape, -1), d_states)
+    return nll, hit, terms, d_states, d_kernels
 
 
 def _at_target(z, column):

@@ -1,6 +1,9 @@
 """The decoder of every family: embedding, scanned runs of blocks, final norm, head."""
 
+import functools
+import operator
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +16,14 @@ from sft_jax.model.cache import Cache, new_cache
 from sft_jax.model.decoding import extend
 from sft_jax.model.experts import Routed
 from sft_jax.model.layers import Embed, Linear, Norm, resized
+from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
 from sft_jax.model.neftune import with_neftune
 from sft_jax.model.options import Options
 from sft_jax.model.rope import RopeTable, depends_on_length, document_lengths, rope_table
 from sft_jax.model.runs import plan_runs
 from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
+from sft_jax.model.token_rows import TokenRows
 
 # What the backward pass keeps of a period of blocks; the rest is computed again. None: everything is kept.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -46,7 +51,14 @@ class Decoder(nnx.Module):
         runs.r.p.mlp.router.kernel [D, E] (.bias), .correction [E], .{gate,up,down}.kernel [E, in, out] (.bias [E, out]),
             .shared.{gate,up,down}.kernel, .shared_gate.kernel [D, 1]   of a layer of experts
         final_norm.scale [D] (.bias)                      lm_head.kernel [D, V] unless the head is tied
+
+    With adapters (sft_jax.model.adapters), beside the kernel [in, out] of a projection or the embedding [V, D]:
+
+        PROJECTION.adapter.a [in, r], .b [r, out]         .start_a, .start_b of PiSSA, .magnitude [out] of DoRA
+        embed.token_rows.rows, head_rows.rows [n, D]      of chosen tokens; the second unless the head is tied
     """
+
+    head_rows: TokenRows | None
 
     def __init__(self, spec: DecoderSpec, options: Options, key: jax.Array, param_dtype="float32"):
         """Draws new parameters; under `jax.eval_shape` it makes the abstract decoder that loading fills.
@@ -77,6 +89,8 @@ class Decoder(nnx.Module):
                 shape, ("embed", "vocab"), False, head_key, spec.initializer_range, param_dtype, options
             )
             self.lm_head.kernel.set_value(resized(self.lm_head.kernel[...], 1, spec.vocab_rows))
+        self.head_rows = nnx.data(None)
+        self.adapters = None  # the AdapterPlan of sft_jax.model.adapters, where there are adapters
 
     @property
     def logit_soft_cap(self) -> float | None:
@@ -124,27 +138,51 @@ class Decoder(nnx.Module):
             for layer in dict.fromkeys(self.spec.layers)
         }
         routed = []
-        for run, blocks in zip(plan_runs(self.spec.layers), self.runs, strict=True):
+        run_keys = split_key(None if key is None else jax.random.fold_in(key, 1), len(self.runs))
+        for run, blocks, run_key in zip(plan_runs(self.spec.layers), self.runs, run_keys, strict=True):
 
-            def period(x, blocks, run=run):
+            def period(x, inputs, run=run):
+                blocks, key = inputs
                 found = []
-                for layer, block in zip(run.period, blocks, strict=True):
-                    x, of_layer = block(x, tables[layer.rope], masks[layer], segments if route else None)
+                for layer, block, key in zip(run.period, blocks, split_key(key, len(blocks)), strict=True):
+                    x, of_layer = block(x, tables[layer.rope], masks[layer], segments if route else None, key)
                     found.append(of_layer)
                 return x, tuple(found)
 
             policy = REMAT_POLICIES[self.options.remat]
             if policy is not None:
                 period = jax.checkpoint(period, policy=policy, prevent_cse=False)
-            x, found = jax.lax.scan(period, x, tuple(blocks))
+            keys = None if run_key is None else jax.random.split(run_key, run.repeats)
+            x, found = jax.lax.scan(period, x, (tuple(blocks), keys))
             routed += [of_place for of_place in found if of_place is not None]
         return self.final_norm(x), _over_layers(routed)
 
-    def head_kernel(self) -> jax.Array:
-        """Returns the kernel [D, V] of the head in the compute dtype, tied or not; V is `spec.vocab_rows`."""
+    def head_products(
+        self, hidden: jax.Array, key: jax.Array | None = None
+    ) -> tuple[list[tuple[jax.Array, jax.Array]], int]:
+        """Returns (states [..., n], kernel) pairs whose products add up to the logits before the cap, and an axis.
+
+        The axis is that of the vocabulary in every kernel: [n, V] (1), or [V, n] (0) of a tied head, as it is stored; V is
+        `spec.vocab_rows`. The first pair is the head itself, the others are what adapters add; `key` is that of `hidden`, the
+        states [..., D] after the final norm.
+        """
+        hidden, vocab_axis = self.head_input(hidden), 0 if self.spec.tied_head else 1
+        dot = partial(jnp.dot, precision=self.options.dot_precision)
         if self.spec.tied_head:
-            return self.embed.embedding[...].astype(self.options.dtype).T
-        return self.lm_head.materialise()
+            rows, adapter = self.embed.token_rows, self.embed.adapter
+            table = self.embed.embedding[...]
+            products = [(hidden, table)]
+            if adapter is not None:
+                products.append((dot(hidden, adapter.b[...].T.astype(hidden.dtype)) * adapter.scale, adapter.a[...]))
+        else:
+            rows, adapter = self.head_rows, self.lm_head.adapter
+            kernel = self.lm_head.materialise()
+            table = self.lm_head.kernel[...].T
+            head_key = None if key is None else jax.random.fold_in(key, 2)
+            products = [(hidden, kernel)] if adapter is None else adapter.products(hidden, kernel, head_key, dot)
+        if rows is not None:
+            products.append(rows.head_product(hidden, table[jnp.asarray(rows.ids)], vocab_axis, dot))
+        return products, vocab_axis
 
     def head_input(self, hidden: jax.Array) -> jax.Array:
         """Returns hidden states [..., D] as the head reads them: the scale of the logits is put on this, smaller, side."""
@@ -154,10 +192,15 @@ class Decoder(nnx.Module):
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits [..., V] of hidden states [..., D], scaled and capped; V is `spec.vocab_size`."""
-        logits = jnp.dot(
-            self.head_input(hidden), self.head_kernel(),
-            precision=self.options.dot_precision, preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        products, vocab_axis = self.head_products(hidden)
+
+        def product(states, kernel):
+            kernel = kernel.astype(states.dtype)
+            kernel = kernel.T if vocab_axis == 0 else kernel
+            return jnp.dot(states, kernel, precision=self.options.dot_precision, preferred_element_type=jnp.float32)
+
+        first, *added = (product(*pair) for pair in products)
+        logits = first + functools.reduce(operator.add, added) if added else first
         return cap(logits[..., : self.spec.vocab_size], self.logit_soft_cap)
 
     def __call__(

@@ -14,8 +14,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.model.layers import ExpertLinear, Linear, add_bias
+from sft_jax.model.low_rank import LowRank, split_key
 from sft_jax.model.mlp import Mlp, gated
 from sft_jax.model.options import Options
+from sft_jax.model.sharding import is_variable
 from sft_jax.model.spec import ExpertsSpec, MlpSpec, RouterSpec
 
 
@@ -55,14 +57,20 @@ class Experts(nnx.Module):
         self.spec = spec
         self.options = options
 
-    def __call__(self, x: jax.Array, segments: jax.Array | None) -> tuple[jax.Array, Routed | None]:
-        """Maps x [B, L, D] to [B, L, D]; with `segments` [B, L] also says how the documents were routed."""
+    def __call__(
+        self, x: jax.Array, segments: jax.Array | None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Routed | None]:
+        """Maps x [B, L, D] to [B, L, D]; with `segments` [B, L] also says how the documents were routed.
+
+        `key` is that of dropout in the adapters of the shared MLP; those of experts have none.
+        """
         choice = self.route(x)
         y = self._mix(x, choice)
         if self.shared is not None:
-            shared = self.shared(x)
+            shared_key, gate_key = split_key(key, 2)
+            shared = self.shared(x, shared_key)
             if self.shared_gate is not None:
-                shared = shared * jax.nn.sigmoid(self.shared_gate(x))
+                shared = shared * jax.nn.sigmoid(self.shared_gate(x, gate_key))
             y = y + shared
         return y, None if segments is None else routed(choice, self.spec, segments)
 
@@ -83,21 +91,25 @@ class Experts(nnx.Module):
         would send every token everywhere.
         """
         kernels = tuple(part.materialise() for part in (self.gate, self.up, self.down))
+        adapters = tuple(part.adapter for part in (self.gate, self.up, self.down))
         biases = None
         if self.spec.bias:
             biases = tuple(part.bias[...] for part in (self.gate, self.up, self.down))
         mesh = self.options.mesh
         if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            return self._mix_local(x, choice.experts, choice.weights, kernels, biases, None)
+            return self._mix_local(x, choice.experts, choice.weights, kernels, adapters, biases, None)
         rows, wide, narrow = P(("data", "fsdp")), P(None, None, "tensor"), P(None, "tensor", None)
         biased = (P(None, "tensor"), P(None, "tensor"), P()) if biases is not None else None
         local = lambda *arguments: self._mix_local(*arguments, axis="tensor")  # noqa: E731
         return jax.shard_map(
             local, mesh=mesh, check_vma=False, out_specs=rows,
-            in_specs=(rows, rows, rows, (wide, wide, narrow), biased),
-        )(x, choice.experts, choice.weights, kernels, biases)  # fmt: skip
+            in_specs=(
+                rows, rows, rows, (wide, wide, narrow), jax.tree.map(_over_tensor, adapters, is_leaf=is_variable),
+                biased,
+            ),
+        )(x, choice.experts, choice.weights, kernels, adapters, biases)  # fmt: skip
 
-    def _mix_local(self, x, experts, weights, kernels, biases, axis: str | None) -> jax.Array:
+    def _mix_local(self, x, experts, weights, kernels, adapters, biases, axis: str | None) -> jax.Array:
         count, chosen, hidden = self.spec.count, self.spec.chosen, x.shape[-1]
         flat = experts.reshape(-1)  # [N * k]
         order = jnp.argsort(flat, stable=True)
@@ -106,13 +118,17 @@ class Experts(nnx.Module):
         copies = jnp.repeat(x.reshape(-1, hidden).astype(self.options.dtype), chosen, axis=0)
         rows = copies.at[order].get(unique_indices=True)
 
-        def grouped(rows, kernel):
+        def dot(rows, kernel):
             return jax.lax.ragged_dot(rows, kernel, sizes, precision=self.options.dot_precision)
 
-        gate, up = grouped(rows, kernels[0]), grouped(rows, kernels[1])
+        def grouped(rows, kernel, adapter: LowRank | None):
+            y = dot(rows, kernel)
+            return y if adapter is None else y + adapter.added(rows, dot)
+
+        gate, up = (grouped(rows, kernels[i], adapters[i]) for i in (0, 1))
         if biases is not None:
             gate, up = (add_bias(y, bias[flat[order]]) for y, bias in zip((gate, up), biases[:2], strict=True))
-        out = grouped(gated(gate, up, self.spec.activation), kernels[2])
+        out = grouped(gated(gate, up, self.spec.activation), kernels[2], adapters[2])
         out = out.at[back].get(unique_indices=True).reshape(-1, chosen, hidden)
         weights = weights.reshape(-1, chosen)
         y = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=1)
@@ -121,6 +137,12 @@ class Experts(nnx.Module):
         if biases is not None:  # after the sum over devices, which each hold all of it
             y = y + jnp.sum(biases[2][experts.reshape(-1, chosen)].astype(jnp.float32) * weights[..., None], axis=1)
         return y.astype(x.dtype).reshape(x.shape)
+
+
+def _over_tensor(parameter: nnx.Variable) -> nnx.Variable:
+    """Returns a parameter with its partition in place of its value: cut over `tensor` where kernels are."""
+    axes = parameter.axes[-parameter.get_value().ndim :]  # without that of layers, which the scan has taken
+    return parameter.replace(P(*("tensor" if axis == "mlp" else None for axis in axes)))
 
 
 def choose(logits: jax.Array, correction: jax.Array | None, spec: RouterSpec, chosen: int) -> Choice:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.core import FrozenDict
 
+from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
 from sft_jax.model.spec import DecoderSpec, NormSpec
+from sft_jax.model.token_rows import TokenRows
 
 
 def dtype_of(parameter: nnx.Variable, asked):
@@ -30,10 +32,12 @@ def resized(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, with a kernel [in, out].
+    """y = x @ kernel + bias, with a kernel [in, out] and what an adapter adds to it.
 
     Every projection of the decoder is one of these, and reads its kernel through `materialise` only.
     """
+
+    adapter: LowRank | None  # see sft_jax.model.adapters
 
     def __init__(
         self,
@@ -50,18 +54,23 @@ class Linear(nnx.Module):
         units = FrozenDict({axis: count for axis, count in (units or {}).items() if axis in axes})
         self.kernel = nnx.Param(draw(key, shape, deviation, dtype), axes=axes, units=units)
         self.bias = nnx.Param(jnp.zeros(shape[1:], dtype), axes=("norm",)) if bias else None
+        self.adapter = nnx.data(None)
         self.options = options
 
     def materialise(self) -> jax.Array:
         """Returns the kernel [in, out] in the compute dtype."""
         return self.kernel[...].astype(self.options.dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [..., in] to [..., out] in the compute dtype."""
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Maps x [..., in] to [..., out] in the compute dtype; `key` is that of the adapter's dropout."""
         # As one matrix: the gradient of the kernel contracts over all rows of it, and over two dimensions at once XLA
         # writes transposed copies of both sides first on the CPU.
         rows = x.reshape(-1, x.shape[-1]).astype(self.options.dtype)
-        y = jnp.dot(rows, self.materialise(), precision=self.options.dot_precision).reshape(*x.shape[:-1], -1)
+        dot, kernel = partial(jnp.dot, precision=self.options.dot_precision), self.materialise()
+        y = dot(rows, kernel)
+        if self.adapter is not None:
+            y = self.adapter(rows, y, kernel, key, dot)
+        y = y.reshape(*x.shape[:-1], -1)
         if self.bias is None:
             return y
         return add_bias(y, self.bias[...])
@@ -78,6 +87,8 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 class ExpertLinear(nnx.Module):
     """The projections of all experts: kernels [E, in, out] and biases [E, out], applied to rows sorted by expert."""
 
+    adapter: LowRank | None  # without magnitude and dropout
+
     def __init__(
         self,
         count: int,
@@ -93,6 +104,7 @@ class ExpertLinear(nnx.Module):
             draw(key, (count, *shape), deviation, dtype), axes=("expert", *axes), units=FrozenDict()
         )
         self.bias = nnx.Param(jnp.zeros((count, shape[1]), dtype), axes=("expert", "norm")) if bias else None
+        self.adapter = nnx.data(None)
         self.options = options
 
     def materialise(self) -> jax.Array:
@@ -106,11 +118,16 @@ class Embed(nnx.Module):
     V is `spec.vocab_rows`.
     """
 
+    adapter: LowRank | None  # of the table as a kernel [V, D], without magnitude and dropout
+    token_rows: TokenRows | None
+
     def __init__(self, spec: DecoderSpec, key: jax.Array, dtype, options: Options):
         table = draw(key, (spec.vocab_size, spec.hidden_size), spec.initializer_range, dtype)
         self.embedding = nnx.Param(resized(table, 0, spec.vocab_rows), axes=("vocab", "embed"), units=FrozenDict())
         self.vocab_size = spec.vocab_size
         self.positions = _learned_positions(spec, jax.random.fold_in(key, 1), dtype)
+        self.adapter = nnx.data(None)
+        self.token_rows = nnx.data(None)
         self.scale = spec.embedding_scale
         self.options = options
 
@@ -125,12 +142,22 @@ class Embed(nnx.Module):
         if len(table) > self.vocab_size:  # an id that is no token gives NaN, whether there is a row or not
             tokens = jnp.where(tokens < self.vocab_size, tokens, len(table))
         x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
+        if self.adapter is not None:
+            x = x + self._added(tokens)
+        if self.token_rows is not None:
+            x = self.token_rows.replace_in(x, tokens)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.positions is None:
             return x
         table = self.options.constrain(self.positions[...], (None, None))
         return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
+
+    def _added(self, tokens: jax.Array) -> jax.Array:
+        """Returns what the adapter adds to the embeddings of `tokens`."""
+        a = self.options.constrain(self.adapter.a[...], ("vocab", None))
+        states = jnp.take(a, tokens, axis=0).astype(self.options.dtype) * self.adapter.scale
+        return jnp.dot(states, self.adapter.b[...].astype(self.options.dtype), precision=self.options.dot_precision)
 
 
 def _learned_positions(spec: DecoderSpec, key: jax.Array, dtype) -> nnx.Param | None:

@@ -38,13 +38,6 @@ def segment_sums(values: jax.Array, segments: jax.Array, count: int) -> jax.Arra
     return jnp.sum(jnp.where(of_segment, values[:, :, None], 0), axis=1)
 
 
-def head_of(decoder: Decoder) -> tuple[jax.Array, int]:
-    """Returns the kernel of the head and its vocabulary axis; a tied embedding as it is stored, without transposing."""
-    if decoder.spec.tied_head:
-        return decoder.embed.embedding[...], 0
-    return decoder.head_kernel(), 1
-
-
 def next_token_loss(
     decoder: Decoder,
     batch: Batch,
@@ -65,8 +58,7 @@ def next_token_loss(
     """
     read = decoder.hidden_and_routed if route else lambda *inputs: (decoder.hidden(*inputs), None)
     hidden, routed = read(batch.tokens, batch.positions, batch.segments, key)
-    hidden = decoder.head_input(hidden)
-    kernel, vocab_axis = head_of(decoder)
+    [(hidden, kernel), *added], vocab_axis = decoder.head_products(hidden, key)
     loss = cross_entropy(
         hidden,
         kernel,
@@ -79,6 +71,7 @@ def next_token_loss(
         mesh=mesh,
         z_loss=z_loss,
         label_smoothing=label_smoothing,
+        added=added,
     )
     per_segment = partial(segment_sums, segments=batch.segments, count=batch.examples.shape[1])
     total = loss.total

@@ -8,6 +8,7 @@ from flax import nnx
 from functools import partial
 
 from sft_jax.model.layers import Linear
+from sft_jax.model.low_rank import split_key
 from sft_jax.model.options import Options
 from sft_jax.model.spec import ClampedGate, MlpSpec
 
@@ -35,12 +36,14 @@ class Mlp(nnx.Module):
         self.activation = spec.activation
         self.options = options
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Maps x [B, L, D] to [B, L, D]; `key` is that of the adapters' dropout."""
+        gate_key, up_key, down_key = split_key(key, 3)
         if self.gate is None:
-            inner = _activated(self.up(x), self.activation)
+            inner = _activated(self.up(x, up_key), self.activation)
         else:
-            inner = gated(self.gate(x), self.up(x), self.activation)
-        return self.down(self.options.constrain(inner, ("batch", "length", "act_mlp")))
+            inner = gated(self.gate(x, gate_key), self.up(x, up_key), self.activation)
+        return self.down(self.options.constrain(inner, ("batch", "length", "act_mlp")), down_key)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=2)

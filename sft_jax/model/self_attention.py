@@ -6,6 +6,7 @@ from flax import nnx
 
 from sft_jax.model.attention import attend
 from sft_jax.model.layers import Linear, Norm
+from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec
 from sft_jax.model.options import Options
 from sft_jax.model.rope import RopeTable, apply_rope, rotate_queries
@@ -36,10 +37,14 @@ class Attention(nnx.Module):
         self.rope = layer.rope
         self.options = options
 
-    def project(self, x: jax.Array, table: RopeTable | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x: jax.Array, table: RopeTable | None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries [B, L, H, C], keys [B, L, K, C] and values [B, L, K, Cv] of x [B, L, D]; two with rope."""
+        keys = split_key(key, 3)
         heads = lambda y: y.reshape(*x.shape[:2], -1, self.head_size)  # noqa: E731
-        q, k, v = self.query(x), self.key(x), self.value(x).reshape(*x.shape[:2], -1, self.value_size)
+        q, k = self.query(x, keys[0]), self.key(x, keys[1])
+        v = self.value(x, keys[2]).reshape(*x.shape[:2], -1, self.value_size)
         if self.query_norm is None:
             q, k = heads(q), heads(k)
         elif self.norm_of_heads:
@@ -53,9 +58,9 @@ class Attention(nnx.Module):
         k = self.options.constrain(k, ("batch", "length", "act_kv_heads", None))
         return q, k, self.options.constrain(v, ("batch", "length", "act_kv_heads", None))
 
-    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, key: jax.Array | None = None) -> jax.Array:
         """Returns the attention output [B, Lq, D]."""
-        return self.output(mix_heads(q, k, v, mask, self.sinks, self.options))
+        return self.output(mix_heads(q, k, v, mask, self.sinks, self.options), key)
 
 
 class LatentAttention(nnx.Module):
@@ -89,13 +94,18 @@ class LatentAttention(nnx.Module):
         self.rope = layer.rope
         self.options = options
 
-    def project(self, x: jax.Array, table: RopeTable | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x: jax.Array, table: RopeTable | None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries and keys [B, L, H, C] with rope and values [B, L, H, Cv] of x [B, L, D]."""
-        latent = self.latent
-        q = self.query(x) if latent.query_rank is None else self.query_up(self.query_norm(self.query_down(x)))
+        latent, keys = self.latent, split_key(key, 4)
+        if latent.query_rank is None:
+            q = self.query(x, keys[0])
+        else:
+            q = self.query_up(self.query_norm(self.query_down(x, keys[0])), keys[1])
         q_plain, q_rope = jnp.split(q.reshape(*x.shape[:2], self.heads, -1), [latent.plain_size], axis=-1)
-        state, k_rope = jnp.split(self.latent_down(x), [latent.key_value_rank], axis=-1)
-        expanded = self.latent_up(self.latent_norm(state)).reshape(*x.shape[:2], self.heads, -1)
+        state, k_rope = jnp.split(self.latent_down(x, keys[2]), [latent.key_value_rank], axis=-1)
+        expanded = self.latent_up(self.latent_norm(state), keys[3]).reshape(*x.shape[:2], self.heads, -1)
         k_plain, v = jnp.split(expanded, [latent.plain_size], axis=-1)
         k_rope = k_rope[:, :, None, :]
         if self.rope is not None:
@@ -105,9 +115,9 @@ class LatentAttention(nnx.Module):
         k = jnp.concatenate([k_plain, jnp.broadcast_to(k_rope, (*k_plain.shape[:-1], latent.rope_size))], axis=-1)
         return tuple(self.options.constrain(y, ("batch", "length", "act_heads", None)) for y in (q, k, v))
 
-    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, key: jax.Array | None = None) -> jax.Array:
         """Returns the attention output [B, Lq, D]."""
-        return self.output(mix_heads(q, k, v, mask, self.sinks, self.options))
+        return self.output(mix_heads(q, k, v, mask, self.sinks, self.options), key)
 
 
 def new_sinks(spec: DecoderSpec, dtype) -> nnx.Param | None:

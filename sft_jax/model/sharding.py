@@ -34,6 +34,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "expert": (),  # experts of a layer; their kernels are cut like those of an MLP
     "router": (),  # the router's output, one number an expert
     "latent": (),  # the latent states that keys and values are made from
+    "rank": (),  # of adapters
     "vocab": ("tensor",),
     "norm": (),  # scales and biases: too small to be worth a gather
     # activations

@@ -21,7 +21,6 @@ from sft_jax.config import LossConfig, OptimConfig
 from sft_jax.model.cross_entropy import cross_entropy
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.isolation import isolation_breaches
-from sft_jax.model.loss import head_of
 from sft_jax.model.sharding import AnyMesh
 from sft_jax.training.groups import choose_groups, parameter_path
 from sft_jax.training.optim import Optimizer
@@ -87,24 +86,34 @@ def layout(
 def chunking(
     decoder: Decoder, batch: Batch, chunk: int | None, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig()
 ) -> Result:
-    """The chunked loss == dense cross-entropy in float64: values, and gradients of hidden states and head."""
-    hidden = jax.jit(lambda d, b: d.head_input(d.hidden(b.tokens, b.positions, b.segments)))(decoder, batch)
-    kernel, vocab_axis = head_of(decoder)
+    """The chunked loss == dense cross-entropy in float64: values, and gradients of hidden states and head, adapters too."""
+    products, vocab_axis = jax.jit(_head_products)(decoder, batch)
+    vocab_axis = int(vocab_axis)
     vocab_size = decoder.spec.vocab_size
     terms = {"z_loss": loss.z_loss, "label_smoothing": loss.label_smoothing}
 
-    def total(hidden, kernel):
+    def total(products):
+        (hidden, kernel), *added = products
         sums = cross_entropy(
             hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, vocab_size=vocab_size,
-            soft_cap=decoder.logit_soft_cap, chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh, **terms,
+            soft_cap=decoder.logit_soft_cap, chunk=chunk, precision=decoder.options.dot_precision, mesh=mesh,
+            added=added, **terms,
         )  # fmt: skip
         return sums.total, sums
 
-    (_, sums), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
-    ours = {"loss": sums.total, "nll": sums.nll, "d hidden": gradients[0], "d head": gradients[1]}
-    dense = dense_cross_entropy(
-        hidden, kernel, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap, vocab_size=vocab_size, **terms
+    (_, sums), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(products)
+    ours = {"loss": sums.total, "nll": sums.nll}
+    # A sum of products is one product of what lies side by side.
+    states, kernels = (np.concatenate(parts, axis) for parts, axis in zip(zip(*products), (-1, 1 - vocab_axis)))
+    whole = dense_cross_entropy(
+        states, kernels, batch.targets, batch.weights, vocab_axis, decoder.logit_soft_cap, vocab_size=vocab_size, **terms
     )
+    ends = np.cumsum([hidden.shape[-1] for hidden, _ in products])[:-1]
+    dense = {name: whole.pop(name) for name in ("loss", "nll")}
+    parts = zip(np.split(whole["d hidden"], ends, -1), np.split(whole["d head"], ends, 1 - vocab_axis), strict=True)
+    for number, (gradient, reference) in enumerate(zip(gradients, parts, strict=True)):
+        for name, value, expected in zip(("hidden", "head"), gradient, reference, strict=True):
+            ours[f"d {name} {number}"], dense[f"d {name} {number}"] = value, expected
     return _worst("chunking", 1e-5, ours, dense)
 
 
@@ -158,14 +167,17 @@ def token_losses(decoder: Decoder, batch: Batch) -> np.ndarray:
     """Returns the negative log-likelihood [B, L] of each supervised token, 0 elsewhere."""
 
     def nll(decoder: Decoder, batch: Batch) -> jax.Array:
-        hidden = decoder.head_input(decoder.hidden(batch.tokens, batch.positions, batch.segments))
-        kernel, vocab_axis = head_of(decoder)
+        [(hidden, kernel), *added], vocab_axis = _head_products(decoder, batch)
         return cross_entropy(
             hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, vocab_size=decoder.spec.vocab_size,
-            soft_cap=decoder.logit_soft_cap, precision=decoder.options.dot_precision,
+            soft_cap=decoder.logit_soft_cap, precision=decoder.options.dot_precision, added=added,
         ).nll  # fmt: skip
 
     return np.asarray(jax.jit(nll)(decoder, batch))
+
+
+def _head_products(decoder: Decoder, batch: Batch) -> tuple[list[tuple[jax.Array, jax.Array]], int]:
+    return decoder.head_products(decoder.hidden(batch.tokens, batch.positions, batch.segments))
 
 
 def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:

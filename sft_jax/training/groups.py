@@ -10,6 +10,7 @@ from flax import nnx
 
 from sft_jax.config import OptimConfig
 from sft_jax.errors import UserError
+from sft_jax.model.adapters import AdapterPlan, is_trained
 
 STACKED = ("layers", "expert")  # logical axes, always the first ones, along which whole parameters lie side by side
 
@@ -28,19 +29,25 @@ class Choice:
     optimizer: str = ""  # what moves it, where the optimizer is made of several
 
 
-def choose_groups(config: OptimConfig, params) -> tuple[Choice, ...]:
+def choose_groups(
+    config: OptimConfig, params, adapters: AdapterPlan | None = None, lora_plus: float = 1.0
+) -> tuple[Choice, ...]:
     """Returns what `config.groups` choose for each parameter: the first group whose pattern is found in its path.
 
     A path is what the decoder documents, such as `runs.0.0.attention.query.kernel`; a stack of layers is one parameter.
     A group may set `learning_rate` (a factor), `weight_decay` or `freeze`; one that sets nothing shields what it
     matches from the groups after it. Raises UserError for a group that is wrong or is first for no parameter.
+
+    With `adapters` all parameters are frozen but those that they train, and groups choose among these alone. Matrices
+    that begin with zero learn `lora_plus` times as fast (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
     """
     groups = [_check_group(index, group) for index, group in enumerate(config.groups)]
     firsts: set[int] = set()
     choices = []
     for path, variable in variables(params):
         name = parameter_path(path)
-        first = next((index for index, group in enumerate(groups) if group["pattern"].search(name)), None)
+        trained = adapters is None or is_trained(adapters, name)
+        first = next((i for i, group in enumerate(groups) if trained and group["pattern"].search(name)), None)
         firsts.add(first)
         group = {} if first is None else groups[first]
         matrix = len(variable.shape) - stack_rank(variable) >= 2
@@ -49,18 +56,20 @@ def choose_groups(config: OptimConfig, params) -> tuple[Choice, ...]:
                 path=name,
                 shape=tuple(variable.shape),
                 pattern=group["pattern"].pattern if group else "",
-                learning_rate=group.get("learning_rate", 1.0),
+                learning_rate=group.get("learning_rate", 1.0) * (lora_plus if name.endswith(".adapter.b") else 1.0),
                 weight_decay=group.get("weight_decay", config.weight_decay if matrix else 0.0),
-                frozen=group.get("freeze", False),
+                frozen=group.get("freeze", not trained),
                 matrix=matrix,
             )
         )
     for index, group in enumerate(groups):
         pattern = group["pattern"]
         if index not in firsts:
-            taken = any(pattern.search(choice.path) for choice in choices)
-            why = "matches only parameters that an earlier group has" if taken else "matches no parameter"
-            paths = ", ".join(choice.path for choice in choices[:4])
+            open_to_groups = [choice for choice in choices if adapters is None or is_trained(adapters, choice.path)]
+            taken = any(pattern.search(choice.path) for choice in open_to_groups)
+            none = "matches no parameter" + ("" if adapters is None else " that the adapters train")
+            why = "matches only parameters that an earlier group has" if taken else none
+            paths = ", ".join(choice.path for choice in open_to_groups[:4])
             raise UserError(f"optim.groups[{index}].pattern: '{pattern.pattern}' {why}; paths look like {paths}.")
     if all(choice.frozen for choice in choices):
         raise UserError("optim.groups: freeze every parameter; nothing is left to train.")

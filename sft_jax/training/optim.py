@@ -21,6 +21,7 @@ from flax import nnx
 
 from sft_jax.config import OptimConfig
 from sft_jax.errors import UserError, did_you_mean
+from sft_jax.model.adapters import AdapterPlan
 from sft_jax.training.average import move_average, start_average
 from sft_jax.training.groups import Choice, choose_groups, parameter_path, variables
 from sft_jax.training.optimizers import OPTIMIZERS
@@ -95,9 +96,17 @@ class Optimizer:
         return lines
 
 
-def make_optimizer(config: OptimConfig, params, total_steps: int, seed: int = 0) -> Optimizer:
+def make_optimizer(
+    config: OptimConfig,
+    params,
+    total_steps: int,
+    seed: int = 0,
+    adapters: AdapterPlan | None = None,
+    lora_plus: float = 1.0,
+) -> Optimizer:
     """Returns the optimizer for `params`, arrays or abstract values: `nnx.state(decoder)`, or a tree of bare arrays.
 
+    With `adapters` it moves what they train and nothing else.
     Raises UserError for an unknown name, a key that the chosen optimizer or schedule does not read, and a group that
     is wrong or matches nothing.
     """
@@ -109,7 +118,8 @@ def make_optimizer(config: OptimConfig, params, total_steps: int, seed: int = 0)
         if key not in entry.keys:
             raise UserError(f"optim.{key}: does nothing with optim.name={config.name}; leave it out.")
     part = entry.part or (lambda choice: config.name)
-    choices = tuple(dataclasses.replace(choice, optimizer=part(choice)) for choice in choose_groups(config, params))
+    groups = choose_groups(config, params, adapters, lora_plus)
+    choices = tuple(dataclasses.replace(choice, optimizer=part(choice)) for choice in groups)
     trained = [p for (_, p), choice in zip(variables(params), choices, strict=True) if not choice.frozen]
     return Optimizer(
         transform=entry.make({**entry.keys, **given}, jnp.result_type(*jax.tree.leaves(trained)), choices),

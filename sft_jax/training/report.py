@@ -19,7 +19,8 @@ from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.config import Config, TrainConfig, to_dict
 from sft_jax.data.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData
-from sft_jax.hf.source import Source
+from sft_jax.hf.source import ADAPTER, Source
+from sft_jax.model.adapters import AdapterPlan, is_adapter
 from sft_jax.model.sharding import largest_replicated
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec
 from sft_jax.training.groups import Choice
@@ -75,13 +76,15 @@ def print_finished(config: Config, work: Workdir) -> None:
     say(f"This run has finished. Its summary is {work.path / 'summary.json'}; raise {key} to extend it.")
 
 
-def print_model(optimizer: Optimizer, state: TrainState, spec: DecoderSpec, mesh: Mesh) -> None:
-    """Prints the parameter counts, what was chosen for each parameter where that differs, and what the mesh replicates."""
+def print_model(optimizer: Optimizer, state: TrainState, spec: DecoderSpec, adapters: AdapterPlan | None, mesh: Mesh) -> None:
+    """Prints the parameter counts, adapters, what was chosen for each parameter where that differs, and what the mesh replicates."""
     trained, frozen = parameter_counts(optimizer.choices)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"Model: {trained:,} trained and {frozen:,} frozen parameters on {mesh.size} {mesh.devices.flat[0].platform} devices ({axes}).")
     if spec.vocab_rows > spec.vocab_size:
         say(f"Its vocabulary of {spec.vocab_size:,} is held in {spec.vocab_rows:,} rows, which devices can divide; the others take no part.")
+    if adapters is not None:
+        say(f"Adapters: {adapters}. The base stays as it is and is in no checkpoint.")
     if any(choice.pattern for choice in optimizer.choices) or len({choice.optimizer for choice in optimizer.choices}) > 1:
         for line in optimizer.log():
             say(f"  {line}")
@@ -122,8 +125,8 @@ def resume_point(checkpoints: Checkpoints) -> str:
 
 
 def checkpoint_manifest(
-    config: Config, data: PreparedData, source: Source, position: int, total_steps: int, window: Window
-) -> dict[str, Any]:
+    config: Config, data: PreparedData, source: Source, adapters: AdapterPlan | None, position: int, total_steps: int, window: Window
+) -> dict[str, Any]:  # fmt: skip
     """Returns what a checkpoint says beside its arrays."""
     return {
         "position": position,
@@ -134,6 +137,8 @@ def checkpoint_manifest(
         "fingerprints": data.fingerprints,
         "config": to_dict(config),
         "model_config": source.config,
+        "adapters": adapters.to_dict() if adapters else None,
+        "base_fingerprint": source.fingerprint if adapters else None,
         "versions": versions(),
     }
 
@@ -225,7 +230,8 @@ def matmul_parameters(choices: Iterable[Choice], spec: DecoderSpec) -> tuple[int
     tied = not any(choice.path.startswith("lm_head") for choice in choices)
     counts = {False: 0, True: 0}  # by whether it is frozen
     for choice in choices:
-        if choice.path.endswith("kernel") or (tied and choice.path.startswith("embed.")):
+        added = is_adapter(choice.path) and choice.matrix and not choice.path.startswith("embed.")
+        if added or choice.path.endswith("kernel") or (tied and choice.path.startswith("embed.")):
             size = math.prod(choice.shape)
             if choice.path in ("embed.embedding", "lm_head.kernel"):
                 size = size * spec.vocab_size // spec.vocab_rows
@@ -234,8 +240,8 @@ def matmul_parameters(choices: Iterable[Choice], spec: DecoderSpec) -> tuple[int
     return counts[False], counts[True]
 
 
-def print_summary(values: dict[str, Any], work: Workdir, exported: bool) -> None:
-    """Prints the end of a run."""
+def print_summary(values: dict[str, Any], work: Workdir, exported: Path | None) -> None:
+    """Prints the end of a run, and where what it exported lies."""
     first, last = values["eval_first"], values["eval_last"]
     for name in last:
         for key, value in last[name].items():
@@ -247,8 +253,10 @@ def print_summary(values: dict[str, Any], work: Workdir, exported: bool) -> None
     real, supervised = values["real_tokens_per_second"], values["supervised_tokens_per_second"]
     rates = f", {real:,.0f} real and {supervised:,.0f} supervised tokens/s" if real is not None else ""
     say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.path / 'summary.json'}")
-    if exported:
-        say(f"The tuned model lies in {work.path / 'export'}.")
+    if exported is not None and exported.name == ADAPTER:
+        say(f"The adapter lies in {exported}; python -m sft_jax.export --model {work.path} --merge writes the whole model.")
+    elif exported is not None:
+        say(f"The tuned model lies in {exported}.")
 
 
 def sample_lines(samples: list[dict[str, Any]], count: int = 3, width: int = 160) -> list[str]:

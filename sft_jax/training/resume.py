@@ -25,6 +25,10 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("data.row_timeout", "free"),
     ("data.row_memory_mb", "free"),
     ("data", "never"),
+    ("adapter.path", "override"),  # an adapter that was moved; what it was is in the checkpoint
+    ("adapter.dropout", "override"),
+    ("adapter.lora_plus", "override"),
+    ("adapter", "never"),  # parameters and the optimizer's state have its shape
     ("optim.name", "never"),  # the optimizer's state has its shape
     ("optim.groups", "never"),
     ("optim.ema", "never"),  # nor is there an average before it is kept
@@ -76,7 +80,7 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
     changes = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
-        if old == new or (key == "model.path" and _same_place(old, new)):
+        if old == new or (key in ("model.path", "adapter.path") and _same_place(old, new)):
             continue
         rule = rule_for(key)
         shorter = rule == "longer" and _is_shorter(old, new)
@@ -96,6 +100,8 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
 
 def _same_place(old: str, new: str) -> bool:
     """Whether two spellings, such as a relative and an absolute one, name the same directory."""
+    if not old or not new:
+        return False
     old, new = Path(old).expanduser(), Path(new).expanduser()
     return new.is_dir() and old.resolve() == new.resolve()
 

@@ -14,18 +14,29 @@ import jax
 import ml_collections
 from flax import nnx
 
-from sft_jax.checkpoint.checkpoints import Checkpoints, flatten_state
+from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
+from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
-from sft_jax.hf.source import added_tokens_of, chat_template_of, find_model, lasting_path, read_source
+from sft_jax.hf.peft.write import check_form
+from sft_jax.hf.source import (
+    ADAPTER,
+    EXPORT,
+    added_tokens_of,
+    chat_template_of,
+    find_model,
+    lasting_path,
+    read_source,
+)
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
-from sft_jax.training.export import export_state
+from sft_jax.training.adapting import adapters_of, with_new_adapters
+from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
 from sft_jax.training.model_checks import check_model_options
@@ -39,7 +50,7 @@ from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
-from sft_jax.training.state import abstract_state, create_state
+from sft_jax.training.state import abstract_state, base_arrays, create_state, saved_arrays
 from sft_jax.training.step import make_eval_step, make_train_step
 from sft_jax.training.vocabulary import with_added_tokens
 from sft_jax.training.votes import Votes
@@ -74,12 +85,13 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
 def _resolved(config: Config) -> Config:
     """Returns the configuration as it is recorded: the base wherever the run is used from; an earlier run's template and tokens."""
     model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
+    adapter = dataclasses.replace(config.adapter, path=lasting_path(config.adapter.path) if config.adapter.path else "")
     data = config.data
     if data.chat_template == "auto":
         data = dataclasses.replace(data, chat_template=chat_template_of(model.path))
     tokens = dict.fromkeys((*added_tokens_of(model.path), *data.add_tokens))
     data = dataclasses.replace(data, add_tokens=tuple(tokens))
-    return dataclasses.replace(config, model=model, data=data)
+    return dataclasses.replace(config, model=model, adapter=adapter, data=data)
 
 
 def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -95,11 +107,18 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
         attention=config.model.attention, neftune=config.train.neftune, constrain=constrain_fn(mesh),
     )  # fmt: skip
-    source = agree(lambda: read_source(find_model(config.model.path), config.model.path))
-    source = agree(lambda: with_added_tokens(config, source, log=report.say))
+    base = agree(lambda: read_source(find_model(config.model.path), config.model.path))
+    source = agree(lambda: with_added_tokens(config, base, log=report.say))
     index, count = agree(lambda: row_share(mesh))
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
-    make_optimizer(config.optim, nnx.state(abstract), total_steps=2**31)
+    adapters = agree(lambda: adapters_of(config, abstract, base))
+    abstract = with_new_adapters(abstract, config, adapters)
+    new_optimizer = partial(
+        make_optimizer, config.optim, nnx.state(abstract), seed=config.seed, adapters=adapters, lora_plus=config.adapter.lora_plus
+    )
+    new_optimizer(total_steps=2**31)
+    if adapters and config.train.export:
+        check_form(abstract, "train.export", base)
     check_model_options(config, abstract.spec)
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
@@ -122,9 +141,9 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     # ---- the model, or the state of the newest checkpoint
     with phases("model"), memory_explained(config, mesh, "loading the model"):
-        optimizer = make_optimizer(config.optim, nnx.state(abstract), total_steps, seed=config.seed)
+        optimizer = new_optimizer(total_steps=total_steps)
         graphdef, like = abstract_state(abstract, optimizer, mesh)
-        state = start.restore(like)
+        state = None if adapters else start.restore(like)
         if state is None:
             with LoadProgress(config.model.path, shown=first_process) as loaded:
                 decoder = load_decoder(
@@ -133,7 +152,13 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                 )  # fmt: skip
             if decoder.source.ignored:
                 report.say(f"Tensors of the checkpoint that hold no parameter: {', '.join(decoder.source.ignored)}.")
-            graphdef, state = create_state(decoder, optimizer, mesh)
+            decoder = plain(decoder)
+            source = decoder.source
+            if adapters:  # checkpoints hold everything but the base
+                start.check_base(source, adapters)
+                state = start.restore(like, base_arrays(like, decoder))
+            if state is None:
+                graphdef, state = create_state(with_new_adapters(decoder, config, adapters), optimizer, mesh)
             del decoder
     votes.check()
     evaluate_first = anywhere(first_process and start.must_evaluate(config, work, data.eval, total_steps))
@@ -146,7 +171,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         cut_logs_back(work, start.step if start.manifest else -1, evaluate_first)
 
     agree(lambda: write_start() if first_process else None)
-    report.print_model(optimizer, like, abstract.spec, mesh)
+    report.print_model(optimizer, like, abstract.spec, adapters, mesh)
 
     # ---- what happens between steps
     eval_step = votes.ride(make_eval_step(graphdef, mesh))
@@ -173,9 +198,9 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                     log.write(step, name, values)
 
     def save(state, step: int, position: int, window: Window) -> None:
-        manifest = report.checkpoint_manifest(config, data, source, position, total_steps, window)
+        manifest = report.checkpoint_manifest(config, data, source, adapters, position, total_steps, window)
         with phases("checkpoint"):
-            checkpoints.save(step, flatten_state(state), manifest)
+            checkpoints.save(step, saved_arrays(state, adapters), manifest)
 
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
@@ -222,14 +247,16 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     with phases("checkpoint"):
         agree(checkpoints.wait)
     agree(shown.close)
-    if config.train.export:
+    exported = work.path / (ADAPTER if adapters else EXPORT) if config.train.export else None
+    if exported is not None:
+        export = export_adapter if adapters else export_state
         with phases("export"), memory_explained(config, mesh, "exporting"):
-            compared = export_state(outcome.state.averaged, graphdef, config, data, source, work.path / "export", outcome.step)
+            compared = export(outcome.state.averaged, graphdef, config, data, source, exported, outcome.step)
         report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(
         outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh
     )
     agree(lambda: work.write_json("summary.json", summary) if first_process else None)
-    report.print_summary(summary, work, exported=config.train.export)
+    report.print_summary(summary, work, exported)
     return summary

@@ -2,14 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import jax
 
 from sft_jax.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint, flatten_state, restore, unflatten_state, verify
 from sft_jax.config import Config, to_dict
 from sft_jax.data.prepare import PreparedData
 from sft_jax.errors import UserError
+from sft_jax.hf.restore import check_base
+from sft_jax.hf.source import Source
+from sft_jax.model.adapters import AdapterPlan
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.spec import DecoderSpec
 from sft_jax.training.metrics import METRICS_FILE, is_evaluated
@@ -101,13 +106,27 @@ class Start:
         due = self.step == total_steps or (config.eval.every and self.step % config.eval.every == 0)
         return bool(due) and not is_evaluated(work.read_lines(METRICS_FILE), self.step, names)
 
-    def restore(self, like):
-        """Returns the state of the checkpoint in the structure and shardings of `like`, or None at the beginning."""
+    def check_base(self, source: Source, adapters: AdapterPlan) -> None:
+        """Raises UserError if the adapters of the checkpoint belong to another base, or are not those of `adapters`."""
+        if self.manifest:
+            check_base(self.manifest["base_fingerprint"], source, "model.path")
+            if AdapterPlan.from_dict(self.manifest["adapters"]).shape != adapters.shape:
+                raise UserError(
+                    "adapter.path: is not the adapter that this run began with: it is on other projections, or of another rank. "
+                    "Restore it, or start another run."
+                )
+
+    def restore(self, like, base: Mapping[str, jax.Array] | None = None):
+        """Returns the state of the checkpoint in the structure and shardings of `like`, or None at the beginning.
+
+        `base` are the arrays, by path, that the checkpoint leaves out.
+        """
         if self.manifest is None:
             return None
-        folder = self.checkpoints.folder(self.step)
+        folder, base = self.checkpoints.folder(self.step), base or {}
+        saved = {name: x for name, x in flatten_state(like).items() if name not in base}
         try:
-            return unflatten_state(like, restore(folder, flatten_state(like)))
+            return unflatten_state(like, {**base, **restore(folder, saved)})
         except DamagedCheckpoint as error:  # its files were sound a moment ago
             raise UserError(f"{error}. Check the memory and the disk of this machine, and start the same command again.") from error
 

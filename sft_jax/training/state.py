@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sft_jax.checkpoint.checkpoints import flatten_state
+from sft_jax.model.adapters import AdapterPlan, is_adapter
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.sharding import AnyMesh, shardings
 from sft_jax.training.optim import Optimizer
@@ -17,7 +19,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # int32 [], updates made so far; a step that is skipped does not count
     params: nnx.State  # trained parameters
-    frozen: nnx.State  # parameters that the groups froze: no gradient, no optimizer state
+    frozen: nnx.State  # what groups froze, or the base of adapters: no gradient, no optimizer state
     opt_state: Any
     average: nnx.State  # of params over the updates, fp32; empty where none is kept (optim.ema)
 
@@ -61,6 +63,22 @@ def abstract_state(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return graphdef, jax.tree.map(describe, state, placed, is_leaf=lambda node: node is None)
+
+
+def saved_arrays(state: TrainState, adapters: AdapterPlan | None) -> dict[str, Any]:
+    """Returns what a checkpoint holds, by path: all of the state, but with adapters not the base, which lies in its own files."""
+    arrays = flatten_state(state)
+    return arrays if adapters is None else {name: x for name, x in arrays.items() if not _of_base(name)}
+
+
+def base_arrays(state: TrainState, base: Decoder) -> dict[str, jax.Array]:
+    """Returns the arrays that `saved_arrays` leaves out of a state, concrete or abstract, as they are in `base`."""
+    arrays = flatten_state({"frozen": nnx.state(base)})
+    return {name: arrays[name] for name in flatten_state(state) if _of_base(name)}
+
+
+def _of_base(name: str) -> bool:
+    return name.startswith("frozen/") and not is_adapter(name.replace("/", "."))
 
 
 def _beside(optimizer: Optimizer, params: nnx.State) -> tuple[Any, nnx.State]:

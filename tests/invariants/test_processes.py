@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from tiny_run import environment, final_checksums, metrics, run_command, tiny_config, train_command
 
 LAYOUT_TOLERANCE = 1e-5
@@ -110,6 +111,23 @@ def test_another_number_of_processes_continues(folder, single):
     assert result.returncode == 0, result.stderr
     assert "Continuing from checkpoint 3." in result.stdout
     assert_close(metrics(folder / "moved"), metrics(workdir))
+
+
+def test_adapters_of_two_processes_are_those_of_one(folder, single):
+    """Drawn, trained, restored and written: two processes stop, go on, and leave the adapter that one process leaves."""
+    changes = dict(adapter__name="dora", adapter__rank=4, adapter__init="pissa", adapter__train=["norm"], adapter__tokens=[5, 6])
+    config = tiny_config(folder, train__steps=4, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, train__export=True, **changes)
+    result = run_command(config, folder / "adapter_of1", folder / "xdg", devices=8)
+    assert result.returncode == 0, result.stderr
+    config.train.stop_after_steps = 2
+    for code in (75, 0):
+        results = run_processes(config, folder / "adapter_of2", folder / "xdg", 2)
+        assert [result.returncode for result in results] == [code, code], results[0].stderr + results[1].stderr
+    assert_close(metrics(folder / "adapter_of2"), metrics(folder / "adapter_of1"))
+    one, two = (safetensors.numpy.load_file(folder / name / "adapter/adapter_model.safetensors") for name in ("adapter_of1", "adapter_of2"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-3 * np.abs(one[name]).max(), err_msg=name)
 
 
 def test_data_that_one_process_refuses_end_all_of_them_with_one_message(folder):

@@ -13,6 +13,7 @@ import sft_jax
 from sft_jax import fit
 from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.files import open_tensors
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.save import save
@@ -185,6 +186,34 @@ def test_a_new_model_is_drawn_with_the_tokens(folder):
     model, _ = sft_jax.load(folder / "random")
     table = np.asarray(model.embed.embedding[...])
     assert model.spec.vocab_size == 1026 and table[:1026].any(axis=1).all() and not table[1026:].any()
+
+
+ADAPTER = dict(adapter__name="lora", adapter__rank=4, adapter__targets=["query"], model__init="checkpoint")
+
+
+def test_adapters_on_a_model_that_is_given_tokens(folder):
+    """The base is enlarged when it is read, in training, in going on, and in loading; its fingerprint is that of its files."""
+    given = ADAPTER | dict(adapter__tokens=list(TOKENS), adapter__train=["final_norm"], optim__learning_rate=0.03)
+    with pytest.raises(StoppedBySignal):
+        fit(added_config(folder, **given, train__stop_after_steps=1), folder / "adapted")
+    fit(added_config(folder, **given), folder / "adapted")
+    model, tokenizer = sft_jax.load(folder / "adapted")
+    assert model.adapters.tokens == (1024, 1025) and model.spec.vocab_size == 1026 and tokenizer.added_tokens[TOKENS[0]] == 1024
+    report = export_checkpoint(model, tokenizer, folder / "merged", stop_ids=(1025,), dtype=None)
+    assert report is not None and embedding_of(folder / "merged").shape == (1026, 32)
+    again, _ = sft_jax.load(folder / "merged")
+    ids = np.array([tokenizer.encode("<|im_start|>user\nHello<|im_end|>")])
+    np.testing.assert_allclose(again(ids), model(ids), atol=1e-5)
+    moved = embedding_of(folder / "merged")[1024:] - embedding_of(folder / "model").astype(np.float64).mean(axis=0)
+    assert (np.abs(moved).max(axis=1) > 1e-3).all()
+    np.testing.assert_array_equal(embedding_of(folder / "merged")[:1024], embedding_of(folder / "model"))
+
+
+def test_adapters_of_which_new_tokens_would_learn_nothing(folder):
+    with pytest.raises(UserError, match=r"data\.add_tokens: the base has no row for <\|im_end\|>, .* name the tokens in adapter\.tokens"):
+        fit(added_config(folder, **ADAPTER, adapter__tokens=TOKENS[:1]), folder / "refused")
+    with pytest.raises(UserError, match=r"train\.export: the model was given 2 tokens that its base .* set train\.export=False"):
+        fit(added_config(folder, **ADAPTER, adapter__train=["embed"], train__export=True), folder / "refused")
 
 
 def test_another_models_tokenizer_does_not_make_it_grow(folder, tmp_path):

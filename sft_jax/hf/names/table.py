@@ -31,11 +31,19 @@ class NameTable:
     # Regular expressions over whole names, in which {layers} is the number of layers.
     ignored: tuple[str, ...] = (INVERSE_FREQUENCIES,)  # hold no parameter, are left out and told
     carried: tuple[str, ...] = ()  # not of the text decoder: copied to the export; these not relative to the root
+    # (pattern, replacement): how transformers names its modules where its files name their tensors otherwise.
+    modules: tuple[tuple[str, str], ...] = ()
 
     def rules(self, spec: DecoderSpec, root: Root) -> list[Rule]:
         """Returns the rules of a model, in the order in which tensors are written."""
         table = [dataclasses.replace(rule, hf=root.body + rule.hf) for rule in self.body(spec)]
         return table if spec.tied_head else [*table, Rule(root.head, "lm_head.kernel", transpose=True)]
+
+    def module_name(self, name: str) -> str:
+        """Returns how transformers names in memory what a file under the first root names `name`."""
+        for pattern, replacement in self.modules:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def embedding_name(self, root: Root) -> str:
         return root.body + self.embedding

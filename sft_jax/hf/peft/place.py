@@ -1,0 +1,71 @@
+"""Putting an adapter of PEFT on its base."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.errors import UserError
+from sft_jax.hf.peft.read import Adapter, Values
+from sft_jax.hf.peft.settings import WEIGHTS
+from sft_jax.model.adapters import AdapterPlan
+from sft_jax.model.attach import attach
+from sft_jax.model.decoder import Decoder
+from sft_jax.model.sharding import is_variable, named_leaves, path_name
+
+
+def with_adapter(base: Decoder, adapter: Adapter, folder: Path, plan: AdapterPlan | None = None) -> Decoder:
+    """Returns `base` with an adapter that was read from `folder`, laid out as the base is.
+
+    `plan` is that of the adapter with other settings of training. Raises UserError where the file repeats parts of the
+    base that are not those of `base`.
+    """
+    _check_unchanged(base, adapter.unchanged, folder)
+    decoder = attach(base, plan or adapter.plan, jax.random.key(0))
+
+    def fill(path, leaf):
+        name = path_name(path)
+        begins_with_zero = name.endswith((".adapter.a", ".adapter.b"))
+        if name not in adapter.values and not begins_with_zero:
+            return leaf
+        array = leaf.get_value()
+        host = np.zeros(array.shape, array.dtype) if begins_with_zero else np.array(readable(array))
+        for index, part in adapter.values.get(name, ()):
+            _place_of(part, host[index])[...] = part
+        placed = jax.make_array_from_callback(host.shape, array.sharding, lambda where: host[where])
+        return leaf.replace(placed)
+
+    return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
+
+
+def _place_of(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns the view of `whole` that `part` is: all of it, but for rows of a vocabulary that are no tokens."""
+    return whole[tuple(map(slice, part.shape))]
+
+
+def readable(array: jax.Array) -> np.ndarray:
+    """Returns an array on the host. Of several processes all must call this."""
+    if isinstance(array.sharding, NamedSharding) and not array.is_fully_addressable:
+        array = _replicate(NamedSharding(array.sharding.mesh, P()))(array)
+    return np.asarray(array)
+
+
+@functools.lru_cache(maxsize=16)
+def _replicate(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
+def _check_unchanged(base: Decoder, unchanged: Values, folder: Path) -> None:
+    leaves = dict(named_leaves(base))
+    for path, slices in unchanged.items():
+        host = readable(leaves[path].get_value())
+        for index, part in slices:
+            if not np.array_equal(_place_of(part, host[index]), jnp.asarray(part, host.dtype)):
+                raise UserError(
+                    f"{folder / WEIGHTS}: holds {path} beside an adapter of it, with other numbers than the base; the adapter was "
+                    "trained on a base that had been changed, such as by new tokens. Save that base too, and name it."
+                )

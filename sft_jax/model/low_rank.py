@@ -1,0 +1,173 @@
+"""What is trained beside a kernel that stays as it is: two small matrices whose product is added to it.
+
+The kernel W [in, out] is computed as if it were W + scale * a @ b, with a [in, r] and b [r, out] (LoRA, Hu et al. 2021,
+arXiv:2106.09685). Two refinements:
+
+- PiSSA (Meng et al. 2024, arXiv:2404.02948) begins with the principal part of W instead of with zero. The paper takes
+  that part out of W; here W stays, and what a and b began with is subtracted instead: W + scale * (a @ b - a0 @ b0).
+- DoRA (Liu et al. 2024, arXiv:2402.09353) sets the length of every column of the sum to `magnitude` [out], which is
+  trained; the gradient takes the length that is divided by for a constant (section 4.3).
+
+All of these may have dimensions of layers and experts in front.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.core import FrozenDict
+
+_SUBSPACE_STEPS = 16  # of the search for the principal part of a kernel
+_MORE_COLUMNS = 16  # searched beside those that are kept
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # (rows [N, in], matrix [in, out] or [E, in, out]) -> [N, out]
+
+
+class LowRank(nnx.Module):
+    """The adapter of one kernel. Parameters are float32, whatever the kernel is."""
+
+    def __init__(
+        self,
+        factors: tuple[jax.Array, jax.Array],
+        start: tuple[jax.Array, jax.Array] | None,
+        magnitude: jax.Array | None,
+        scale: float,
+        dropout: float,
+        axes: Sequence[str | None],
+        units: Mapping[str, int],
+    ):
+        """`factors` are a and b, `start` a0 and b0; `axes` and `units` are those of the kernel."""
+        down, up = (*axes[:-1], "rank"), (*axes[:-2], "rank", axes[-1])
+
+        def param(value, axes):
+            within = FrozenDict({axis: count for axis, count in units.items() if axis in axes})
+            return nnx.Param(value, axes=axes, units=within, exact=True)
+
+        self.a, self.b = param(factors[0], down), param(factors[1], up)
+        self.start_a = nnx.data(None) if start is None else param(start[0], down)
+        self.start_b = nnx.data(None) if start is None else param(start[1], up)
+        lengths = (*axes[:-2], "vocab" if axes[-1] == "vocab" else "norm")
+        self.magnitude = nnx.data(None) if magnitude is None else nnx.Param(magnitude, axes=lengths, exact=True)
+        self.scale = scale
+        self.dropout = dropout
+
+    def __call__(self, rows: jax.Array, y: jax.Array, kernel: jax.Array, key: jax.Array | None, dot: Product) -> jax.Array:
+        """Returns what rows [N, in] give with the adapter, where they give y [N, out] with `kernel` alone.
+
+        `dot` is how rows meet a matrix. Dropout falls on what the adapter reads, with `key` only.
+        """
+        dropped = drop(rows, self.dropout, key)
+        if self.magnitude is None:
+            return y + self.added(dropped, dot)
+        scale = self.column_scale(kernel).astype(y.dtype)
+        if dropped is rows:
+            return scale * (y + self.added(rows, dot))
+        # As PEFT: dropout reaches the change of the kernel's own share too, which costs a second product.
+        return y + (scale - 1) * dot(dropped, kernel) + scale * self.added(dropped, dot)
+
+    def products(
+        self, rows: jax.Array, kernel: jax.Array, key: jax.Array | None, dot: Product
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Returns (rows [..., n], kernel [n, out]) pairs whose products add up to what `__call__` returns.
+
+        With a magnitude the pairs hold `kernel` with its columns scaled, which is differentiated.
+        """
+        dropped = drop(rows, self.dropout, key)
+        pairs = self._pairs(dropped, dot)
+        if self.magnitude is None:
+            return [(rows, kernel), *pairs]
+        scale = self.column_scale(kernel)
+        pairs = [(states, (b * scale).astype(rows.dtype)) for states, b in pairs]
+        if dropped is rows:
+            return [(rows, (kernel * scale).astype(rows.dtype)), *pairs]
+        return [(rows, kernel), (dropped, (kernel * (scale - 1)).astype(rows.dtype)), *pairs]
+
+    def added(self, rows: jax.Array, dot: Product) -> jax.Array:
+        """Returns scale * rows @ (a @ b - a0 @ b0), before any magnitude."""
+        return functools.reduce(operator.add, (dot(states, b) for states, b in self._pairs(rows, dot)))
+
+    def _pairs(self, rows: jax.Array, dot: Product) -> list[tuple[jax.Array, jax.Array]]:
+        """Returns (states [..., r], matrix [r, out]) pairs whose products add up to `added`."""
+
+        def pair(a: nnx.Param, b: nnx.Param, scale: float) -> tuple[jax.Array, jax.Array]:
+            return dot(rows, a[...].astype(rows.dtype)) * scale, b[...].astype(rows.dtype)
+
+        pairs = [pair(self.a, self.b, self.scale)]
+        return pairs if self.start_a is None else [*pairs, pair(self.start_a, self.start_b, -self.scale)]
+
+    def change(self) -> jax.Array:
+        """Returns scale * (a @ b - a0 @ b0) [..., in, out] in float32."""
+        product = lambda a, b: jnp.matmul(a[...], b[...], precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+        change = product(self.a, self.b)
+        return self.scale * (change if self.start_a is None else change - product(self.start_a, self.start_b))
+
+    def column_scale(self, kernel: jax.Array) -> jax.Array:
+        """Returns in float32 what the columns of the changed kernel are multiplied by, [..., out]; needs a magnitude."""
+        changed = kernel.astype(jnp.float32) + jax.lax.stop_gradient(self.change())
+        lengths = jax.lax.stop_gradient(column_lengths(changed))
+        return self.magnitude[...] / jnp.where(lengths == 0, 1, lengths)  # no token has a column of zeros, but see vocab_rows
+
+    def merged(self, kernel: jax.Array) -> jax.Array:
+        """Returns the kernel [..., in, out] that gives alone what `kernel` gives with this adapter, in its dtype."""
+        changed = kernel.astype(jnp.float32) + self.change()
+        if self.magnitude is not None:
+            changed = changed * self.column_scale(kernel)[..., None, :]
+        return changed.astype(kernel.dtype)
+
+
+def drop(rows: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Returns `rows` with entries set to 0 at `rate` and the others scaled up; `rows` itself without a key or a rate."""
+    if key is None or not rate:
+        return rows
+    kept = jax.random.bernoulli(key, 1 - rate, rows.shape)
+    return jnp.where(kept, rows / (1 - rate), 0).astype(rows.dtype)
+
+
+def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """Returns `count` keys, or as many times None where nothing is random."""
+    return (None,) * count if key is None else jax.random.split(key, count)
+
+
+def column_lengths(kernel: jax.Array) -> jax.Array:
+    """Returns the Euclidean length of every column of float32 kernels [..., in, out]."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=-2))
+
+
+def new_factors(key: jax.Array, shape: Sequence[int], rank: int) -> tuple[jax.Array, jax.Array]:
+    """Returns a and b for kernels of `shape` [..., in, out] whose product is zero: a uniform within 1 / sqrt(in), b 0."""
+    *stack, size, out = shape
+    bound = size**-0.5
+    a = jax.random.uniform(key, (*stack, size, rank), jnp.float32, -bound, bound)
+    return a, jnp.zeros((*stack, rank, out), jnp.float32)
+
+
+def principal_factors(key: jax.Array, kernel: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Array]:
+    """Returns a and b with scale * a @ b = the part of kernels [..., in, out] with the `rank` largest singular values.
+
+    Found by subspace iteration from random columns (Halko et al. 2011, arXiv:0909.4061, algorithm 4.4), one kernel after
+    the other: a full decomposition of large kernels takes minutes each. Whatever is found is subtracted again, so it need
+    not be exact.
+    """
+    *stack, size, out = kernel.shape
+    columns = min(rank + _MORE_COLUMNS, size, out)
+    dot = lambda x, y: jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+
+    def one(inputs):
+        key, w = inputs
+        w = w.astype(jnp.float32)
+        basis = jnp.linalg.qr(dot(w, jax.random.normal(key, (out, columns), jnp.float32)))[0]
+
+        def refine(_, basis):
+            return jnp.linalg.qr(dot(w, jnp.linalg.qr(dot(w.T, basis))[0]))[0]
+
+        basis = jax.lax.fori_loop(0, _SUBSPACE_STEPS, refine, basis)
+        left, lengths, right = jnp.linalg.svd(dot(basis.T, w), full_matrices=False)
+        roots = jnp.sqrt(lengths[:rank] / scale)
+        return dot(basis, left[:, :rank]) * roots, roots[:, None] * right[:rank]
+
+    flat = kernel.reshape(-1, size, out)
+    a, b = jax.lax.map(one, (jax.random.split(key, len(flat)), flat))
+    return a.reshape(*stack, size, rank), b.reshape(*stack, rank, out)

@@ -1,0 +1,97 @@
+"""The adapters of a run: what its configuration asks for, and how they come onto the base."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from sft_jax.checkpoint.processes import agree
+from sft_jax.config import Config
+from sft_jax.errors import UserError
+from sft_jax.hf.load import load_model_tokenizer
+from sft_jax.hf.peft.place import with_adapter
+from sft_jax.hf.peft.read import read_adapter
+from sft_jax.hf.peft.settings import CONFIG, is_adapter_directory
+from sft_jax.hf.restore import check_base
+from sft_jax.hf.source import ADAPTER, Source, as_folder, read_provenance
+from sft_jax.model.adapters import AdapterPlan, plan_adapters
+from sft_jax.model.attach import attach
+from sft_jax.model.decoder import Decoder
+
+_SALT = 2**31 - 1  # of the random numbers of new adapters, apart from those of a model that is drawn from the same seed
+
+
+def adapters_of(config: Config, abstract: Decoder, base: Source) -> AdapterPlan | None:
+    """Returns what is trained beside the base, or None where the model itself is.
+
+    `abstract` has rows for `data.add_tokens`; `base` is the model as it lies in its directory. Raises UserError as
+    `plan_adapters`, and where rows that the base does not have would never be trained.
+    """
+    plan = _planned(config, abstract)
+    tokenizer = load_model_tokenizer(config.model.path, config.data.add_tokens) if plan and config.data.add_tokens else None
+    new = {token: tokenizer.added_tokens[token] for token in config.data.add_tokens} if tokenizer is not None else {}
+    trained = {"embed", "embed.embedding"} & {*plan.trained, *(module.path for module in plan.modules)} if plan else set()
+    lost = [token for token, number in new.items() if number >= base.vocab_size and number not in plan.tokens]
+    if lost and not trained:
+        raise UserError(
+            f"data.add_tokens: the base has no row for {', '.join(lost)}, and with adapters that of a new token stays as it "
+            "begins, the mean of all others; name the tokens in adapter.tokens too, or train 'embed' by adapter.train."
+        )
+    return plan
+
+
+def _planned(config: Config, abstract: Decoder) -> AdapterPlan | None:
+    wanted = config.adapter
+    if wanted.name == "none":
+        return None
+    if wanted.path:
+        plan = read_adapter(_folder(wanted.path), abstract).plan
+        has = "dora" if any(module.magnitude for module in plan.modules) else "lora"
+        if plan.modules and has != wanted.name:
+            raise UserError(f"adapter.name: is {wanted.name}, but the adapter in {wanted.path} is {has}; set it to {has}.")
+        return dataclasses.replace(plan, dropout=wanted.dropout)
+    return plan_adapters(
+        abstract, name=wanted.name, rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout, targets=wanted.targets,
+        rslora=wanted.rslora, init=wanted.init, train=wanted.train, tokens=_token_ids(config),
+    )  # fmt: skip
+
+
+def with_new_adapters(base: Decoder, config: Config, adapters: AdapterPlan | None) -> Decoder:
+    """Returns `base`, abstract or not, with adapters as a run begins with them; `base` itself without adapters."""
+    if adapters is None:
+        return base
+    if config.adapter.path and not isinstance(jax.tree.leaves(base)[0], jax.ShapeDtypeStruct):
+        folder = _folder(config.adapter.path)
+        provenance = agree(lambda: read_provenance(folder))
+        if provenance is not None and provenance.base_fingerprint is not None:
+            check_base(provenance.base_fingerprint, base.source, f"adapter.path: {folder}")
+        return with_adapter(base, agree(lambda: read_adapter(folder, base)), folder, adapters)
+    return attach(base, adapters, jax.random.fold_in(jax.random.key(config.seed), _SALT))
+
+
+def _folder(path: str) -> Path:
+    """Returns the directory of PEFT that `adapter.path` names: itself, or what a run has written."""
+    folder = as_folder(path)
+    for place in (folder, folder / ADAPTER):
+        if is_adapter_directory(place):
+            return place
+    raise UserError(
+        f"adapter.path: {path} holds no {CONFIG}; name a directory of PEFT, or a run that has written one (python -m "
+        "sft_jax.export --model RUN --adapter)."
+    )
+
+
+def _token_ids(config: Config) -> list[int]:
+    """Returns the ids of `adapter.tokens`, which names them by id or by text."""
+    tokens, model = config.adapter.tokens, config.model.path
+    if not any(isinstance(token, str) for token in tokens):
+        return list(tokens)
+    tokenizer = load_model_tokenizer(model, config.data.add_tokens)
+    ids = []
+    for token in tokens:
+        found = [token] if isinstance(token, int) else tokenizer.encode(token) if tokenizer is not None else []
+        if len(found) != 1:
+            many = f"is {len(found)} tokens of" if found else "needs"
+            raise UserError(f"adapter.tokens: '{token}' {many} the tokenizer of {model}; name single tokens, or their ids.")
+        ids += found
+    return ids

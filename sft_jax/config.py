@@ -116,6 +116,7 @@ class AdapterConfig:
     """What is trained beside a base that stays as it is; without an adapter the model itself is trained."""
 
     name: Literal["none", "lora", "dora"] = "none"
+    base_dtype: Literal["", "nf4", "int8", "fp8"] = ""  # what the kernels of the base's blocks are stored in; "" = model.dtype
     path: str = ""  # an adapter to go on with: a directory of PEFT, or a run that has written one; decides what follows to init
     rank: int = 16
     alpha: float = 32.0  # the adapter counts alpha / rank times
@@ -148,6 +149,8 @@ class TrainConfig:
     micro_batch_size: int = 0  # rows at a time, over all devices; divides batch_size; 0 = batch_size
     normalize: Literal["tokens", "examples"] = "tokens"  # every supervised token, or every example, counts the same
     neftune: float = 0.0  # strength of the noise on embeddings while training, such as 5; 0 = none
+    qat: Literal["", "int8", "int4"] = ""  # round kernels of the blocks in training and evaluation as a server will; the export
+    #                                        is the plain model, for which see sft_jax.model.qat
     nonfinite: Literal["abort", "skip"] = "abort"  # a loss or gradient that is not finite never updates the state
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
     profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
@@ -287,18 +290,24 @@ def _convert(kind, value, key: str):
     origin = typing.get_origin(kind)
     if origin is Literal:
         if value not in typing.get_args(kind):
-            raise UserError(f"{key}: '{value}' is not a choice; {did_you_mean(str(value), typing.get_args(kind))}.")
+            known = [choice or "''" for choice in typing.get_args(kind)]
+            raise UserError(f"{key}: '{value}' is not a choice; {did_you_mean(str(value), known)}.")
         return value
     if origin in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         fitting = [option for option in options if isinstance(option, type) and isinstance(value, option)]
         return _convert((fitting or options)[0], value, key)
     if origin is tuple:
-        if isinstance(value, str) and typing.get_args(kind)[0] in (str, int | str):
+        item_kind = typing.get_args(kind)[0]
+        if isinstance(value, str) and item_kind in (str, int | str):
             value = [part.strip() for part in value.split(",") if part.strip()]
+            if item_kind == int | str:  # of a flag, which has no other way to tell a number
+                value = [int(part) if part.isdecimal() else part for part in value]
+        if item_kind == int | str and isinstance(value, int) and not isinstance(value, bool):
+            value = [value]
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key}: must be a list, not {_show(value)}.")
-        return tuple(_convert(typing.get_args(kind)[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(_convert(item_kind, item, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{key}: must be a dict, not {_show(value)}.")
@@ -412,6 +421,11 @@ def _check(config: Config) -> None:
         require(value is None or 0 <= value < 1, f"optim.{name}: must be at least 0 and below 1, not {value}.")
     require(optim.eps is None or optim.eps > 0, f"optim.eps: must be above 0, not {optim.eps}.")
     _check_adapter(config.adapter, require)
+    require(
+        not train.qat or config.adapter.name == "none",
+        f"train.qat: rounds the kernels that are trained, and with adapter.name={config.adapter.name} none is: what an adapter "
+        "adds would be rounded with them only after training. Leave one of the two out; adapter.base_dtype stores the base in few bits.",
+    )
     require(config.loss.z_loss >= 0, f"loss.z_loss: must be 0 (off) or more, not {config.loss.z_loss}.")
     for name in ("router_balance", "router_z"):
         value = getattr(config.loss, name)
@@ -473,9 +487,13 @@ def _check(config: Config) -> None:
 def _check_adapter(adapter: AdapterConfig, require) -> None:
     """Raises UserError for values of the `adapter` section that are out of range or change nothing."""
     changed = [f.name for f in dataclasses.fields(adapter) if getattr(adapter, f.name) != f.default]
+    require(
+        adapter.name != "none" or not adapter.base_dtype,
+        "adapter.base_dtype: what is quantised cannot be trained, so it takes an adapter; set adapter.name to lora or dora, or leave it out.",
+    )
     if adapter.name == "none":
         require(not changed, f"adapter.{(changed or [''])[0]}: changes nothing with adapter.name=none; name lora or dora, or leave it out.")
-    decided = [name for name in changed if name not in ("name", "path", "dropout", "lora_plus")]
+    decided = [name for name in changed if name not in ("name", "base_dtype", "path", "dropout", "lora_plus")]
     require(
         not (adapter.path and decided),
         f"adapter.{(decided or [''])[0]}: changes nothing, since the adapter in adapter.path decides it; leave one of the two out.",

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 from tiny_models import dotted, is_variable
 
-from sft_jax.hf.match import stored_shape
 from sft_jax.model.adapters import is_adapter, plan_adapters
 from sft_jax.model.attach import attach
 from sft_jax.model.decoder import Decoder
+from sft_jax.model.vocabulary import stored_shape
 
 # One of each kind, on the projections of the blocks.
 KINDS = {

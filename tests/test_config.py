@@ -110,6 +110,11 @@ def test_every_field_can_be_overridden():
         ({"adapter__name": "lora", "adapter__dropout": 1.0}, ["adapter.dropout", "1.0"]),
         ({"adapter__name": "lora", "adapter__lora_plus": 0.0}, ["adapter.lora_plus", "above 0"]),
         ({"adapter__name": "lora", "adapter__path": "x", "adapter__rank": 8}, ["adapter.rank", "adapter.path"]),
+        ({"adapter__base_dtype": "nf4"}, ["adapter.base_dtype", "adapter.name to lora"]),
+        ({"adapter__name": "lora", "adapter__base_dtype": "nf5"}, ["adapter.base_dtype", "'nf4'"]),
+        ({"train__qat": "int3"}, ["train.qat", "Known: '', int4, int8"]),
+        ({"train__qat": "int4", "adapter__name": "dora"}, ["train.qat", "adapter.name=dora", "adapter.base_dtype"]),
+        ({"adapter__name": "lora", "adapter__tokens": True}, ["adapter.tokens", "must be a list, not True"]),
         ({"adapter__name": "lora", "adapter__tokens": [1.5]}, ["adapter.tokens[0]", "1.5"]),
         ({"data__add_tokens": ["<a>", ""]}, ["data.add_tokens[1]", "''", "empty"]),
         ({"data__add_tokens": ["<a>\n"]}, ["data.add_tokens[0]", "white space"]),
@@ -150,8 +155,9 @@ def test_data_sets_inherit_and_override():
 
 
 def test_tokens_are_ids_or_texts():
-    tokens = [parse_config(minimal(adapter__name="lora", adapter__tokens=value)).adapter.tokens for value in ("<a>, <b>", [5, "<c>"])]
-    assert tokens == [("<a>", "<b>"), (5, "<c>")]
+    values = ("<a>, <b>", [5, "<c>"], 5, "5,<b>", ["5"])  # as flags and in Python
+    tokens = [parse_config(minimal(adapter__name="lora", adapter__tokens=value)).adapter.tokens for value in values]
+    assert tokens == [("<a>", "<b>"), (5, "<c>"), (5,), (5, "<b>"), ("5",)]
 
 
 def test_whole_numbers_are_floats_where_floats_are_wanted():

@@ -8,6 +8,8 @@ from huggingface_hub import errors as hub_errors
 
 from sft_jax.errors import UserError
 from sft_jax.hf.files import INDEX_FILE, SINGLE_FILE, no_weights, read_json
+from sft_jax.hf.peft.settings import WEIGHTS as ADAPTER_FILE
+from sft_jax.hf.peft.settings import is_adapter_directory
 
 _TEXTS = ("*.json", "*.model", "*.jinja", "merges.txt")  # configuration and tokenizer
 _BELOW = "*/*"  # other forms of the same model, such as onnx/
@@ -17,7 +19,7 @@ def download(name: str) -> Path:
     """Returns the folder of a hub id in the cache, after fetching what is missing there.
 
     Repositories hold the same weights several times (consolidated.safetensors, onnx/, .bin), so the weights are
-    `model.safetensors`, or exactly the shards that its index names. Raises UserError naming `name` and the remedy.
+    `model.safetensors`, or exactly the shards that its index names; of an adapter `adapter_model.safetensors`. Raises UserError naming `name` and the remedy.
     """
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_TEXTS), ignore_patterns=[_BELOW]))
@@ -43,6 +45,10 @@ def _fetch_weights(name: str, folder: Path) -> None:
     # The folder is named after its commit: weights of a later one would not fit the files that are here.
     revision = folder.name
     fetch = lambda files: huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files)  # noqa: E731
+    if is_adapter_directory(folder):
+        fetch([ADAPTER_FILE])
+        if (folder / ADAPTER_FILE).is_file():
+            return
     if not (folder / SINGLE_FILE).is_file():
         fetch([SINGLE_FILE])
     if (folder / SINGLE_FILE).is_file():

@@ -1,7 +1,7 @@
 """Reading a model: a Hugging Face directory, a hub id or the newest state of a run, straight into its shards."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from sft_jax.hf.names import name_table
 from sft_jax.hf.merged import plain
 from sft_jax.hf.peft.place import with_adapter
 from sft_jax.hf.peft.read import read_adapter
+from sft_jax.hf.peft.settings import is_adapter_directory
 from sft_jax.hf.quantised import open_model
 from sft_jax.hf.restore import check_base, newest_sound, restored
 from sft_jax.hf.rules import Stored
@@ -37,9 +38,11 @@ from sft_jax.hf.source import (
     has_tokenizer,
     is_adapter,
     is_run,
+    place_of,
     read_provenance,
     read_source,
     run_config,
+    tokenizer_folder,
 )
 from sft_jax.hf.stream import stream_parameters
 from sft_jax.model.adapters import AdapterPlan
@@ -48,6 +51,7 @@ from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.layers import dtype_of
 from sft_jax.model.options import Options
+from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import constrain_fn, is_variable, make_mesh, named_leaves, path_name, shardings
 from sft_jax.model.spec import DecoderSpec
 from sft_jax.model.vocabulary import with_more_tokens
@@ -89,59 +93,72 @@ def load_decoder(
     vocab_size: int | None = None,
     progress: Progress | None = None,
     base: str | Path | None = None,
+    stored_as: str = "",
 ) -> Decoder:
     """Reads a decoder from a Hugging Face directory, hub id, run or adapter, laid out over `mesh` (default: one device).
 
     `param_dtype` None keeps the dtype of the file. With `init` "random" only config.json is read and parameters are
-    drawn from `seed`, the same on every mesh. With a `vocab_size` above its own the model is given more tokens. The
-    decoder's attribute `source` says where it came from; an export carries it along, and `source.fingerprint` is of the
-    numbers as they are stored. `progress` and `base` are those of `load`. Raises UserError for whatever is wrong with the
-    directory.
+    drawn from `seed`, the same on every mesh. With a `vocab_size` above its own the model is given more tokens. With
+    `stored_as`, a key of KERNEL_FORMATS, the kernels of the blocks are quantised as they are read, and adapters are merged
+    before. The decoder's attribute `source` says where it came from; an export carries it along, and `source.fingerprint`
+    is of the numbers as they are stored. `progress` and `base` are those of `load`. Raises UserError for whatever is wrong
+    with the directory.
     """
     if init not in ("checkpoint", "random"):
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")
     if param_dtype not in (None, *PARAM_DTYPES):
         raise UserError(f"model.dtype: must be one of {', '.join(PARAM_DTYPES)}, not '{param_dtype}'.")
     mesh = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
-    folder = agree(lambda: find_model(path, base))
+    run, folder = agree(lambda: (place_of(path), find_model(path, base)))
     source = agree(lambda: read_source(folder, str(path)))
     if init == "random":
         source = source if vocab_size is None else source.with_vocab_size(vocab_size)
-        return _random_decoder(source, options, mesh, param_dtype or "float32", seed)
-    run = Path(path).expanduser()
+        return _random_decoder(source, options, mesh, param_dtype or "float32", seed, stored_as)
     if is_run(run) and checkpoint_of(run) is not None:
-        decoder = _restored_decoder(source, options, mesh, run, param_dtype, progress)
+        decoder = _stored(_restored_decoder(source, options, mesh, run, param_dtype, progress, base), stored_as)
     elif is_run(run) and not has_export(run):
-        decoder = _adapted_decoder(run / ADAPTER, base, options, mesh, param_dtype, progress)
+        decoder = _stored(_adapted_decoder(run / ADAPTER, base, options, mesh, param_dtype, progress), stored_as)
     elif is_adapter(run):
-        decoder = _adapted_decoder(run, base, options, mesh, param_dtype, progress)
+        decoder = _stored(_adapted_decoder(run, base, options, mesh, param_dtype, progress), stored_as)
     else:
-        decoder = _read_decoder(source, options, mesh, folder, param_dtype, progress)
+        decoder = _read_decoder(source, options, mesh, folder, param_dtype, progress, stored_as)
     if vocab_size is None or vocab_size <= decoder.spec.vocab_size:
         return decoder
-    decoder = plain(decoder)
-    return with_more_tokens(decoder, abstract_decoder(decoder.source.with_vocab_size(vocab_size), options, mesh))
+    larger = with_more_tokens(plain(decoder), vocab_size)
+    larger.source = decoder.source.with_vocab_size(vocab_size)
+    return larger
 
 
 def _read_decoder(
-    source: Source, options: Options, mesh: Mesh, folder: Path, param_dtype: str | None, progress: Progress | None
+    source: Source,
+    options: Options,
+    mesh: Mesh,
+    folder: Path,
+    param_dtype: str | None,
+    progress: Progress | None,
+    stored_as: str,
 ) -> Decoder:
     """Returns a decoder with the parameters in the files of a Hugging Face directory."""
     decoder = abstract_decoder(source, options, mesh)
     tensors = agree(lambda: open_model(folder))
     table = name_table(source.config_dict())
     stored, ignored = agree(lambda: match(decoder, table, tensors))
-    like = {path: leaf.get_value() for path, leaf in named_leaves(decoder)}
     dtypes = dtypes_of(stored, tensors)
     if param_dtype:
         dtypes = {path: dtype_of(leaf, param_dtype) for path, leaf in named_leaves(decoder)}
     sums = Checksums()
-    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes, sums, progress))
-    decoder.source = dataclasses.replace(
+    filled = quantise(_typed(decoder, dtypes), stored_as) if stored_as else decoder
+    like = {path: leaf.get_value() for path, leaf in named_leaves(filled)}
+    arrays = dict(stream_parameters(tensors, mesh, stored, like, dtypes, sums, progress, stored_as))
+    filled.source = dataclasses.replace(
         source, ignored=ignored, fingerprint=_fingerprint(decoder, stored, tensors, sums.totals())
     )
     fill = lambda path, leaf: leaf.replace(arrays.pop(path_name(path)))  # noqa: E731
-    return jax.tree_util.tree_map_with_path(fill, decoder, is_leaf=is_variable)
+    return jax.tree_util.tree_map_with_path(fill, filled, is_leaf=is_variable)
+
+
+def _stored(decoder: Decoder, stored_as: str) -> Decoder:
+    return quantise(plain(decoder), stored_as) if stored_as else decoder
 
 
 def load_model_tokenizer(
@@ -151,19 +168,18 @@ def load_model_tokenizer(
 
     It is given the tokens that runs on the way to `path` have added, and `add_tokens`.
     """
-    folder = find_model(path, base)
-    run = Path(path).expanduser()
-    if is_adapter(run):
-        if has_tokenizer(run):
-            return load_tokenizer(run, add_tokens)
+    run, folder = place_of(path), tokenizer_folder(path, base)
+    beside_adapter = is_adapter_directory(folder)
+    if is_adapter(run) and not beside_adapter:
         return load_model_tokenizer(base_of_adapter(run, base), add_tokens)
     if not has_tokenizer(folder):
         return None
-    if not is_run(run) or has_export(run):
+    if not is_run(run) or (has_export(run) and base is None):
         return load_tokenizer(folder, add_tokens)
     config = run_config(run)
     tokens = tuple(dict.fromkeys((*added_tokens_of(run), *add_tokens)))
-    tokenizer = load_model_tokenizer(config["model"]["path"], tokens)
+    model = base or config["model"]["path"]
+    tokenizer = load_tokenizer(folder, tokens) if beside_adapter else load_model_tokenizer(model, tokens)
     template = resolve_template(config["data"]["chat_template"], tokenizer)
     return tokenizer if template is None else tokenizer.with_chat_template(template.source)
 
@@ -202,41 +218,62 @@ def _fingerprint(
     )
 
 
-def _random_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str, seed: int) -> Decoder:
+def _typed(decoder: Decoder, dtypes: Mapping[str, jnp.dtype]) -> Decoder:
+    """Returns an abstract decoder with these dtypes."""
+
+    def typed(path, leaf):
+        value = leaf.get_value()
+        return leaf.replace(jax.ShapeDtypeStruct(value.shape, dtypes[path_name(path)], sharding=value.sharding))
+
+    return jax.tree_util.tree_map_with_path(typed, decoder, is_leaf=is_variable)
+
+
+def _random_decoder(
+    source: Source, options: Options, mesh: Mesh, param_dtype: str, seed: int, stored_as: str
+) -> Decoder:
     source = dataclasses.replace(source, fingerprint=random_fingerprint(source.config, seed, param_dtype))
     abstract = abstract_decoder(source, options, mesh, param_dtype)
+    if stored_as:
+        abstract = quantise(abstract, stored_as)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def draw(key):
         decoder = Decoder(abstract.spec, options, key, param_dtype)
         decoder.source = source
-        return decoder
+        return quantise(decoder, stored_as) if stored_as else decoder
 
     return jax.jit(draw, out_shardings=layout)(jax.random.key(seed))
 
 
 def _restored_decoder(
-    source: Source, options: Options, mesh: Mesh, run: Path, param_dtype: str | None, progress: Progress | None
+    source: Source,
+    options: Options,
+    mesh: Mesh,
+    run: Path,
+    param_dtype: str | None,
+    progress: Progress | None,
+    base_path: str | Path | None,
 ) -> Decoder:
     """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is.
 
-    Of a run that trained adapters, the base is read from its own files and carries them.
+    Of a run that trained adapters, the base is read from its own files and carries them. It is read as it was in the run,
+    whatever dtype is wanted: in another one, what merging or new tokens make of it would not be the base of these adapters.
     """
     checkpoint, manifest = newest_sound(run)
     settings = manifest["config"]
-    provenance = Provenance(
-        settings["model"]["path"], manifest["plan_hash"], manifest["step"], manifest.get("base_fingerprint")
-    )
+    base_path, base_dtype = str(base_path or run_config(run)["model"]["path"]), settings.get("adapter", {}).get("base_dtype", "")
+    provenance = Provenance(base_path, manifest["plan_hash"], manifest["step"], manifest.get("base_fingerprint"), base_dtype)
     source = dataclasses.replace(source, config=manifest["model_config"], provenance=provenance)
-    decoder, base = abstract_decoder(source, options, mesh), None
-    if manifest.get("adapters"):
-        trained_in = settings["model"]["dtype"]
-        base = plain(load_decoder(
-            provenance.base, options, mesh, param_dtype or (None if trained_in == "float32" else trained_in),
-            init=settings["model"]["init"], seed=settings["seed"], vocab_size=decoder.spec.vocab_size, progress=progress,
-        ))  # fmt: skip
-        check_base(manifest["base_fingerprint"], base.source, f"{run / CONFIG}: model.path")
-        decoder = attach(decoder, AdapterPlan.from_dict(manifest["adapters"]), jax.random.key(0))
+    if not manifest.get("adapters"):
+        return restored(abstract_decoder(source, options, mesh), checkpoint, manifest, param_dtype, None)
+    base = plain(load_decoder(
+        base_path, options, mesh, settings["model"]["dtype"], init=settings["model"]["init"], seed=settings["seed"],
+        vocab_size=spec_of(source).vocab_size, progress=progress, stored_as=base_dtype,
+    ))  # fmt: skip
+    check_base(manifest["base_fingerprint"], base.source, f"{run / CONFIG}: model.path")
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), base)
+    abstract.source = source
+    decoder = attach(abstract, AdapterPlan.from_dict(manifest["adapters"]), jax.random.key(0))
     return restored(decoder, checkpoint, manifest, param_dtype, base)
 
 
@@ -245,14 +282,16 @@ def _adapted_decoder(
 ) -> Decoder:
     """Returns a decoder with the adapter of PEFT in `folder` on its base."""
     named = agree(lambda: base_of_adapter(folder, base))
-    decoder = plain(load_decoder(named, options, mesh, param_dtype, progress=progress))
     provenance = agree(lambda: read_provenance(folder))
+    stored_as = provenance.base_dtype if provenance is not None else ""
+    decoder = plain(load_decoder(named, options, mesh, param_dtype, progress=progress, stored_as=stored_as))
     if provenance is not None and provenance.base_fingerprint is not None:
         check_base(provenance.base_fingerprint, decoder.source, str(folder))
     adapter = agree(lambda: read_adapter(folder, decoder))
     adapted = with_adapter(decoder, adapter, folder)
     lines = [(f"base {decoder.source.fingerprint}", (), "", 0), (f"adapter {adapter.digest}", (), "", 0)]
+    provenance = provenance or Provenance(named, base_fingerprint=decoder.source.fingerprint)
     adapted.source = dataclasses.replace(
-        decoder.source, fingerprint=fingerprint(lines), provenance=provenance or Provenance(named, base_fingerprint=decoder.source.fingerprint)
+        decoder.source, fingerprint=fingerprint(lines), provenance=dataclasses.replace(provenance, base=named)
     )
     return adapted

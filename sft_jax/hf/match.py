@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import nnx
 
 from sft_jax.errors import UserError
 from sft_jax.hf.files import TensorDirectory, equal_bytes
@@ -14,7 +13,7 @@ from sft_jax.hf.source import PARAM_DTYPES
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.runs import layer_places
 from sft_jax.model.sharding import named_leaves
-from sft_jax.model.spec import DecoderSpec
+from sft_jax.model.vocabulary import stored_shape
 
 
 class Match(NamedTuple):
@@ -28,12 +27,6 @@ def stored_tensors(decoder: Decoder, table: NameTable, root: Root) -> list[Store
     """Returns the tensors that hold the parameters of `decoder`, abstract or not, in the order they are written in."""
     shapes = {path: stored_shape(leaf, decoder.spec) for path, leaf in named_leaves(decoder)}
     return expand(table.rules(decoder.spec, root), layer_places(decoder.spec), shapes)
-
-
-def stored_shape(leaf: nnx.Variable, spec: DecoderSpec) -> tuple[int, ...]:
-    """Returns the shape of a parameter without the rows that are no tokens, which no checkpoint has."""
-    shape = leaf.get_value().shape
-    return tuple(spec.vocab_size if axis == "vocab" else size for axis, size in zip(leaf.axes, shape, strict=True))
 
 
 def match(decoder: Decoder, table: NameTable, tensors: TensorDirectory) -> Match:

@@ -17,9 +17,10 @@ from sft_jax.checkpoint.checkpoints import (
     unflatten_state,
     verify,
 )
+from sft_jax.checkpoint.manifest import read_manifest
 from sft_jax.errors import UserError
 from sft_jax.hf.fingerprint import fingerprint
-from sft_jax.hf.source import CHECKPOINTS, EXPORT, Source, has_export
+from sft_jax.hf.source import CHECKPOINTS, EXPORT, Source, find_model, has_export, is_run, place_of, read_source
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.layers import dtype_of
 from sft_jax.model.sharding import named_leaves
@@ -36,6 +37,18 @@ def newest_sound(run: Path) -> tuple[Path, dict[str, Any]]:
             print(f"Checkpoint {folder} is damaged, the one before it is taken: {error}.", file=sys.stderr)
     remedy = f", or name {run / EXPORT}" if has_export(run) else ""
     raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back{remedy}.")
+
+
+def model_source(path: str | Path) -> Source:
+    """Returns the model at `path`. That of a run is as its checkpoints say: it may have more tokens than its own base."""
+    place = place_of(path)
+    source = read_source(find_model(path), str(path))
+    for step in reversed(committed_steps(place / CHECKPOINTS) if is_run(place) else []):
+        try:
+            return dataclasses.replace(source, config=read_manifest(place / CHECKPOINTS / str(step))["model_config"])
+        except DamagedCheckpoint:
+            continue  # whoever reads its arrays tells
+    return source
 
 
 def restored(

@@ -35,11 +35,13 @@ class Provenance:
     data_fingerprint: str | None = None  # None: not known, such as of a model that was never trained here
     steps: int | None = None
     base_fingerprint: str | None = None  # of an adapter: by which its base is known again
+    base_dtype: str = ""  # of an adapter: what its base was quantised to, a key of KERNEL_FORMATS
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what sft_jax.json says."""
         values = dict(base_model=self.base, data_fingerprint=self.data_fingerprint, steps=self.steps)
-        return values if self.base_fingerprint is None else values | {"base_fingerprint": self.base_fingerprint}
+        of_adapter = {"base_fingerprint": self.base_fingerprint, "base_dtype": self.base_dtype}
+        return values | {name: value for name, value in of_adapter.items() if value}
 
 
 @dataclass(frozen=True)
@@ -108,28 +110,59 @@ def find_model(path: str | Path, base: str | Path | None = None) -> Path:
 
     Of a run this is where configuration and tokenizer lie, which all its checkpoints share: its export, which also has
     the run's chat template, or else its base model. Its weights are those of `checkpoint_of`. Of a directory of PEFT it
-    is that of its base, which `base` names where it is not where the adapter says. A hub id is downloaded unless it is in
-    the cache. Raises UserError naming `path` and the remedy.
+    is that of its base. `base` names the base of an adapter, or of a run that trains one, where it has moved. Raises
+    UserError naming `path` and the remedy.
     """
-    folder = as_folder(path)
-    if base is not None and not is_adapter(folder):
+    folder = place_of(path)
+    if base is not None and not has_adapter(folder):
         raise UserError(f"{path}: is no adapter but a model, so there is no base to name; leave out --base ({base}).")
-    if not folder.is_dir():
-        if folder.exists():
-            raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
-        if not _HUB_ID.fullmatch(str(path)):
-            raise UserError(
-                f"{path}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir."
-            )
-        return download(str(path))
     if is_run(folder):
         checkpoint_of(folder)  # raises where there are no weights
+        if base is not None:
+            return find_model(base)
         return folder / EXPORT if has_export(folder) else _base_of(folder)
     if is_adapter(folder):
         return find_model(base_of_adapter(folder, base))
+    if is_adapter_directory(folder):
+        raise UserError(
+            f"{path}: holds a model and an adapter ({ADAPTER_CONFIG}), of which it is not said whether it is in the model already; "
+            "put the adapter into a directory of its own and name one of the two."
+        )
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path}: holds no {CONFIG}; name a Hugging Face directory, a hub id or a run's workdir.")
     return folder
+
+
+def place_of(path: str | Path) -> Path:
+    """Returns the directory that `path` names; a hub id is downloaded unless it is in the cache.
+
+    Raises UserError naming `path` where it is neither.
+    """
+    folder = as_folder(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
+    if not _HUB_ID.fullmatch(str(path)):
+        raise UserError(f"{path}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir.")
+    return download(str(path))
+
+
+def tokenizer_folder(path: str | Path, base: str | Path | None = None) -> Path:
+    """Returns where the tokenizer of a model lies: beside its adapter, where there is one, or as `find_model` says.
+
+    Beside an adapter it has the template that the adapter has learned, also in the runs that go on with it.
+    """
+    place, beside = place_of(path), []
+    if is_run(place):
+        origin = run_config(place).get("adapter", {}).get("path", "")
+        beside = [place / ADAPTER, *([Path(origin), Path(origin) / ADAPTER] if origin else [])]
+    elif is_adapter(place):
+        beside = [place]
+    for folder in beside:
+        if is_adapter_directory(folder) and has_tokenizer(folder):
+            return folder
+    return tokenizer_folder(base_of_adapter(place, base)) if is_adapter(place) else find_model(path, base)
 
 
 def as_folder(path: str | Path) -> Path:
@@ -187,8 +220,8 @@ def has_export(folder: Path) -> bool:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Returns whether a directory holds an adapter of PEFT, and not a model as well."""
-    return is_adapter_directory(folder) and not (folder / CONFIG).is_file()
+    """Returns whether a directory holds an adapter of PEFT, and not the weights of a model as well."""
+    return is_adapter_directory(folder) and not has_weights(folder)
 
 
 def has_adapter(folder: Path) -> bool:
@@ -237,7 +270,7 @@ def _base_of(folder: Path) -> Path:
     except UserError as error:
         raise UserError(
             f"{folder / CONFIG}: model.path, the model that this run began from and whose tokenizer it uses: {error} "
-            f"If it has moved, write its new place into model.path there."
+            "If it has moved, write its new place into model.path there."
         ) from error
 
 
@@ -288,10 +321,11 @@ def read_provenance(folder: Path) -> Provenance | None:
     if not path.is_file():
         return None
     values = read_json(path)
-    base, data, steps, of_base = (
-        values.get(name) for name in ("base_model", "data_fingerprint", "steps", "base_fingerprint")
+    base, data, steps, of_base, base_dtype = (
+        values.get(name) for name in ("base_model", "data_fingerprint", "steps", "base_fingerprint", "base_dtype")
     )
-    known = isinstance(base, str) and isinstance(steps, int | None) and all(isinstance(x, str | None) for x in (data, of_base))
+    texts = (data, of_base, base_dtype)
+    known = isinstance(base, str) and isinstance(steps, int | None) and all(isinstance(x, str | None) for x in texts)
     if not known or isinstance(steps, bool):
         raise UserError(f"{path}: does not name base_model, data_fingerprint and steps; restore it, or remove it.")
-    return Provenance(base, data, steps, of_base)
+    return Provenance(base, data, steps, of_base, base_dtype or "")

@@ -1,8 +1,8 @@
 """Streaming the tensors of a checkpoint into the shards of a decoder's parameters.
 
 The host never holds more than a tensor: each process reads its share of a tensor's rows, one contiguous byte range a
-device, and one jitted function cuts, transposes, casts and lays it out into its place of the stacked parameter, which
-is donated and updated in place. So a process reads 1/n of the checkpoint whatever the layout is.
+device, and one jitted function cuts, transposes, casts or quantises and lays it out into its place of the stacked
+parameter, which is donated and updated in place. So a process reads 1/n of the checkpoint whatever the layout is.
 """
 
 import functools
@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.hf.files import TensorDirectory, TensorInfo
 from sft_jax.hf.fingerprint import Checksums, checksums_of_bits
 from sft_jax.hf.rules import Packing, Stored
+from sft_jax.model.quant import KERNEL_FORMATS
 
 _GROUP_BYTES = 1 << 28  # tensors of experts that are staged together
 
@@ -49,8 +50,12 @@ def stream_parameters(
     dtypes: Mapping[str, jnp.dtype],
     sums: Checksums,
     progress: Callable[[int, int], None] | None = None,
+    stored_as: str = "",
 ) -> Iterator[tuple[str, jax.Array]]:
     """Yields the path and the array of each parameter as soon as it is filled, with the shape and sharding of `like`.
+
+    A kernel of which `like` has codes and scales instead is quantised to `stored_as` tensor by tensor, from the numbers
+    in the file: its dtype in `dtypes` has no effect.
 
     The checksums of the tensors, as they are in the files, go into `sums`. `progress` is called with the bytes that are
     in their place, of all processes together, and how many there are. Of several processes all must walk through this,
@@ -59,19 +64,19 @@ def stream_parameters(
     stages = _plan(stored, tensors.tensors)
     done, total = 0, sum(tensors.tensors[tensor.name].nbytes for tensor in stored)
     left = Counter(path for stage in stages for path in stage.paths)
-    filling: dict[str, jax.Array] = {}
+    filling: dict[str, tuple[jax.Array, ...]] = {}
     for stage in stages:
         staged = _read(tensors, mesh, stage)
         first = 0 if stage.rows is None else stage.rows[0] * math.prod(stage.packing.shape[1:])
         sums.add(stage.names, checksums_of_bits(mesh, staged, len(stage.index) == 2, first))
-        layouts = tuple((like[path].sharding, jnp.dtype(dtypes[path])) for path in stage.paths)
+        held = {path: _held_as(path, like) for path in stage.paths}
+        layouts = tuple(_layout([like[name] for name in held[path]], dtypes[path], stored_as) for path in stage.paths)
         if not stage.index:
-            shapes = tuple(like[path].shape for path in stage.paths)
-            filled = _mover(layouts, shapes, stage.packing, stage.dtype)(staged)
+            filled = _mover(layouts, stage.packing, stage.dtype)(staged)
         else:
             for path, layout in zip(stage.paths, layouts, strict=True):
                 if path not in filling:
-                    filling[path] = _zeros(*layout, like[path].shape)()
+                    filling[path] = tuple(_zeros(*parts)() for parts in zip(*layout[:3], strict=True))
             stacks = tuple(filling.pop(path) for path in stage.paths)
             filled = _inserter(layouts, stage.packing, stage.dtype)(stacks, staged, np.asarray(stage.index, np.int32))
         filling.update(zip(stage.paths, filled, strict=True))
@@ -83,7 +88,28 @@ def stream_parameters(
         for path in stage.paths:
             left[path] -= 1
             if not left[path]:
-                yield path, filling.pop(path)
+                yield from zip(held[path], filling.pop(path), strict=True)
+
+
+class _Layout(NamedTuple):
+    """How a parameter is held: in one array, or in codes and scales. Equal for equal ones, which share compiled code."""
+
+    shardings: tuple[NamedSharding, ...]
+    dtypes: tuple[np.dtype, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    stored_as: str  # "" = one array
+
+
+def _held_as(path: str, like: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
+    """Returns the paths of the arrays that hold a parameter."""
+    return (path,) if path in like else (f"{path}.codes", f"{path}.scales")
+
+
+def _layout(like: Sequence[jax.ShapeDtypeStruct], dtype: jnp.dtype, stored_as: str) -> _Layout:
+    shardings, shapes = tuple(array.sharding for array in like), tuple(array.shape for array in like)
+    if len(like) == 1:
+        return _Layout(shardings, (jnp.dtype(dtype),), shapes, "")
+    return _Layout(shardings, tuple(array.dtype for array in like), shapes, stored_as)
 
 
 def _plan(stored: Sequence[Stored], infos: Mapping[str, TensorInfo]) -> list[_Stage]:
@@ -163,17 +189,22 @@ def _bits(dtype: np.dtype) -> np.dtype:
     return np.dtype(f"u{dtype.itemsize}")
 
 
-def _numbers(bits: jax.Array, stored: np.dtype, dtype) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, stored).astype(dtype)
+def _held(bits: jax.Array, stored: np.dtype, layout: _Layout) -> tuple[jax.Array, ...]:
+    """Returns the arrays that hold what these are the bits of."""
+    numbers = jax.lax.bitcast_convert_type(bits, stored)
+    if layout.stored_as:
+        return KERNEL_FORMATS[layout.stored_as].quantise(numbers.astype(jnp.float32))
+    return (numbers.astype(layout.dtypes[0]),)
 
 
+# What these return and take is a tuple of arrays for each parameter.
 @functools.lru_cache(maxsize=256)
-def _mover(layouts: tuple, shapes: tuple, packing: Packing, stored: np.dtype) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+def _mover(layouts: tuple[_Layout, ...], packing: Packing, stored: np.dtype) -> Callable:
     def move(bits):
-        parts = [_numbers(packing.cut(bits, number), stored, dtype) for number, (_, dtype) in enumerate(layouts)]
-        return tuple(map(_filled_up, parts, shapes))
+        parts = [_held(packing.cut(bits, number), stored, layout) for number, layout in enumerate(layouts)]
+        return tuple(tuple(map(_filled_up, part, layout.shapes)) for part, layout in zip(parts, layouts, strict=True))
 
-    return jax.jit(move, out_shardings=tuple(sharding for sharding, _ in layouts))
+    return jax.jit(move, out_shardings=tuple(layout.shardings for layout in layouts))
 
 
 def _filled_up(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -182,16 +213,19 @@ def _filled_up(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _inserter(layouts: tuple, packing: Packing, stored: np.dtype) -> Callable[..., tuple[jax.Array, ...]]:
+def _inserter(layouts: tuple[_Layout, ...], packing: Packing, stored: np.dtype) -> Callable:
+    def into(stack, part, index):
+        start = [*index, *[0] * (stack.ndim - len(index))]
+        return jax.lax.dynamic_update_slice(stack, part[None], start)
+
     def insert(stacks, bits, index):
         filled = []
-        for number, stack in enumerate(stacks):
-            part = _numbers(packing.cut(bits, number), stored, stack.dtype)
-            start = [*index, *[0] * (stack.ndim - len(index))]
-            filled.append(jax.lax.dynamic_update_slice(stack, part[None], start))
+        for number, (stack, layout) in enumerate(zip(stacks, layouts, strict=True)):
+            parts = _held(packing.cut(bits, number), stored, layout)
+            filled.append(tuple(into(*pair, index) for pair in zip(stack, parts, strict=True)))
         return tuple(filled)
 
-    return jax.jit(insert, out_shardings=tuple(sharding for sharding, _ in layouts), donate_argnums=0)
+    return jax.jit(insert, out_shardings=tuple(layout.shardings for layout in layouts), donate_argnums=0)
 
 
 def _row_axes(mesh: Mesh, sizes: Sequence[int]) -> list[tuple[str, ...] | None]:

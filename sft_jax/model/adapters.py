@@ -16,7 +16,9 @@ from flax import nnx
 from sft_jax.errors import UserError
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.layers import Embed, ExpertLinear, Linear
+from sft_jax.model.quant import Kernel, QuantisedKernel
 from sft_jax.model.sharding import named_leaves
+from sft_jax.model.vocabulary import stored_shape
 
 _SHOWN = 6  # paths that an error lists
 
@@ -38,7 +40,8 @@ class AdapterPlan:
 
     modules: tuple[ModulePlan, ...]
     dropout: float  # share of the adapters' inputs that is dropped in training
-    tokens: tuple[int, ...]  # ids whose rows of embedding and head are trained, ascending
+    tokens: tuple[int, ...]  # ids whose rows of the embedding are trained, ascending; of a tied head too
+    head_tokens: tuple[int, ...]  # ids whose columns of a head of its own are trained, ascending
     trained: tuple[str, ...]  # paths of the base's parameters that are trained whole
     rslora: bool  # scales were made by rank-stabilised scaling; said again where the adapter is written
 
@@ -54,7 +57,8 @@ class AdapterPlan:
         kind = " with ".join(name for name, has in kinds.items() if has) or "LoRA"
         names = ", ".join(dict.fromkeys(module.path.removeprefix("runs.").split(".", 2)[-1] for module in self.modules))
         parts = [f"{kind} of rank {ranks} on {names}"] if names else []
-        parts += [f"rows of {len(self.tokens)} tokens"] if self.tokens else []
+        tokens = set(self.tokens) | set(self.head_tokens)
+        parts += [f"rows of {len(tokens)} tokens"] if tokens else []
         parts += [f"{', '.join(self.trained)} whole"] if self.trained else []
         return "; ".join(parts)
 
@@ -65,7 +69,8 @@ class AdapterPlan:
     def from_dict(cls, values: dict[str, Any]) -> "AdapterPlan":
         """Returns the plan of which `values` are the `to_dict`, also after a way through JSON."""
         modules = tuple(ModulePlan(**module) for module in values["modules"])
-        return cls(modules, values["dropout"], tuple(values["tokens"]), tuple(values["trained"]), values["rslora"])
+        ids = (tuple(values[name]) for name in ("tokens", "head_tokens"))
+        return cls(modules, values["dropout"], *ids, tuple(values["trained"]), values["rslora"])
 
 
 def plan_adapters(
@@ -85,33 +90,58 @@ def plan_adapters(
 
     Patterns are regular expressions that are searched in paths: `targets` in those of projections, of the embedding
     ("embed") and of the head ("lm_head"), by default all projections of the blocks; `train` in those of parameters. The
+    gate of a shared MLP, which projects to one number, has nothing that a rank could save, so only `train` finds it. The
     product of the matrices is scaled by alpha / rank, or by alpha / sqrt(rank) with `rslora` (arXiv:2312.03732).
 
     Raises UserError naming the key where a pattern matches nothing, a rank is too large, or two keys contradict each other.
     """
-    modules = dict(adaptable(decoder))
-    chosen = _matching("adapter.targets", targets, modules, decoder) if targets else _default_targets(modules)
+    modules = {path: module for path, module in adaptable(decoder) if not path.endswith(".shared_gate")}
+    chosen = _matching("adapter.targets", targets, modules, decoder) if targets else dict(block_projections(decoder))
     scale = alpha / (math.sqrt(rank) if rslora else rank)
     plans = []
     for path in chosen:
-        shape = kernel_of(modules[path]).get_value().shape
+        shape = kernel_values(modules[path]).shape
         if rank > min(shape[-2:]):
             raise UserError(
                 f"adapter.rank: {rank} is larger than {path} {list(shape[-2:])} allows; at most {min(shape[-2:])}, or name "
                 "adapter.targets without it."
             )
-        _check_kind(modules[path], path, name, dropout, init)
         plans.append(ModulePlan(path, rank, scale, magnitude=name == "dora", start=init == "pissa"))
-    parameters = {path: None for path, _ in named_leaves(decoder)}
-    trained = _matching("adapter.train", train, parameters, decoder) if train else []
+    trained = _matching("adapter.train", train, base_shapes(decoder), decoder) if train else []
     for path in trained:
         if path.rpartition(".")[0] in chosen and path.rpartition(".")[2] in ("kernel", "embedding"):
             raise UserError(
                 f"adapter.train: matches {path}, which carries an adapter; leave it out here or in adapter.targets."
             )
     tokens = tuple(sorted(set(tokens)))
-    _check_tokens(decoder, tokens, chosen, trained)
-    return AdapterPlan(tuple(plans), dropout, tokens, tuple(trained), rslora)
+    if tokens and (tokens[0] < 0 or tokens[-1] >= decoder.spec.vocab_size):
+        wrong = tokens[0] if tokens[0] < 0 else tokens[-1]
+        raise UserError(f"adapter.tokens: {wrong} is outside of the model's vocabulary of {decoder.spec.vocab_size}.")
+    head_tokens = () if decoder.spec.tied_head else tokens
+    plan = AdapterPlan(tuple(plans), dropout, tokens, head_tokens, tuple(trained), rslora)
+    check_plan(plan, decoder)
+    return plan
+
+
+def check_plan(plan: AdapterPlan, decoder: Decoder) -> None:
+    """Raises UserError where `plan` asks for what is not computed, also if it is that of an adapter from elsewhere."""
+    for module in plan.modules:
+        _check_kind(module, module_at(decoder, module.path), plan.dropout)
+    held = {path for path, _ in named_leaves(decoder)}
+    for path in plan.trained:
+        if path not in held:
+            raise UserError(
+                f"adapter.train: {path} is trained whole, but it is quantised (adapter.base_dtype), which cannot be trained; leave "
+                "it out, or leave out adapter.base_dtype."
+            )
+    whole = {*plan.trained, *(module.path for module in plan.modules)}
+    for ids, paths in ((plan.tokens, ("embed", "embed.embedding")), (plan.head_tokens, ("lm_head", "lm_head.kernel"))):
+        taken = [path for path in paths if ids and path in whole]
+        if taken:
+            raise UserError(
+                f"adapter.tokens: rows of {taken[0]} are trained beside those of {len(ids)} tokens; leave one of the two out, or "
+                "merge such an adapter with the library that has made it."
+            )
 
 
 def adaptable(decoder: Decoder) -> list[tuple[str, Linear | ExpertLinear | Embed]]:
@@ -121,12 +151,22 @@ def adaptable(decoder: Decoder) -> list[tuple[str, Linear | ExpertLinear | Embed
     """
     found: dict[str, Any] = {}
     for path, _ in named_leaves(decoder):
-        module = path.rpartition(".")[0]
+        module = path.rpartition(".")[0].removesuffix(".kernel")  # of a quantised one
         if module not in found and not module.endswith(".mlp.router") and "adapter" not in path.split("."):
             node = module_at(decoder, module) if module else None
             if isinstance(node, Linear | ExpertLinear | Embed):
                 found[module] = node
     return list(found.items())
+
+
+def base_shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the base's parameters by path as they are in a checkpoint, of quantised kernels too."""
+    shapes = {path: stored_shape(leaf, decoder.spec) for path, leaf in named_leaves(decoder) if not is_adapter(path)}
+    for path, module in block_projections(decoder):
+        if isinstance(module.kernel, QuantisedKernel):
+            del shapes[f"{path}.kernel.codes"], shapes[f"{path}.kernel.scales"]
+            shapes[f"{path}.kernel"] = module.kernel.shape
+    return shapes
 
 
 def is_adapter(path: str) -> bool:
@@ -147,14 +187,21 @@ def module_at(decoder: Decoder, path: str) -> nnx.Module:
     return node
 
 
-def kernel_of(module: Linear | ExpertLinear | Embed) -> nnx.Param:
+def kernel_of(module: Linear | ExpertLinear | Embed) -> nnx.Param | QuantisedKernel:
     """Returns the matrices [..., in, out] that an adapter of the module changes."""
     return module.embedding if isinstance(module, Embed) else module.kernel
 
 
-def _default_targets(modules: dict[str, Any]) -> list[str]:
-    """Returns the projections of the blocks, but for the gate of a shared MLP, which projects to one number."""
-    return [path for path in modules if path.startswith("runs.") and not path.endswith(".shared_gate")]
+def kernel_values(module: Linear | ExpertLinear | Embed) -> Kernel:
+    """Returns the same without its metadata: an array, abstract or not, or a quantised kernel."""
+    kernel = kernel_of(module)
+    return kernel if isinstance(kernel, QuantisedKernel) else kernel.get_value()
+
+
+def block_projections(decoder: Decoder) -> list[tuple[str, Linear | ExpertLinear]]:
+    """Returns the projections of the blocks by path, but for the gate of a shared MLP, which projects to one number."""
+    modules = adaptable(decoder)
+    return [(path, node) for path, node in modules if path.startswith("runs.") and not path.endswith(".shared_gate")]
 
 
 def _matching(key: str, patterns: Sequence[str], paths: dict[str, Any], decoder: Decoder) -> list[str]:
@@ -177,26 +224,15 @@ def _matching(key: str, patterns: Sequence[str], paths: dict[str, Any], decoder:
     return [path for path in paths if path in found]
 
 
-def _check_kind(module: nnx.Module, path: str, name: str, dropout: float, init: str) -> None:
+def _check_kind(plan: ModulePlan, module: nnx.Module, dropout: float) -> None:
     """Raises UserError for what the adapter of an embedding or of experts cannot have."""
     if not isinstance(module, Embed | ExpertLinear):
         return
     what = "an embedding" if isinstance(module, Embed) else "experts"
-    remedy = f"name adapter.targets without {path}"
-    if name == "dora":
-        raise UserError(f"adapter.name: {path} is {what}, whose adapters have no magnitudes; use lora, or {remedy}.")
+    remedy = f"name adapter.targets without {plan.path}, or merge an adapter from elsewhere with the library that has made it"
+    if plan.magnitude:
+        raise UserError(f"adapter.name: {plan.path} is {what}, whose adapters have no magnitudes here; use lora, {remedy}.")
     if isinstance(module, ExpertLinear) and dropout:
-        raise UserError(f"adapter.dropout: {path} is experts, whose adapters have no dropout; set it to 0, or {remedy}.")
-    if isinstance(module, Embed) and init != "default":
-        raise UserError(f"adapter.init: {path} is an embedding, which can only begin with zero; use default, or {remedy}.")
-
-
-def _check_tokens(decoder: Decoder, tokens: Sequence[int], chosen: Iterable[str], trained: Iterable[str]) -> None:
-    if not tokens:
-        return
-    if tokens[0] < 0 or tokens[-1] >= decoder.spec.vocab_size:
-        wrong = tokens[0] if tokens[0] < 0 else tokens[-1]
-        raise UserError(f"adapter.tokens: {wrong} is outside of the model's vocabulary of {decoder.spec.vocab_size}.")
-    taken = [path for path in (*chosen, *trained) if path in ("embed", "lm_head", "embed.embedding", "lm_head.kernel")]
-    if taken:
-        raise UserError(f"adapter.tokens: rows of {taken[0]} are trained anyway; leave one of the two out.")
+        raise UserError(f"adapter.dropout: {plan.path} is experts, whose adapters have no dropout; set it to 0, or {remedy}.")
+    if isinstance(module, Embed) and plan.start:
+        raise UserError(f"adapter.init: {plan.path} is an embedding, which can only begin with zero; use default, or {remedy}.")

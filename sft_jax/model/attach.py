@@ -15,11 +15,12 @@ from flax import nnx
 from flax.core import FrozenDict
 from jax.sharding import NamedSharding
 
-from sft_jax.model.adapters import AdapterPlan, adaptable, kernel_of, module_at
+from sft_jax.model.adapters import AdapterPlan, adaptable, kernel_of, kernel_values, module_at
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.layers import Embed
 from sft_jax.model.low_rank import LowRank, column_lengths, new_factors, principal_factors
-from sft_jax.model.sharding import shardings
+from sft_jax.model.quant import Kernel, QuantisedKernel
+from sft_jax.model.sharding import made_like
 from sft_jax.model.token_rows import TokenRows
 
 
@@ -32,19 +33,19 @@ def attach(decoder: Decoder, plan: AdapterPlan, key: jax.Array) -> Decoder:
     decoder = _copy(decoder)
     for module in plan.modules:
         node = module_at(decoder, module.path)
-        kernel, values = kernel_of(node), kernel_of(node).get_value()
+        kernel, values = kernel_of(node), kernel_values(node)
         draw = _NewAdapter(
             module.rank, module.scale, module.magnitude, module.start, plan.dropout, values.shape, kernel.axes, kernel.units,
             isinstance(node, Embed),
         )  # fmt: skip
         module_key = jax.random.fold_in(key, zlib.crc32(module.path.encode()))
-        node.adapter = _made(draw, values, module_key, values if module.magnitude or module.start else None)
+        node.adapter = made_like(draw, values, module_key, values if module.magnitude or module.start else None)
     if plan.tokens:
         table = decoder.embed.embedding.get_value()
-        decoder.embed.token_rows = _made(_NewRows(plan.tokens, decoder.spec.vocab_rows, 0), table, table)
-        if not decoder.spec.tied_head:
-            head = decoder.lm_head.kernel.get_value()
-            decoder.head_rows = _made(_NewRows(plan.tokens, decoder.spec.vocab_rows, 1), head, head)
+        decoder.embed.token_rows = made_like(_NewRows(plan.tokens, decoder.spec.vocab_rows, 0), table, table)
+    if plan.head_tokens:
+        head = decoder.lm_head.kernel.get_value()
+        decoder.head_rows = made_like(_NewRows(plan.head_tokens, decoder.spec.vocab_rows, 1), head, head)
     decoder.adapters = plan
     return decoder
 
@@ -52,13 +53,18 @@ def attach(decoder: Decoder, plan: AdapterPlan, key: jax.Array) -> Decoder:
 def merge(decoder: Decoder) -> Decoder:
     """Returns the plain decoder that computes what this one does: adapters are added to kernels, which keep their dtype.
 
-    Up to rounding, which for kernels of 16 bits is that of their dtype.
+    Up to rounding, which for kernels of 16 bits is that of their dtype. A quantised kernel becomes the numbers that it was
+    computed with, in the dtype of the parameter that it stands for: the adapter was trained on those, and not on the
+    numbers before quantisation.
     """
     decoder = _copy(decoder)
     for _, node in adaptable(decoder):
-        if node.adapter is not None:
+        kernel = kernel_of(node)
+        if isinstance(kernel, QuantisedKernel):
+            node.kernel = made_like(_Merged(kernel.axes, kernel.units), kernel, node.adapter, kernel)
+        elif node.adapter is not None:
             _replace_kernel(node, _merged_kernels, node.adapter)
-            node.adapter = nnx.data(None)
+        node.adapter = nnx.data(None)
     if decoder.embed.token_rows is not None:
         _replace_kernel(decoder.embed, _merged_rows, decoder.embed.token_rows)
         decoder.embed.token_rows = nnx.data(None)
@@ -92,7 +98,7 @@ class _NewAdapter:
             factors = a, jax.random.normal(key, (self.rank, self.shape[1]), jnp.float32)
         else:
             factors = new_factors(key, self.shape, self.rank)
-        magnitude = column_lengths(kernel.astype(jnp.float32)) if self.magnitude else None
+        magnitude = column_lengths(kernel) if self.magnitude else None
         return LowRank(factors, start, magnitude, self.scale, self.dropout, self.axes, self.units)
 
 
@@ -109,30 +115,25 @@ class _NewRows:
         return TokenRows((rows.T if self.vocab_axis else rows).astype(jnp.float32), self.ids, self.vocab_rows)
 
 
-def _made(make: Callable, like, *arguments):
-    """Returns `make(*arguments)` in the layout of its metadata on the mesh of `like`; abstract where `like` is."""
-    abstract = jax.eval_shape(make, *arguments)
-    sharding = getattr(like, "sharding", None)
-    layout = shardings(abstract, sharding.mesh) if isinstance(sharding, NamedSharding) else None
-    if not isinstance(like, jax.ShapeDtypeStruct):
-        leaves, structure = jax.tree.flatten(layout)
-        return _maker(make, tuple(leaves), structure)(*arguments)
-    if layout is None:
-        return abstract
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    return jax.tree.map(place, abstract, layout)
+@dataclass(frozen=True)
+class _Merged:
+    """How the parameter is made that a quantised kernel stands for."""
+
+    axes: tuple[str | None, ...]
+    units: FrozenDict
+
+    def __call__(self, adapter: LowRank | None, kernel: QuantisedKernel) -> nnx.Param:
+        return nnx.Param(_merged_kernels(adapter, kernel), axes=self.axes, units=self.units)
 
 
-@functools.lru_cache(maxsize=256)
-def _maker(make: Callable, layout: tuple, structure) -> Callable:
-    return jax.jit(make, out_shardings=jax.tree.unflatten(structure, layout))
-
-
-def _merged_kernels(adapter: LowRank, kernel: jax.Array) -> jax.Array:
+def _merged_kernels(adapter: LowRank | None, kernel: Kernel) -> jax.Array:
     """Returns the merged kernels, one layer of a stack after the other, since sums are in float32."""
-    if kernel.ndim == 2:
-        return adapter.merged(kernel)
-    return jax.lax.map(lambda inputs: inputs[0].merged(inputs[1]), (adapter, kernel))
+
+    def merged(inputs):
+        adapter, kernel = inputs
+        return kernel.astype(kernel.dtype) if adapter is None else adapter.merged(kernel)
+
+    return merged((adapter, kernel)) if len(kernel.shape) == 2 else jax.lax.map(merged, (adapter, kernel))
 
 
 def _merged_rows(rows: TokenRows, table: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from sft_jax.model.layers import Embed, Linear, Norm, resized
 from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
 from sft_jax.model.neftune import with_neftune
-from sft_jax.model.options import Options
+from sft_jax.model.options import Options, unrounded
 from sft_jax.model.rope import RopeTable, depends_on_length, document_lengths, rope_table
 from sft_jax.model.runs import plan_runs
 from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
@@ -56,6 +56,10 @@ class Decoder(nnx.Module):
 
         PROJECTION.adapter.a [in, r], .b [r, out]         .start_a, .start_b of PiSSA, .magnitude [out] of DoRA
         embed.token_rows.rows, head_rows.rows [n, D]      of chosen tokens; the second unless the head is tied
+
+    With quantised blocks (sft_jax.model.quantise), in place of a kernel [in, out]:
+
+        PROJECTION.kernel.codes [in or in / 2, out], .scales [blocks, out]
     """
 
     head_rows: TokenRows | None
@@ -86,7 +90,7 @@ class Decoder(nnx.Module):
         if not spec.tied_head:
             shape = (spec.hidden_size, spec.vocab_size)
             self.lm_head = Linear(
-                shape, ("embed", "vocab"), False, head_key, spec.initializer_range, param_dtype, options
+                shape, ("embed", "vocab"), False, head_key, spec.initializer_range, param_dtype, unrounded(options)
             )
             self.lm_head.kernel.set_value(resized(self.lm_head.kernel[...], 1, spec.vocab_rows))
         self.head_rows = nnx.data(None)
@@ -176,7 +180,7 @@ class Decoder(nnx.Module):
                 products.append((dot(hidden, adapter.b[...].T.astype(hidden.dtype)) * adapter.scale, adapter.a[...]))
         else:
             rows, adapter = self.head_rows, self.lm_head.adapter
-            kernel = self.lm_head.materialise()
+            kernel = self.lm_head.operand()
             table = self.lm_head.kernel[...].T
             head_key = None if key is None else jax.random.fold_in(key, 2)
             products = [(hidden, kernel)] if adapter is None else adapter.products(hidden, kernel, head_key, dot)

@@ -6,6 +6,7 @@ work is that of the chosen experts whatever the balance is, and a token's result
 Letters: B rows, L length, N = B * L tokens, D hidden size, E experts, k experts of a token.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,9 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.model.layers import ExpertLinear, Linear, add_bias
 from sft_jax.model.low_rank import LowRank, split_key
 from sft_jax.model.mlp import Mlp, gated
-from sft_jax.model.options import Options
+from sft_jax.model.options import Options, unrounded
+from sft_jax.model.qat import Unrounded
+from sft_jax.model.quant import Kernel, QuantisedKernel, kernel_product
 from sft_jax.model.sharding import is_variable
 from sft_jax.model.spec import ExpertsSpec, MlpSpec, RouterSpec
 
@@ -53,6 +56,7 @@ class Experts(nnx.Module):
         self.down = ExpertLinear(spec.count, narrow, ("mlp", "embed"), spec.bias, keys[3], *rest)
         shared = MlpSpec(spec.shared_size, gated=True, activation=spec.activation, bias=False)
         self.shared = Mlp(shared, hidden_size, keys[4], *rest) if spec.shared_size is not None else None
+        rest = (deviation, dtype, unrounded(options))
         self.shared_gate = Linear((hidden_size, 1), ("embed", None), False, keys[5], *rest) if spec.shared_gate else None
         self.spec = spec
         self.options = options
@@ -90,7 +94,7 @@ class Experts(nnx.Module):
         Over a mesh each device sorts its own rows, with all experts gathered but cut over `tensor`: sorting over devices
         would send every token everywhere.
         """
-        kernels = tuple(part.materialise() for part in (self.gate, self.up, self.down))
+        kernels = tuple(part.operand() for part in (self.gate, self.up, self.down))
         adapters = tuple(part.adapter for part in (self.gate, self.up, self.down))
         biases = None
         if self.spec.bias:
@@ -98,16 +102,24 @@ class Experts(nnx.Module):
         mesh = self.options.mesh
         if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
             return self._mix_local(x, choice.experts, choice.weights, kernels, adapters, biases, None)
-        rows, wide, narrow = P(("data", "fsdp")), P(None, None, "tensor"), P(None, "tensor", None)
+        rows, layouts = P(("data", "fsdp")), (P(None, None, "tensor"), P(None, None, "tensor"), P(None, "tensor", None))
         biased = (P(None, "tensor"), P(None, "tensor"), P()) if biases is not None else None
-        local = lambda *arguments: self._mix_local(*arguments, axis="tensor")  # noqa: E731
-        return jax.shard_map(
-            local, mesh=mesh, check_vma=False, out_specs=rows,
-            in_specs=(
-                rows, rows, rows, (wide, wide, narrow), jax.tree.map(_over_tensor, adapters, is_leaf=is_variable),
-                biased,
-            ),
-        )(x, choice.experts, choice.weights, kernels, adapters, biases)  # fmt: skip
+        made_whole = tuple(_needs_all_inputs(kernel, mesh.shape["tensor"]) for kernel in kernels)
+
+        def mix(x, experts, weights, kernels, adapters, biases):
+            kernels = tuple(
+                kernel.astype(self.options.dtype) if whole else kernel for kernel, whole in zip(kernels, made_whole, strict=True)
+            )
+            return jax.shard_map(
+                partial(self._mix_local, axis="tensor"), mesh=mesh, check_vma=False, out_specs=rows,
+                in_specs=(
+                    rows, rows, rows, tuple(map(_kernel_over_tensor, kernels, layouts)),
+                    jax.tree.map(_over_tensor, adapters, is_leaf=is_variable), biased,
+                ),
+            )(x, experts, weights, kernels, adapters, biases)  # fmt: skip
+
+        mix = jax.checkpoint(mix, prevent_cse=False) if any(made_whole) else mix  # what is made is not kept
+        return mix(x, choice.experts, choice.weights, kernels, adapters, biases)
 
     def _mix_local(self, x, experts, weights, kernels, adapters, biases, axis: str | None) -> jax.Array:
         count, chosen, hidden = self.spec.count, self.spec.chosen, x.shape[-1]
@@ -122,7 +134,7 @@ class Experts(nnx.Module):
             return jax.lax.ragged_dot(rows, kernel, sizes, precision=self.options.dot_precision)
 
         def grouped(rows, kernel, adapter: LowRank | None):
-            y = dot(rows, kernel)
+            y = kernel_product(dot, rows, kernel)
             return y if adapter is None else y + adapter.added(rows, dot)
 
         gate, up = (grouped(rows, kernels[i], adapters[i]) for i in (0, 1))
@@ -141,8 +153,22 @@ class Experts(nnx.Module):
 
 def _over_tensor(parameter: nnx.Variable) -> nnx.Variable:
     """Returns a parameter with its partition in place of its value: cut over `tensor` where kernels are."""
-    axes = parameter.axes[-parameter.get_value().ndim :]  # without that of layers, which the scan has taken
-    return parameter.replace(P(*("tensor" if axis == "mlp" else None for axis in axes)))
+    shape = parameter.get_value().shape
+    axes = parameter.axes[-len(shape) :]  # without that of layers, which the scan has taken
+    parts = zip(axes, shape, strict=True)
+    return parameter.replace(P(*("tensor" if axis == "mlp" and size != 1 else None for axis, size in parts)))
+
+
+def _needs_all_inputs(kernel: Kernel, pieces: int) -> bool:
+    """Returns whether the numbers of a kernel are to be made before its inputs are cut into so many pieces.
+
+    What QAT rounds has scales of all inputs; of NF4 a block may not be cut.
+    """
+    return not kernel.divides(pieces) if isinstance(kernel, QuantisedKernel) else isinstance(kernel, Unrounded)
+
+
+def _kernel_over_tensor(kernel: Kernel, layout: P) -> P | QuantisedKernel:
+    return jax.tree.map(_over_tensor, kernel, is_leaf=is_variable) if isinstance(kernel, QuantisedKernel) else layout
 
 
 def choose(logits: jax.Array, correction: jax.Array | None, spec: RouterSpec, chosen: int) -> Choice:

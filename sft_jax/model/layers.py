@@ -9,13 +9,21 @@ from flax.core import FrozenDict
 
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
+from sft_jax.model.qat import Unrounded
+from sft_jax.model.quant import Kernel, QuantisedKernel, kernel_product
 from sft_jax.model.spec import DecoderSpec, NormSpec
 from sft_jax.model.token_rows import TokenRows
 
 
 def dtype_of(parameter: nnx.Variable, asked):
-    """Returns the dtype of a parameter where a model is wanted in the dtype `asked`: float32 for those kept exact."""
-    return jnp.dtype(jnp.float32 if parameter.get_metadata().get("exact") else asked)
+    """Returns the dtype of a parameter where a model is wanted in the dtype `asked`: float32 for those kept exact.
+
+    Codes and scales of a quantised kernel keep theirs.
+    """
+    metadata = parameter.get_metadata()
+    if "numbers" in metadata:
+        return parameter.get_value().dtype
+    return jnp.dtype(jnp.float32 if metadata.get("exact") else asked)
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], deviation: float, dtype) -> jax.Array:
@@ -34,9 +42,10 @@ def resized(x: jax.Array, axis: int, size: int) -> jax.Array:
 class Linear(nnx.Module):
     """y = x @ kernel + bias, with a kernel [in, out] and what an adapter adds to it.
 
-    Every projection of the decoder is one of these, and reads its kernel through `materialise` only.
+    Every projection of the decoder is one of these, and reads its kernel through `operand` only.
     """
 
+    kernel: nnx.Param | QuantisedKernel
     adapter: LowRank | None  # see sft_jax.model.adapters
 
     def __init__(
@@ -57,16 +66,17 @@ class Linear(nnx.Module):
         self.adapter = nnx.data(None)
         self.options = options
 
-    def materialise(self) -> jax.Array:
-        """Returns the kernel [in, out] in the compute dtype."""
-        return self.kernel[...].astype(self.options.dtype)
+    def operand(self) -> Kernel:
+        """Returns the kernel [in, out] in the compute dtype, or as it is where it is quantised: what `kernel_product` takes."""
+        return operand(self.kernel, self.options)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Maps x [..., in] to [..., out] in the compute dtype; `key` is that of the adapter's dropout."""
         # As one matrix: the gradient of the kernel contracts over all rows of it, and over two dimensions at once XLA
         # writes transposed copies of both sides first on the CPU.
         rows = x.reshape(-1, x.shape[-1]).astype(self.options.dtype)
-        dot, kernel = partial(jnp.dot, precision=self.options.dot_precision), self.materialise()
+        plain_dot = partial(jnp.dot, precision=self.options.dot_precision)
+        dot, kernel = partial(kernel_product, plain_dot, constrain=self.options.constrain), self.operand()
         y = dot(rows, kernel)
         if self.adapter is not None:
             y = self.adapter(rows, y, kernel, key, dot)
@@ -74,6 +84,13 @@ class Linear(nnx.Module):
         if self.bias is None:
             return y
         return add_bias(y, self.bias[...])
+
+
+def operand(kernel: nnx.Param | QuantisedKernel, options: Options) -> Kernel:
+    """Returns kernels [..., in, out] in the compute dtype, or in another form that `kernel_product` takes."""
+    if isinstance(kernel, QuantisedKernel):
+        return kernel
+    return Unrounded(kernel[...], options.qat, options.exported_as) if options.qat else kernel[...].astype(options.dtype)
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -87,6 +104,7 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 class ExpertLinear(nnx.Module):
     """The projections of all experts: kernels [E, in, out] and biases [E, out], applied to rows sorted by expert."""
 
+    kernel: nnx.Param | QuantisedKernel
     adapter: LowRank | None  # without magnitude and dropout
 
     def __init__(
@@ -107,9 +125,9 @@ class ExpertLinear(nnx.Module):
         self.adapter = nnx.data(None)
         self.options = options
 
-    def materialise(self) -> jax.Array:
-        """Returns the kernels [E, in, out] in the compute dtype."""
-        return self.kernel[...].astype(self.options.dtype)
+    def operand(self) -> Kernel:
+        """Returns the kernels [E, in, out], see `Linear.operand`."""
+        return operand(self.kernel, self.options)
 
 
 class Embed(nnx.Module):

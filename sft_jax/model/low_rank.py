@@ -12,19 +12,19 @@ All of these may have dimensions of layers and experts in front.
 """
 
 import functools
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.core import FrozenDict
 
+from sft_jax.model.quant import Kernel, Product, QuantisedKernel
+
 _SUBSPACE_STEPS = 16  # of the search for the principal part of a kernel
 _MORE_COLUMNS = 16  # searched beside those that are kept
-
-Product = Callable[[jax.Array, jax.Array], jax.Array]  # (rows [N, in], matrix [in, out] or [E, in, out]) -> [N, out]
-
 
 class LowRank(nnx.Module):
     """The adapter of one kernel. Parameters are float32, whatever the kernel is."""
@@ -54,10 +54,10 @@ class LowRank(nnx.Module):
         self.scale = scale
         self.dropout = dropout
 
-    def __call__(self, rows: jax.Array, y: jax.Array, kernel: jax.Array, key: jax.Array | None, dot: Product) -> jax.Array:
+    def __call__(self, rows: jax.Array, y: jax.Array, kernel: Kernel, key: jax.Array | None, dot: Product) -> jax.Array:
         """Returns what rows [N, in] give with the adapter, where they give y [N, out] with `kernel` alone.
 
-        `dot` is how rows meet a matrix. Dropout falls on what the adapter reads, with `key` only.
+        `dot` is how rows meet a matrix, or the kernel. Dropout falls on what the adapter reads, with `key` only.
         """
         dropped = drop(rows, self.dropout, key)
         if self.magnitude is None:
@@ -100,22 +100,28 @@ class LowRank(nnx.Module):
 
     def change(self) -> jax.Array:
         """Returns scale * (a @ b - a0 @ b0) [..., in, out] in float32."""
-        product = lambda a, b: jnp.matmul(a[...], b[...], precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-        change = product(self.a, self.b)
-        return self.scale * (change if self.start_a is None else change - product(self.start_a, self.start_b))
+        return self.scale * _product(self.a, self.b) - self.subtracted()
 
-    def column_scale(self, kernel: jax.Array) -> jax.Array:
+    def subtracted(self) -> jax.Array | float:
+        """Returns scale * a0 @ b0 [..., in, out] in float32, 0 where nothing is subtracted."""
+        return 0.0 if self.start_a is None else self.scale * _product(self.start_a, self.start_b)
+
+    def column_scale(self, kernel: Kernel) -> jax.Array:
         """Returns in float32 what the columns of the changed kernel are multiplied by, [..., out]; needs a magnitude."""
         changed = kernel.astype(jnp.float32) + jax.lax.stop_gradient(self.change())
         lengths = jax.lax.stop_gradient(column_lengths(changed))
         return self.magnitude[...] / jnp.where(lengths == 0, 1, lengths)  # no token has a column of zeros, but see vocab_rows
 
-    def merged(self, kernel: jax.Array) -> jax.Array:
+    def merged(self, kernel: Kernel) -> jax.Array:
         """Returns the kernel [..., in, out] that gives alone what `kernel` gives with this adapter, in its dtype."""
         changed = kernel.astype(jnp.float32) + self.change()
         if self.magnitude is not None:
             changed = changed * self.column_scale(kernel)[..., None, :]
         return changed.astype(kernel.dtype)
+
+
+def _product(a: nnx.Param, b: nnx.Param) -> jax.Array:
+    return jnp.matmul(a[...], b[...], precision=jax.lax.Precision.HIGHEST)
 
 
 def drop(rows: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -131,9 +137,17 @@ def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
     return (None,) * count if key is None else jax.random.split(key, count)
 
 
-def column_lengths(kernel: jax.Array) -> jax.Array:
-    """Returns the Euclidean length of every column of float32 kernels [..., in, out]."""
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=-2))
+def column_lengths(kernel: Kernel) -> jax.Array:
+    """Returns in float32 the Euclidean length of every column of kernels [..., in, out]."""
+    if isinstance(kernel, QuantisedKernel) and len(kernel.shape) > 2:  # one after the other, since they are float32 here
+        lengths = jax.lax.map(column_lengths, _without_stack(kernel))
+        return lengths.reshape(*kernel.shape[:-2], -1)
+    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2))
+
+
+def _without_stack(kernel: Kernel) -> Kernel:
+    """Returns kernels [..., in, out] with all dimensions in front as one."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), kernel)
 
 
 def new_factors(key: jax.Array, shape: Sequence[int], rank: int) -> tuple[jax.Array, jax.Array]:
@@ -144,7 +158,7 @@ def new_factors(key: jax.Array, shape: Sequence[int], rank: int) -> tuple[jax.Ar
     return a, jnp.zeros((*stack, rank, out), jnp.float32)
 
 
-def principal_factors(key: jax.Array, kernel: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Array]:
+def principal_factors(key: jax.Array, kernel: Kernel, rank: int, scale: float) -> tuple[jax.Array, jax.Array]:
     """Returns a and b with scale * a @ b = the part of kernels [..., in, out] with the `rank` largest singular values.
 
     Found by subspace iteration from random columns (Halko et al. 2011, arXiv:0909.4061, algorithm 4.4), one kernel after
@@ -168,6 +182,6 @@ def principal_factors(key: jax.Array, kernel: jax.Array, rank: int, scale: float
         roots = jnp.sqrt(lengths[:rank] / scale)
         return dot(basis, left[:, :rank]) * roots, roots[:, None] * right[:rank]
 
-    flat = kernel.reshape(-1, size, out)
-    a, b = jax.lax.map(one, (jax.random.split(key, len(flat)), flat))
+    keys = jax.random.split(key, math.prod(stack))
+    a, b = jax.lax.map(one, (keys, _without_stack(kernel)))
     return a.reshape(*stack, size, rank), b.reshape(*stack, rank, out)

@@ -1,5 +1,6 @@
 """How a decoder is computed: what may change without changing the model."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Options:
     remat: str = "none"  # what the backward pass recomputes, see sft_jax.model.decoder.REMAT_POLICIES
     attention: str = "auto"  # see sft_jax.model.attention.KERNELS
     neftune: float = 0.0  # strength of the noise on embeddings, in calls with a key (sft_jax.model.neftune)
+    qat: str = ""  # what kernels of the blocks are rounded to, see sft_jax.model.qat.ROUNDINGS
+    exported_as: str = "float32"  # the dtype whose numbers those are that qat rounds
     constrain: Constrain = no_constraint  # lays out an activation by its logical axes (sft_jax.model.sharding)
 
     @property
@@ -42,3 +45,8 @@ class Options:
     def dot_precision(self) -> jax.lax.Precision:
         """The precision of a matmul; operands of 16 bits are multiplied exactly in any case."""
         return jax.lax.Precision(self.precision if self.dtype == jnp.float32 else "default")
+
+
+def unrounded(options: Options) -> Options:
+    """Returns the options of a projection that is not rounded with the others of the blocks, such as the head."""
+    return dataclasses.replace(options, qat="")

@@ -2,13 +2,15 @@
 
 A parameter is declared with `nnx.Param(value, axes=(...), units={...})`: `axes` names each dimension by an entry of
 `AXES`; `units` says for an axis that is a product, such as heads x head size, how many pieces it may be cut into (a
-hashable mapping, because metadata is part of the tree's structure). Everything else is derived here by one function:
+hashable mapping, because metadata is part of the tree's structure); `whole_where_uneven` that an axis which the mesh does
+not divide is not cut. Everything else is derived here by one function:
 shardings of parameters, of the optimizer state (optax moments carry the metadata of their parameter) and of restore
 targets. `constrain_fn` is the only way to shard an activation.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +101,37 @@ def shardings(tree, mesh: AnyMesh):
         metadata, shape = node.get_metadata(), node.get_value().shape
         spec = P()
         if metadata.get("axes") is not None and len(metadata["axes"]) == len(shape):
-            spec = partition_spec(path_name(path), metadata["axes"], shape, mesh.shape, metadata.get("units") or {})
+            units, whole = metadata.get("units") or {}, metadata.get("whole_where_uneven", False)
+            spec = partition_spec(path_name(path), metadata["axes"], shape, mesh.shape, units, whole)
         return node.replace(NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, tree, is_leaf=is_variable)
+
+
+def made_like(make: Callable, like, *arguments):
+    """Returns `make(*arguments)`, laid out by its metadata on the mesh that the arrays of `like` lie on.
+
+    Abstract where `like` is, and where something is being compiled a part of it. `make` is hashable, and compiled once for
+    all that are equal.
+    """
+    like = jax.tree.leaves(like)[0]
+    if isinstance(like, jax.core.Tracer):
+        return make(*arguments)
+    abstract = jax.eval_shape(make, *arguments)
+    sharding = getattr(like, "sharding", None)
+    layout = shardings(abstract, sharding.mesh) if isinstance(sharding, NamedSharding) else None
+    if not isinstance(like, jax.ShapeDtypeStruct):
+        leaves, structure = jax.tree.flatten(layout)
+        return _maker(make, tuple(leaves), structure)(*arguments)
+    if layout is None:
+        return abstract
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, abstract, layout)
+
+
+@functools.lru_cache(maxsize=256)
+def _maker(make: Callable, layout: tuple, structure) -> Callable:
+    return jax.jit(make, out_shardings=jax.tree.unflatten(structure, layout))
 
 
 def partition_spec(
@@ -111,8 +140,12 @@ def partition_spec(
     shape: Sequence[int],
     mesh_shape: Mapping[str, int],
     units: Mapping[str, int],
+    whole_where_uneven: bool = False,
 ) -> P:
-    """Returns the PartitionSpec of one parameter; raises UserError naming `path` where there is none."""
+    """Returns the PartitionSpec of one parameter; raises UserError naming `path` where there is none.
+
+    An axis that the mesh does not divide is left whole with `whole_where_uneven`, and an error otherwise.
+    """
     taken: dict[str, str] = {}
     spec = []
     for axis, size in zip(axes, shape, strict=True):
@@ -126,11 +159,12 @@ def partition_spec(
             taken[mesh_axis] = axis
         pieces = math.prod(mesh_shape[mesh_axis] for mesh_axis in mesh_axes)
         count = units.get(axis, size)
-        if size != 1 and count % pieces:
+        uneven = size != 1 and count % pieces
+        if uneven and not whole_where_uneven:
             setting = ", ".join(f"mesh.{mesh_axis}={mesh_shape[mesh_axis]}" for mesh_axis in mesh_axes)
             what = f"{count} {axis}" if axis in units else f"axis '{axis}' of size {count}"
             raise UserError(f"{path} {tuple(shape)}: {setting} does not divide {what}; {_divisors(count, mesh_axes)}.")
-        spec.append(_entry(mesh_axes if size != 1 or pieces == 1 else ()))
+        spec.append(_entry(mesh_axes if not uneven and (size != 1 or pieces == 1) else ()))
     return P(*spec)
 
 

@@ -6,6 +6,7 @@ to nothing from the others (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab
 different gradients from the first step on.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -18,29 +19,41 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.errors import UserError
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.layers import resized
-from sft_jax.model.sharding import is_variable, named_leaves
+from sft_jax.model.sharding import is_variable, path_name, shardings
+from sft_jax.model.spec import DecoderSpec
 
 _DIGITS = 4  # of the numbers whose mean is taken
 _DIGIT_BITS = 10  # so that int32 holds the sum of two million digits
 
 
-def with_more_tokens(decoder: Decoder, larger: Decoder) -> Decoder:
-    """Returns `decoder` as a decoder of more tokens, with the same new numbers on every mesh.
+def with_more_tokens(decoder: Decoder, count: int) -> Decoder:
+    """Returns a decoder without adapters as one of `count` tokens, more than it has, with the same numbers on every mesh.
 
-    `larger` is that decoder with a ShapeDtypeStruct, sharding included, in place of every parameter; the two differ in
-    the size of the vocabulary only. Raises UserError where a table holds a number that is not finite.
+    What it shares with the old one is the same arrays. Raises UserError where a table holds a number that is not finite.
     """
-    count, new_count = decoder.spec.vocab_size, larger.spec.vocab_size
-    filled = []
-    for (path, new), (_, old) in zip(named_leaves(larger), named_leaves(decoder), strict=True):
-        table, like = old.get_value(), new.get_value()
-        if "vocab" in new.axes:
-            axis = new.axes.index("vocab")
-            mean = _mean(path, table, axis, count).astype(table.dtype)
-            grow = partial(_grown, axis=axis, count=count, new_count=new_count, rows=like.shape[axis])
-            table = jax.jit(grow, out_shardings=like.sharding)(table, mean)
-        filled.append(new.replace(table))
-    return jax.tree.unflatten(jax.tree.structure(larger, is_leaf=is_variable), filled)
+    spec = dataclasses.replace(decoder.spec, vocab_size=count)
+
+    def grow(path, leaf):
+        if "vocab" not in leaf.axes:
+            return leaf
+        table, axis = leaf.get_value(), leaf.axes.index("vocab")
+        mean = _mean(path_name(path), table, axis, decoder.spec.vocab_size).astype(table.dtype)
+        grown = partial(_grown, axis=axis, count=decoder.spec.vocab_size, new_count=count, rows=spec.vocab_rows)
+        like = leaf.replace(jax.eval_shape(grown, table, mean))
+        mesh = table.sharding.mesh if isinstance(table.sharding, NamedSharding) else None
+        layout = None if mesh is None else shardings(like, mesh).get_value()
+        return leaf.replace(jax.jit(grown, out_shardings=layout)(table, mean))
+
+    larger = jax.tree_util.tree_map_with_path(grow, decoder, is_leaf=is_variable)
+    larger.spec = spec
+    larger.embed.vocab_size = count
+    return larger
+
+
+def stored_shape(leaf: nnx.Variable, spec: DecoderSpec) -> tuple[int, ...]:
+    """Returns the shape of a parameter without the rows that are no tokens, which no checkpoint has."""
+    shape = leaf.get_value().shape
+    return tuple(spec.vocab_size if axis == "vocab" else size for axis, size in zip(leaf.axes, shape, strict=True))
 
 
 def _grown(table: jax.Array, mean: jax.Array, axis: int, count: int, new_count: int, rows: int) -> jax.Array:

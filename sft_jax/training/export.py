@@ -21,7 +21,7 @@ def export_adapter(
     """Writes the adapters of `state` as a directory of PEFT at `path`, replacing an earlier one, and compares them."""
     decoder = nnx.merge(graphdef, state.params, state.frozen)
     decoder.source = source
-    provenance = Provenance(config.model.path, data.train.plan_hash, steps, source.fingerprint)
+    provenance = Provenance(config.model.path, data.train.plan_hash, steps, source.fingerprint, config.adapter.base_dtype)
     return save_adapter(decoder, _tokenizer(config, data)[0], path, provenance, overwrite=True)
 
 

@@ -25,6 +25,7 @@ class Choice:
     learning_rate: float  # factor on the schedule
     weight_decay: float
     frozen: bool
+    parameters: int  # how many numbers of the model it holds: not its size where they are stored in few bits
     matrix: bool  # a matrix or a stack of them: a kernel, an embedding; else a norm, a bias, a number for each head
     optimizer: str = ""  # what moves it, where the optimizer is made of several
 
@@ -39,14 +40,15 @@ def choose_groups(
     matches from the groups after it. Raises UserError for a group that is wrong or is first for no parameter.
 
     With `adapters` all parameters are frozen but those that they train, and groups choose among these alone. Matrices
-    that begin with zero learn `lora_plus` times as fast (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    that begin with zero learn `lora_plus` times as fast (LoRA+, Hayou et al. 2024, arXiv:2402.12354). Quantised kernels are
+    frozen in any case.
     """
     groups = [_check_group(index, group) for index, group in enumerate(config.groups)]
     firsts: set[int] = set()
     choices = []
     for path, variable in variables(params):
         name = parameter_path(path)
-        trained = adapters is None or is_trained(adapters, name)
+        trained = not _is_quantised(variable) and (adapters is None or is_trained(adapters, name))
         first = next((i for i, group in enumerate(groups) if trained and group["pattern"].search(name)), None)
         firsts.add(first)
         group = {} if first is None else groups[first]
@@ -56,9 +58,10 @@ def choose_groups(
                 path=name,
                 shape=tuple(variable.shape),
                 pattern=group["pattern"].pattern if group else "",
-                learning_rate=group.get("learning_rate", 1.0) * (lora_plus if name.endswith(".adapter.b") else 1.0),
+                learning_rate=group.get("learning_rate", 1.0) * (lora_plus if _begins_with_zero(name) else 1.0),
                 weight_decay=group.get("weight_decay", config.weight_decay if matrix else 0.0),
                 frozen=group.get("freeze", not trained),
+                parameters=math.prod(variable.shape) * _numbers(variable),
                 matrix=matrix,
             )
         )
@@ -111,9 +114,23 @@ def is_variable(node) -> bool:
     return isinstance(node, nnx.Variable)
 
 
+def _begins_with_zero(name: str) -> bool:
+    """Returns whether a parameter is the matrix of an adapter that begins with zero: b, but for the embedding a."""
+    return name.endswith(".adapter.a" if name.startswith("embed.") else ".adapter.b")
+
+
 def variables(tree) -> list[tuple[Any, Any]]:
     """Returns the parameters of a tree, nnx Variables or bare arrays, with their paths."""
     return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
+
+
+def _is_quantised(variable) -> bool:
+    return is_variable(variable) and "numbers" in variable.get_metadata()
+
+
+def _numbers(variable) -> int:
+    """Returns how many numbers of the model an element stands for, see `QuantisedKernel`."""
+    return variable.get_metadata()["numbers"] if _is_quantised(variable) else 1
 
 
 def stack_rank(variable) -> int:

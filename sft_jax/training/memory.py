@@ -53,6 +53,8 @@ def advice(config: Config, mesh: Mesh, doing: Doing) -> str:
         options.append("optim.name=adafactor (its state is far smaller)")
     if doing in ("training", "loading the model") and config.optim.ema:
         options.append("optim.ema=0 (no average of the parameters)")
+    if config.adapter.name != "none" and config.adapter.base_dtype != "nf4":
+        options.append("adapter.base_dtype=nf4 in a new run (the base in four bits)")
     if config.model.dtype == "float32":
         options.append("model.dtype=bfloat16 (parameters and optimizer state)")
     if doing == "exporting":

@@ -9,6 +9,7 @@ import jax
 import optax
 from optax import contrib
 
+from sft_jax.model.adapters import is_adapter
 from sft_jax.training.groups import Choice, is_variable, parameter_path, stack_rank, variables
 
 Constants = Mapping[str, float]  # by key of `optim`
@@ -25,11 +26,12 @@ def _adamw(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.Grad
 def _adafactor(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern, arXiv:1804.04235) with optax's constants: no momentum, second moments factored from
     128 x 128, each matrix clipped to a root mean square of 1, the step relative to the root mean square of the matrix.
-    A stack is treated layer by layer and expert by expert."""
+    A stack is treated layer by layer and expert by expert. The step of an adapter, of which one matrix begins with zero,
+    is the learning rate itself, as with Adam."""
     del constants, dtype, choices
-    return _each_in_stack(
-        optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-    )
+    parts = optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+    absolute, relative = optax.chain(*parts), optax.chain(*parts, optax.scale_by_param_block_rms())
+    return _each_in_stack(lambda path: absolute if is_adapter(path) else relative)
 
 
 def _lion(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.GradientTransformation:
@@ -100,8 +102,8 @@ def _split(names: Mapping[str, str], transforms: Mapping[str, optax.GradientTran
     return optax.GradientTransformation(init, update)
 
 
-def _each_in_stack(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies `transform` to each parameter, and to each layer and expert of a stack, on its own."""
+def _each_in_stack(transform_of: Callable[[str], optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Applies `transform_of(path)` to each parameter, and to each layer and expert of a stack, on its own."""
 
     def over(function: Callable, variable) -> Callable:
         for _ in range(stack_rank(variable)):
@@ -109,13 +111,12 @@ def _each_in_stack(transform: optax.GradientTransformation) -> optax.GradientTra
         return function
 
     def init(params):
-        return {parameter_path(path): over(transform.init, p)(p) for path, p in variables(params)}
+        named = [(parameter_path(path), p) for path, p in variables(params)]
+        return {path: over(transform_of(path).init, p)(p) for path, p in named}
 
     def update(updates, state, params):
-        new = {
-            parameter_path(path): over(transform.update, p)(u, state[parameter_path(path)], p)
-            for (path, p), (_, u) in zip(variables(params), variables(updates), strict=True)
-        }
+        named = [(parameter_path(path), p, u) for (path, p), (_, u) in zip(variables(params), variables(updates), strict=True)]
+        new = {path: over(transform_of(path).update, p)(u, state[path], p) for path, p, u in named}
         return _in_order_of(updates, {path: u for path, (u, _) in new.items()}), {path: s for path, (_, s) in new.items()}
 
     return optax.GradientTransformation(init, update)

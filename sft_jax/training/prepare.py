@@ -9,7 +9,7 @@ from sft_jax.checkpoint.processes import agree, differing_processes, of_first_pr
 from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData, prepare
 from sft_jax.errors import UserError
-from sft_jax.hf.source import find_model
+from sft_jax.training.adapting import tokenizer_place
 
 
 def prepare_on_all_processes(
@@ -32,7 +32,7 @@ def prepare_on_all_processes(
 
     def work() -> PreparedData:
         return prepare(
-            config.data, model_path=str(find_model(config.model.path)), vocab_size=vocab_size, seed=config.seed,
+            config.data, model_path=str(tokenizer_place(config)), vocab_size=vocab_size, seed=config.seed,
             epochs=config.train.epochs, rows=rows, normalize=config.train.normalize, rendered_at=rendered_at, log=log,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from sft_jax.data.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData
 from sft_jax.hf.source import ADAPTER, Source
 from sft_jax.model.adapters import AdapterPlan, is_adapter
-from sft_jax.model.sharding import largest_replicated
+from sft_jax.model.sharding import largest_replicated, named_leaves
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec
 from sft_jax.training.groups import Choice
 from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
@@ -84,7 +84,11 @@ def print_model(optimizer: Optimizer, state: TrainState, spec: DecoderSpec, adap
     if spec.vocab_rows > spec.vocab_size:
         say(f"Its vocabulary of {spec.vocab_size:,} is held in {spec.vocab_rows:,} rows, which devices can divide; the others take no part.")
     if adapters is not None:
-        say(f"Adapters: {adapters}. The base stays as it is and is in no checkpoint.")
+        rest = "All else of the base" if adapters.trained else "The base"
+        say(f"Adapters: {adapters}. {rest} stays as it is and is in no checkpoint.")
+        count, size = stored_kernels(state)
+        if count:
+            say(f"Base: {count:,} parameters are quantised, {size / 2**20:,.1f} MiB, {size / count:.3f} bytes each with scales.")
     if any(choice.pattern for choice in optimizer.choices) or len({choice.optimizer for choice in optimizer.choices}) > 1:
         for line in optimizer.log():
             say(f"  {line}")
@@ -99,8 +103,16 @@ def parameter_counts(choices: Iterable[Choice]) -> tuple[int, int]:
     """Returns the numbers of trained and of frozen parameters."""
     counts = collections.Counter()
     for choice in choices:
-        counts[choice.frozen] += math.prod(choice.shape)
+        counts[choice.frozen] += choice.parameters
     return counts[False], counts[True]
+
+
+def stored_kernels(state: TrainState) -> tuple[int, int]:
+    """Returns how many parameters of the base are stored in few bits, and the bytes that they take, scales included."""
+    parts = [leaf for path, leaf in named_leaves(state.frozen) if path.endswith((".kernel.codes", ".kernel.scales"))]
+    values = [leaf.get_value() for leaf in parts]
+    count = sum(leaf.numbers * math.prod(value.shape) for leaf, value in zip(parts, values, strict=True))
+    return count, sum(math.prod(value.shape) * value.dtype.itemsize for value in values)
 
 
 def eval_line(step: int, name: str, values: dict[str, float]) -> str:
@@ -231,8 +243,8 @@ def matmul_parameters(choices: Iterable[Choice], spec: DecoderSpec) -> tuple[int
     counts = {False: 0, True: 0}  # by whether it is frozen
     for choice in choices:
         added = is_adapter(choice.path) and choice.matrix and not choice.path.startswith("embed.")
-        if added or choice.path.endswith("kernel") or (tied and choice.path.startswith("embed.")):
-            size = math.prod(choice.shape)
+        if added or choice.path.endswith((".kernel", ".kernel.codes")) or (tied and choice.path.startswith("embed.")):
+            size = choice.parameters
             if choice.path in ("embed.embedding", "lm_head.kernel"):
                 size = size * spec.vocab_size // spec.vocab_rows
             is_expert = len(choice.shape) == 4  # [repeats, experts, in, out]

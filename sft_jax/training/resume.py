@@ -1,8 +1,10 @@
 """Which keys of the configuration may change when a run is resumed, and what a longer run means for the schedule."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
+from sft_jax.config import default_config
 from sft_jax.errors import UserError
 
 Rule = Literal["free", "longer", "override", "never"]
@@ -40,6 +42,7 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("train.batch_size", "override"),
     ("train.normalize", "never"),  # written into the weights of the rows
     ("train.neftune", "override"),
+    ("train.qat", "override"),
     ("train", "free"),
     ("seed", "never"),
 )
@@ -65,6 +68,10 @@ def flat_keys(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _defaults() -> dict[str, Any]:
+    return flat_keys(json.loads(default_config().to_json()))
+
+
 def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
     """Returns a line for each key that differs between the run so far and this start.
 
@@ -77,6 +84,7 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
         UserError: a key changed that may not, with what to do instead.
     """
     before, now = flat_keys(before), flat_keys(now)
+    before = {key: value for key, value in _defaults().items() if key in now} | before  # the run may be older than a key
     changes = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)

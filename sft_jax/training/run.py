@@ -22,24 +22,17 @@ from sft_jax.evaluation.evals import Evaluator, Interrupted
 from sft_jax.hf.load import abstract_decoder, load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
-from sft_jax.hf.peft.write import check_form
-from sft_jax.hf.source import (
-    ADAPTER,
-    EXPORT,
-    added_tokens_of,
-    chat_template_of,
-    find_model,
-    lasting_path,
-    read_source,
-)
+from sft_jax.hf.restore import model_source
+from sft_jax.hf.source import ADAPTER, EXPORT, added_tokens_of, chat_template_of, lasting_path
 from sft_jax.model.options import Options
+from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
-from sft_jax.training.adapting import adapters_of, with_new_adapters
+from sft_jax.training.adapting import adapters_of, check_export, has_own_tokenizer, with_new_adapters
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
-from sft_jax.training.model_checks import check_model_options
+from sft_jax.training.model_checks import check_model_options, check_rounding
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
@@ -87,7 +80,7 @@ def _resolved(config: Config) -> Config:
     model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
     adapter = dataclasses.replace(config.adapter, path=lasting_path(config.adapter.path) if config.adapter.path else "")
     data = config.data
-    if data.chat_template == "auto":
+    if data.chat_template == "auto" and not has_own_tokenizer(adapter.path):
         data = dataclasses.replace(data, chat_template=chat_template_of(model.path))
     tokens = dict.fromkeys((*added_tokens_of(model.path), *data.add_tokens))
     data = dataclasses.replace(data, add_tokens=tuple(tokens))
@@ -103,14 +96,17 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(mesh, micro_rows, "train.micro_batch_size")
     check_rows(mesh, eval_rows, "eval.batch_size")
+    base = agree(lambda: model_source(config.model.path))
     options = Options(
         compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
-        attention=config.model.attention, neftune=config.train.neftune, constrain=constrain_fn(mesh),
+        attention=config.model.attention, neftune=config.train.neftune, qat=config.train.qat,
+        exported_as=base.dtype or config.model.dtype, constrain=constrain_fn(mesh),
     )  # fmt: skip
-    base = agree(lambda: read_source(find_model(config.model.path), config.model.path))
     source = agree(lambda: with_added_tokens(config, base, log=report.say))
     index, count = agree(lambda: row_share(mesh))
     abstract = abstract_decoder(source, options, mesh, config.model.dtype)
+    if config.adapter.base_dtype:
+        abstract = quantise(abstract, config.adapter.base_dtype)
     adapters = agree(lambda: adapters_of(config, abstract, base))
     abstract = with_new_adapters(abstract, config, adapters)
     new_optimizer = partial(
@@ -118,8 +114,9 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     )
     new_optimizer(total_steps=2**31)
     if adapters and config.train.export:
-        check_form(abstract, "train.export", base)
+        agree(lambda: check_export(config, abstract, base))
     check_model_options(config, abstract.spec)
+    check_rounding(config.train.qat, abstract)
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
@@ -148,7 +145,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             with LoadProgress(config.model.path, shown=first_process) as loaded:
                 decoder = load_decoder(
                     config.model.path, options, mesh, config.model.dtype, init=config.model.init, seed=config.seed,
-                    vocab_size=abstract.spec.vocab_size, progress=loaded,
+                    vocab_size=abstract.spec.vocab_size, progress=loaded, stored_as=config.adapter.base_dtype,
                 )  # fmt: skip
             if decoder.source.ignored:
                 report.say(f"Tensors of the checkpoint that hold no parameter: {', '.join(decoder.source.ignored)}.")
@@ -156,7 +153,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             source = decoder.source
             if adapters:  # checkpoints hold everything but the base
                 start.check_base(source, adapters)
-                state = start.restore(like, base_arrays(like, decoder))
+                state = start.restore(like, base_arrays(like, decoder, adapters))
             if state is None:
                 graphdef, state = create_state(with_new_adapters(decoder, config, adapters), optimizer, mesh)
             del decoder

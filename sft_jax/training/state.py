@@ -68,17 +68,19 @@ def abstract_state(
 def saved_arrays(state: TrainState, adapters: AdapterPlan | None) -> dict[str, Any]:
     """Returns what a checkpoint holds, by path: all of the state, but with adapters not the base, which lies in its own files."""
     arrays = flatten_state(state)
-    return arrays if adapters is None else {name: x for name, x in arrays.items() if not _of_base(name)}
+    return arrays if adapters is None else {name: x for name, x in arrays.items() if not _of_base(name, adapters)}
 
 
-def base_arrays(state: TrainState, base: Decoder) -> dict[str, jax.Array]:
+def base_arrays(state: TrainState, base: Decoder, adapters: AdapterPlan) -> dict[str, jax.Array]:
     """Returns the arrays that `saved_arrays` leaves out of a state, concrete or abstract, as they are in `base`."""
     arrays = flatten_state({"frozen": nnx.state(base)})
-    return {name: arrays[name] for name in flatten_state(state) if _of_base(name)}
+    return {name: arrays[name] for name in flatten_state(state) if _of_base(name, adapters)}
 
 
-def _of_base(name: str) -> bool:
-    return name.startswith("frozen/") and not is_adapter(name.replace("/", "."))
+def _of_base(name: str, adapters: AdapterPlan) -> bool:
+    """Returns whether an array of a state is the base's own, and not of an adapter that a group froze."""
+    part, _, path = name.replace("/", ".").partition(".")
+    return part == "frozen" and not is_adapter(path) and path not in adapters.trained
 
 
 def _beside(optimizer: Optimizer, params: nnx.State) -> tuple[Any, nnx.State]:

@@ -7,7 +7,8 @@ from sft_jax.data.prepare import cache_folder
 from sft_jax.data.tokenizer_cache import open_tokenizer
 from sft_jax.data.vocabulary import vocabulary_size
 from sft_jax.hf.load import spec_of
-from sft_jax.hf.source import Source, find_model
+from sft_jax.hf.source import Source
+from sft_jax.training.adapting import tokenizer_place
 
 
 def with_added_tokens(config: Config, source: Source, log: Callable[[str], None]) -> Source:
@@ -18,7 +19,7 @@ def with_added_tokens(config: Config, source: Source, log: Callable[[str], None]
     tokens = config.data.add_tokens
     if not tokens:
         return source
-    folder, cache, size = str(find_model(config.model.path)), cache_folder(config.data), spec_of(source).vocab_size
+    folder, cache, size = str(tokenizer_place(config)), cache_folder(config.data), spec_of(source).vocab_size
     before, _ = open_tokenizer(folder, cache)
     after, _ = open_tokenizer(folder, cache, tokens)
     new_size = vocabulary_size(after, size, folder)

@@ -16,6 +16,7 @@ from sft_jax.errors import UserError
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import FAMILIES, spec_from_config
 from sft_jax.model.options import Options
+from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import abstract_mesh, named_leaves, shardings
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "layout"
@@ -42,6 +43,14 @@ def lines(decoder: Decoder, mesh) -> list[str]:
     ]
 
 
+def golden_lines(name: str, decoder: Decoder) -> list[str]:
+    golden = GOLDENS / f"{name}.txt"
+    if os.environ.get("SFT_JAX_UPDATE_GOLDENS") == "1":
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text("\n".join(lines(decoder, abstract_mesh(1, 1, 1))) + "\n")
+    return golden.read_text().splitlines()
+
+
 def parameters_of(decoder: Decoder) -> int:
     """How many numbers its checkpoint has: without rows that only fill up a vocabulary."""
     filling = decoder.spec.vocab_rows - decoder.spec.vocab_size
@@ -58,14 +67,22 @@ def test_layout(architecture):
     decoder = abstract(architecture)
     parameters = PUBLISHED[architecture][2]
     assert parameters in (None, parameters_of(decoder))
-    golden = GOLDENS / f"{architecture}.txt"
-    if os.environ.get("SFT_JAX_UPDATE_GOLDENS") == "1":
-        golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text("\n".join(lines(decoder, abstract_mesh(1, 1, 1))) + "\n")
-    expected = golden.read_text().splitlines()
+    expected = golden_lines(architecture, decoder)
     for name, sizes in MESHES.items():
         if architecture in REFUSED and sizes[2] > 1:
             with pytest.raises(UserError, match=REFUSED[architecture]):
                 lines(decoder, abstract_mesh(*sizes))
         else:
             assert lines(decoder, abstract_mesh(*sizes)) == expected, name
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3MoeForCausalLM"])
+def test_layout_of_a_quantised_base(architecture):
+    """Codes and scales lie as the kernel does, whose parameters they stand for."""
+    decoder = quantise(abstract(architecture), "nf4")
+    expected = golden_lines(f"{architecture}.nf4", decoder)
+    for name, sizes in MESHES.items():
+        assert lines(decoder, abstract_mesh(*sizes)) == expected, name
+    variables = [leaf for _, leaf in named_leaves(decoder)]
+    count = sum(math.prod(leaf.get_value().shape) * leaf.get_metadata().get("numbers", 1) for leaf in variables)
+    assert count == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(architecture)))

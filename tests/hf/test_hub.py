@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import errors
 
 from sft_jax.errors import UserError
-from sft_jax.hf.source import find_model
+from sft_jax.hf.source import find_model, is_adapter, place_of, tokenizer_folder
 
 COMMIT = "0123abc"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -89,3 +89,15 @@ def test_what_the_hub_may_answer(error, message, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError, match=f"org/model: .*{message}"):
         find_model("org/model")
+
+
+def test_of_an_adapter_its_one_file_is_fetched(hub, tmp_path):
+    """And its base is where it says."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    adapter = {"adapter_config.json": json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(base)})}
+    hub.files.update({"adapter_model.safetensors": "{}", "adapter_model.bin": "{}", "tokenizer.json": "{}", "checkpoint-3/x.json": "{}"}, **adapter)
+    assert find_model("org/model-1.5") == base and place_of("org/model-1.5") == hub.folder
+    assert hub.fetched() == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+    assert is_adapter(hub.folder) and tokenizer_folder("org/model-1.5") == hub.folder

@@ -17,6 +17,7 @@ from tiny_models import abstract, torch_model, twin
 
 from sft_jax.errors import UserError
 from sft_jax.hf.load import abstract_decoder, load, load_decoder
+from sft_jax.hf.peft import save as save_lib
 from sft_jax.hf.peft.read import read_adapter
 from sft_jax.hf.peft.save import save_adapter
 from sft_jax.hf.peft.settings import CONFIG, WEIGHTS
@@ -111,7 +112,8 @@ def test_peft_loads_what_is_written(case, hf_folder, tmp_path):
         assert close(torch_logits(with_peft.merge_and_unload()), theirs)
 
 
-def test_what_adapter_config_says(tmp_path):
+def test_what_adapter_config_says(hf_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(save_lib, "find_model", lambda name: hf_folder("llama"))  # of a hub id, which is in no cache here
     decoder = adapted(twin("llama"), **KINDS["rslora"] | dict(targets=["query", "value"]), dropout=0.1)
     report = save_adapter(decoder, None, tmp_path / "adapter", Provenance("some/base", "abc", 12, "f" * 64))
     config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
@@ -126,10 +128,8 @@ def test_what_adapter_config_says(tmp_path):
     peft.LoraConfig.from_pretrained(tmp_path / "adapter")
 
 
-def test_what_is_read_back_must_be_what_was_written(tmp_path, monkeypatch):
+def test_what_is_read_back_must_be_what_was_written(hf_folder, tmp_path, monkeypatch):
     decoder = adapted(twin("llama"), **KINDS["lora"])
-    from sft_jax.hf.peft import save as save_lib
-
     written = save_lib.peft_adapter
 
     def damaged(*arguments):
@@ -139,7 +139,7 @@ def test_what_is_read_back_must_be_what_was_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(save_lib, "peft_adapter", damaged)
     with pytest.raises(ExportMismatch, match="what is added to runs.0.0.attention.key differs"):
-        save_adapter(decoder, None, tmp_path / "adapter", Provenance("base"))
+        save_adapter(decoder, None, tmp_path / "adapter", Provenance(str(hf_folder("llama"))))
     assert not (tmp_path / "adapter").exists()
 
 
@@ -148,10 +148,22 @@ def test_what_is_read_back_must_be_what_was_written(tmp_path, monkeypatch):
     ("phi3", KINDS["lora"] | dict(targets=["query"], train=["key.kernel"]), "^--adapter: .*key.kernel is trained beside other parts"),
     ("deepseek_v3", KINDS["dora"] | dict(targets=["runs.0.0.mlp.gate"]), "^--adapter: DoRA on .*gate_proj' has no form"),
 ])  # fmt: skip
-def test_what_peft_has_no_form_for(name, settings, message, tmp_path):
+def test_what_peft_has_no_form_for(name, settings, message, hf_folder, tmp_path):
     decoder = adapted(twin(name), **settings)
     with pytest.raises(UserError, match=message):
-        save_adapter(decoder, None, tmp_path / "adapter", Provenance("base"))
+        save_adapter(decoder, None, tmp_path / "adapter", Provenance(str(hf_folder(name))))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+@pytest.mark.parametrize("kind", ["pissa", "pissa_dora"])
+def test_an_adapter_that_has_hardly_moved(kind, noise, hf_folder, tmp_path):
+    """What PiSSA adds is then the difference of two products that are far larger."""
+    decoder = adapted(twin("llama"), **KINDS[kind], trained=False)
+    for _, node in adaptable(decoder):
+        if node.adapter is not None:
+            node.adapter.b.set_value(node.adapter.b[...] * (1 + noise))
+    report = save_adapter(decoder, None, tmp_path / "adapter", Provenance(str(hf_folder("llama"))))
+    assert report.tensors > 0
 
 
 # ---- written by peft, read here
@@ -171,6 +183,15 @@ READ = {
     "tokens in any order": ("llama", dict(target_modules=["q_proj"], trainable_token_indices=[5, 3])),
     "tokens by module": ("llama", dict(
         target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [3, 5], "lm_head": [5, 9]},
+    )),
+    "tokens of the embedding and a whole head": ("llama", dict(
+        target_modules=["q_proj"], trainable_token_indices=[3, 5], modules_to_save=["lm_head"],
+    )),
+    "tokens of the embedding and a head with an adapter": ("llama", dict(
+        target_modules=["q_proj", "lm_head"], trainable_token_indices=[3, 5],
+    )),
+    "tokens of the head and an embedding with an adapter": ("llama", dict(
+        target_modules=["q_proj", "embed_tokens"], trainable_token_indices={"lm_head": [3, 5]},
     )),
     "norms": ("llama", dict(target_modules=["q_proj"], modules_to_save=["norm", "input_layernorm"])),
     "biases of adapted modules": ("qwen2", dict(target_modules=["q_proj"], bias="lora_only")),
@@ -215,7 +236,7 @@ def test_what_peft_writes_is_read(case, hf_folder, tmp_path):
     assert np.abs(theirs - torch_logits(torch_model(name))).max() > 1e-2 * np.abs(theirs).max()
     decoder = load_decoder(tmp_path / "adapter", Options(), base=hf_folder(name))
     assert close(merged_logits(decoder, tmp_path / "merged"), theirs)
-    if case in ("patterns", "tokens by module", "experts", "embeddings beside rows that are none"):
+    if case in ("patterns", "tokens by module", "experts", "embeddings beside rows that are none") or "tokens of" in case:
         assert close(our_logits(decoder), theirs)
 
 
@@ -308,6 +329,21 @@ def test_wrong_settings(field, tmp_path):
         read_adapter(tmp_path, abstract("llama"))
 
 
+@pytest.mark.parametrize("ids", [[500], [-1], [3, 3]])
+def test_wrong_ids_of_tokens(ids, tmp_path):
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    write(tmp_path, query_adapter() | {name: np.ones((len(ids), 32), np.float32)}, trainable_token_indices=ids)
+    with pytest.raises(UserError, match=f"trainable_token_indices holds {ids[0]} twice, or it is no token of this model, which has 96"):
+        read_adapter(tmp_path, abstract("llama"))
+
+
+def test_dora_on_an_embedding(tmp_path):
+    """peft computes it, from the whole table in every step; we say that we do not."""
+    peft_adapter("llama", tmp_path, target_modules=["q_proj", "embed_tokens"], use_dora=True)
+    with pytest.raises(UserError, match="adapter_model.safetensors: adapter.name: embed is an embedding, whose adapters have no magnitudes"):
+        read_adapter(tmp_path, abstract("llama"))
+
+
 def test_wrong_tensors(tmp_path):
     def message_of(tensors: dict) -> str:
         write(tmp_path, tensors)
@@ -369,6 +405,31 @@ def test_the_base_is_where_the_adapter_says_or_where_it_is_named(hf_folder, tmp_
     write(tmp_path / "b", query_adapter())
     with pytest.raises(UserError, match="base_model_name_or_path names no model"):
         load(tmp_path / "b")
+
+
+def test_a_directory_with_an_adapter_and_a_model(hf_folder, tmp_path):
+    """With the config.json of the base alone it is an adapter; with weights nobody can tell whether they have it in them."""
+    base = hf_folder("llama")
+    write(tmp_path / "a", query_adapter(), base_model_name_or_path=str(base))
+    shutil.copy(base / "config.json", tmp_path / "a")
+    assert load_decoder(tmp_path / "a", Options()).adapters is not None
+    for path in base.glob("*.safetensors"):
+        shutil.copy(path, tmp_path / "a")
+    with pytest.raises(UserError, match="a: holds a model and an adapter .* name one of the two"):
+        load(tmp_path / "a")
+
+
+def test_an_adapter_of_a_moved_base_is_written_again(hf_folder, tmp_path):
+    base = hf_folder("llama")
+    decoder = adapted(load_decoder(base, Options()), **KINDS["lora"])
+    save_adapter(decoder, None, tmp_path / "a", Provenance(str(base)))
+    gone = {"base_model_name_or_path": str(tmp_path / "gone")}
+    for name, changes in ((CONFIG, gone), ("sft_jax.json", {"base_model": str(tmp_path / "gone")})):
+        (tmp_path / "a" / name).write_text(json.dumps(json.loads((tmp_path / "a" / name).read_text()) | changes))
+    again = load_decoder(tmp_path / "a", Options(), base=base)
+    assert again.source.provenance.base == str(base)
+    save_adapter(again, None, tmp_path / "b", again.source.provenance)
+    assert json.loads((tmp_path / "b" / CONFIG).read_text())["base_model_name_or_path"] == str(base)
 
 
 def test_an_adapter_knows_its_base(hf_folder, tmp_path):

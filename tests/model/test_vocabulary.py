@@ -91,11 +91,13 @@ def test_an_id_that_is_no_token_is_not_hidden():
 def enlarged(decoder: Decoder, size: int, mesh=None) -> Decoder:
     """The decoder, laid out over a mesh, with `size` tokens."""
     mesh = mesh or make_mesh(1, 1, 1, jax.devices()[:1])
-    spec = dataclasses.replace(decoder.spec, vocab_size=size)
-    larger = jax.eval_shape(lambda: Decoder(spec, decoder.options, jax.random.key(0)))
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    larger = jax.tree.map(place, larger, shardings(larger, mesh))
-    return with_more_tokens(jax.device_put(decoder, shardings(decoder, mesh)), larger)
+    larger = with_more_tokens(jax.device_put(decoder, shardings(decoder, mesh)), size)
+    drawn = Decoder(dataclasses.replace(decoder.spec, vocab_size=size), decoder.options, jax.random.key(0))
+    if hasattr(decoder, "source"):
+        drawn.source = decoder.source
+    assert jax.tree.structure(larger) == jax.tree.structure(jax.tree.map(lambda leaf: leaf, drawn))
+    assert jax.tree.leaves(jax.tree.map(lambda leaf: leaf.sharding, larger)) == jax.tree.leaves(shardings(drawn, mesh))
+    return larger
 
 
 @pytest.mark.parametrize("name, size", [("gpt2", 98), ("gpt2", 160), ("granite", 200), ("llama", 97), ("gemma2", 128)])

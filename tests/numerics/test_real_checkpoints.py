@@ -33,6 +33,21 @@ def test_per_token_losses(assets, name, kernel):
         assert abs(losses.mean() - record["mean_nll"]) < 1e-4
 
 
+@pytest.mark.parametrize("stored_as, added", [("nf4", 0.15), ("int8", 0.005), ("fp8", 0.06)])
+@pytest.mark.parametrize("name", ["stories260k", "llama2xs"])
+def test_what_a_quantised_base_loses(assets, name, stored_as, added):
+    """In nats a token of the same texts, against the recorded losses of the full one; of models as tiny as these."""
+    records = json.loads((assets / "reference" / f"{name}_nll.json").read_text())["records"]
+    decoder = load_decoder(assets / "models" / name, Options(), stored_as=stored_as)
+    forward = jax.jit(lambda d, tokens: jax.nn.log_softmax(d(tokens)))
+    losses, expected = [], []
+    for record in records:
+        ids = np.asarray(record["ids"])
+        losses += list(-np.asarray(forward(decoder, ids[None]))[0, np.arange(len(ids) - 1), ids[1:]])
+        expected += record["nll"][-len(ids) + 1 :]
+    assert 0 < np.mean(losses) - np.mean(expected) < added
+
+
 def test_gpt2_of_another_library(assets):
     """Parameters, inputs and logits of a Hugging Face GPT-2 that axlearn recorded; no torch is needed."""
     recorded = np.load(assets / "reference" / "gpt2_causal_lm.npz")

@@ -31,6 +31,15 @@ def test_keys_that_never_change(section, key, value):
         check_changes(BEFORE, changed(section, key, value), (f"{section}.{key}",))
 
 
+def test_a_run_that_is_older_than_a_key():
+    """It had what is now the default, without a word; another value is a change like any other."""
+    now = {**BEFORE, "adapter": {"dropout": 0.0, "base_dtype": ""}}
+    assert check_changes(BEFORE, now, ()) == []
+    now["adapter"]["dropout"] = 0.5
+    with pytest.raises(UserError, match="adapter.dropout: was 0.0 so far and is 0.5 now"):
+        check_changes(BEFORE, now, ())
+
+
 def test_a_model_may_be_named_in_another_way_and_moved_only_knowingly(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import re
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -218,9 +220,10 @@ def test_epochs_that_steps_win_over_are_told(folder, capsys):
 def test_frozen_kernels_cost_less(folder):
     spec = spec_from_config(ALL_CONFIGS["granite"])  # 99 tokens in 128 rows
     shapes = {"runs.0.0.mlp.up.kernel": (3, 5), "runs.0.0.norm.scale": (5,), "embed.embedding": (128, 3)}
-    choices = [Choice(path, shape, "", 1.0, 0.0, frozen="mlp" in path, matrix=True) for path, shape in shapes.items()]
+    choice = partial(Choice, pattern="", learning_rate=1.0, weight_decay=0.0, matrix=True)
+    choices = [choice(path, shape, frozen="mlp" in path, parameters=math.prod(shape)) for path, shape in shapes.items()]
     assert matmul_parameters(choices, spec) == (297, 15)
-    experts = [Choice("runs.0.1.mlp.up.kernel", (2, 8, 3, 5), "", 1.0, 0.0, frozen=False, matrix=True)]
+    experts = [choice("runs.0.1.mlp.up.kernel", (2, 8, 3, 5), frozen=False, parameters=2 * 8 * 3 * 5)]
     assert matmul_parameters(experts, spec_from_config(ALL_CONFIGS["qwen2_moe"])) == (2 * 3 * 3 * 5, 0)  # 3 of 8 are used
     assert training_flops(21, 15, 0, 10, 0) == 10 * (6 * 21 + 4 * 15)
 
@@ -291,6 +294,8 @@ def test_advice_leaves_out_what_is_done_and_what_would_be_refused(folder):
     assert "micro_batch" not in done and "remat" not in done and "adafactor" not in done  # 2 rows do not divide over the mesh
     assert "train.micro_batch_size=12 (now 24" in told("training") and "mesh.tensor on more devices (now 2, 2)" in told("training")
     assert "train.micro_batch_size=8 (now 12" in told("training", train__micro_batch_size=12)
+    assert "base_dtype=nf4" not in told("training") + told("training", adapter__name="lora", adapter__base_dtype="nf4")
+    assert "adapter.base_dtype=nf4" in told("loading the model", adapter__name="lora", adapter__base_dtype="int8")
     held_out = {"data__eval": str(folder / "held_out.jsonl")}
     assert "eval.batch_size=12 (now 24" in told("evaluating", **held_out)
     assert "eval.batch_size=4 (now 8" in told("evaluating", eval__batch_size=8, **held_out)

@@ -209,6 +209,14 @@ def test_adapters_on_a_model_that_is_given_tokens(folder):
     np.testing.assert_array_equal(embedding_of(folder / "merged")[:1024], embedding_of(folder / "model"))
 
 
+def test_adapters_on_a_run_that_has_given_its_model_tokens(folder, interrupted):
+    """They lie on its model and not on the smaller one that it began with; nothing is to be trained for old tokens."""
+    given = ADAPTER | dict(model__path=str(interrupted), data__chat_template="auto", data__add_tokens=[], train__steps=1)
+    fit(added_config(folder, **given), folder / "on_a_run")
+    model, _ = sft_jax.load(folder / "on_a_run")
+    assert model.spec.vocab_size == 1026 and not model.adapters.tokens
+
+
 def test_adapters_of_which_new_tokens_would_learn_nothing(folder):
     with pytest.raises(UserError, match=r"data\.add_tokens: the base has no row for <\|im_end\|>, .* name the tokens in adapter\.tokens"):
         fit(added_config(folder, **ADAPTER, adapter__tokens=TOKENS[:1]), folder / "refused")

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft_jax.hf.match import stored_shape
 from sft_jax.hf.names import name_table
 from sft_jax.hf.names.table import NameTable
 from sft_jax.hf.rules import Packing, Rule, Stored, expand
-from sft_jax.model.adapters import is_adapter
+from sft_jax.model.adapters import base_shapes
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.runs import layer_places
-from sft_jax.model.sharding import named_leaves
 
 TIED_HEAD = "lm_head"  # what transformers calls the module of a head that is tied to the embedding
 _EXPERTS_IN_FILES = re.compile(r"(.*?)\.(experts\.\{expert\}\.\w+|input_linear|output_linear)\.weight")
@@ -122,8 +120,7 @@ def _table(decoder: Decoder) -> NameTable:
 
 
 def _expanded(decoder: Decoder, rules: list[Rule]) -> list[Stored]:
-    shapes = {path: stored_shape(leaf, decoder.spec) for path, leaf in named_leaves(decoder) if not is_adapter(path)}
-    return expand(rules, layer_places(decoder.spec), shapes)
+    return expand(rules, layer_places(decoder.spec), base_shapes(decoder))
 
 
 def _module_rules(table: NameTable, decoder: Decoder) -> list[Rule]:

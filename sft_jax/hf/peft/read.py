@@ -1,5 +1,6 @@
 """Reading an adapter of PEFT: every tensor finds its place in a decoder, or the adapter is refused."""
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Collection, Mapping
@@ -13,7 +14,7 @@ from sft_jax.hf.files import TensorDirectory, read_header
 from sft_jax.hf.peft.carriers import TIED_HEAD, Factors, carriers, carriers_in_files, module_tensors
 from sft_jax.hf.peft.settings import WEIGHTS, Settings, read_settings
 from sft_jax.hf.source import PARAM_DTYPES
-from sft_jax.model.adapters import AdapterPlan, ModulePlan, adaptable
+from sft_jax.model.adapters import AdapterPlan, ModulePlan, adaptable, check_plan
 from sft_jax.model.decoder import Decoder
 
 PREFIX = "base_model.model."
@@ -54,14 +55,20 @@ def read_adapter(folder: Path, decoder: Decoder) -> Adapter:
         modules.append(ModulePlan(path, rank, scale, magnitude=settings.dora, start=False))
         for index, part in parts[path]:
             _add(values, f"{path}.adapter", index, part, rank, scale)
-    ids = sorted({token for ids in sorted_.rows.values() for token in ids})
+    tokens = {True: (), False: ()}  # by whether they are of the embedding
     for module, of_module in sorted_.rows.items():
-        place = "embed.token_rows.rows" if sorted_.carriers[module].embedding else "head_rows.rows"
+        of_embedding = sorted_.carriers[module].embedding
         rows = sorted_.read(f"{module}.token_adapter.trainable_tokens_delta", (len(of_module), decoder.spec.hidden_size))
+        tokens[of_embedding] = ids = tuple(sorted(of_module))
+        place = "embed.token_rows.rows" if of_embedding else "head_rows.rows"
         values[place] = [((ids.index(token),), row) for token, row in zip(of_module, rows, strict=True)]
     whole, unchanged = sorted_.whole()
-    plan = AdapterPlan(tuple(modules), settings.dropout, tuple(ids), tuple(whole), settings.rslora)
-    if not (modules or ids or whole):
+    plan = AdapterPlan(tuple(modules), settings.dropout, tokens[True], tokens[False], tuple(whole), settings.rslora)
+    try:
+        check_plan(dataclasses.replace(plan, dropout=0.0), decoder)  # that of the file is for training only
+    except UserError as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}") from error
+    if not (modules or sorted_.rows or whole):
         raise UserError(f"{folder / WEIGHTS}: holds no adapter; it was saved from a model that has none.")
     with open(folder / WEIGHTS, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -102,7 +109,7 @@ class _Sorted:
         self._names = {name.removeprefix(PREFIX): name for name in tensors.tensors}
         self.carriers = {carrier.name: carrier for carrier in (*carriers_in_files(decoder), *carriers(decoder))}
         self._base = {tensor.name: tensor for tensor in module_tensors(decoder)}
-        self._tied = decoder.spec.tied_head
+        self._tied, self._vocab_size = decoder.spec.tied_head, decoder.spec.vocab_size
         self.low_rank: dict[str, dict[str, str]] = {}  # name of a carrier -> part -> tensor
         self.rows: dict[str, list[int]] = {}  # name of an embedding or head -> ids of its rows
         self._whole: dict[str, str] = {}  # tensor of the base -> tensor
@@ -139,7 +146,16 @@ class _Sorted:
         if isinstance(tokens, Mapping):
             tokens = next((ids for key, ids in tokens.items() if module.endswith(key)), None)
         if tokens is None:
-            raise UserError(f"{self._settings.where}: trainable_token_indices names no tokens for '{module}', which the file has.")
+            raise UserError(
+                f"{self._settings.where}: trainable_token_indices names no tokens for '{module}', which the file has; config and "
+                "tensors must be of the same adapter."
+            )
+        wrong = [token for token in tokens if not 0 <= token < self._vocab_size or tokens.count(token) > 1]
+        if wrong:
+            raise UserError(
+                f"{self._settings.where}: trainable_token_indices holds {wrong[0]} twice, or it is no token of this model, which "
+                f"has {self._vocab_size}; the adapter belongs to another base than this ({self._settings.base or 'it names none'})."
+            )
         return tokens
 
     def _misplaced(self, name: str) -> UserError:
@@ -195,7 +211,10 @@ class _Sorted:
         count = carrier.packing.shapes[0][0] if carrier.experts else 1
         a, b = self.read(parts[ends[0]], (-1, inputs)), self.read(parts[ends[1]], (outputs, -1))
         if len(a) != b.shape[1] or len(a) % count:
-            raise UserError(f"{self._tensors.folder / WEIGHTS}: the matrices of '{name}' have ranks {len(a)} and {b.shape[1]}.")
+            raise UserError(
+                f"{self._tensors.folder / WEIGHTS}: the matrices of '{name}' have ranks {len(a)} and {b.shape[1]}, which do not fit "
+                "together; save the adapter again."
+            )
         if carrier.experts:
             a = a.reshape(count, -1, inputs)
             b = b.reshape(outputs, -1, count).transpose(2, 0, 1)

@@ -25,7 +25,7 @@ from sft_jax.model.decoder import Decoder
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.sharding import named_leaves
 
-TOLERANCE = 1e-5  # of what an adapter adds to a kernel
+TOLERANCE = 1e-5  # of what an adapter adds to a kernel, and of what PiSSA subtracts
 
 
 @dataclass(frozen=True)
@@ -86,23 +86,24 @@ def _compare(folder: Path, model: Decoder) -> float:
             if not difference <= TOLERANCE * size:  # also where it is NaN
                 raise ExportMismatch(f"{folder}: what is added to {path} differs from the live adapter's by {difference:.3g} of {size:.3g}.")
     live, read = (dict(named_leaves(decoder)) for decoder in (model, again))
-    for path in live:
-        if path in model.adapters.trained or path.endswith((".rows", ".magnitude")):
-            if path not in read or not np.array_equal(readable(live[path].get_value()), readable(read[path].get_value())):
-                raise ExportMismatch(f"{folder}: {path} was written with other numbers than the live model's.")
+    for path in (*model.adapters.trained, *(path for path in live if path.endswith((".rows", ".magnitude")))):
+        if path not in read or not np.array_equal(readable(live[path].get_value()), readable(read[path].get_value())):
+            raise ExportMismatch(f"{folder}: {path} was written with other numbers than the live model's.")
     return worst
 
 
 @jax.jit
 def _difference(ours: LowRank | None, theirs: LowRank | None) -> tuple[jax.Array, jax.Array]:
-    """Returns the largest difference between what two adapters add to their kernels, and the largest number of it.
+    """Returns the largest difference between what two adapters add to their kernels, and the largest number in its terms.
 
-    None adds nothing: a weight that PEFT knows as one has an adapter everywhere or nowhere.
+    None adds nothing: a weight that PEFT knows as one has an adapter everywhere or nowhere. What PiSSA adds is the
+    difference of two products, which is rounded as they are, however small it is.
     """
 
     def largest(inputs):
         ours, theirs = (0.0 if adapter is None else adapter.change() for adapter in inputs)
-        return jnp.abs(ours - theirs).max(), jnp.abs(ours).max()
+        subtracted = 0.0 if inputs[0] is None else inputs[0].subtracted()
+        return jnp.abs(ours - theirs).max(), jnp.abs(ours).max() + jnp.abs(subtracted).max()
 
     if (theirs if ours is None else ours).a.ndim == 2:
         return largest((ours, theirs))

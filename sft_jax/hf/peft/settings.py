@@ -24,6 +24,7 @@ _OF_NO_EFFECT = {
     "qalora_group_size", "runtime_config", "target_parameters", "ensure_weight_tying",
 }  # fmt: skip
 
+_MERGE_THERE = "merge it into its base with the library that has made it, and name that model"
 _NUMBERS = {
     "r": lambda value: isinstance(value, int) and value >= 1,
     "lora_alpha": math.isfinite,
@@ -73,9 +74,9 @@ def read_settings(folder: Path) -> Settings:
         return UserError(f"{path}: {name} is {values.get(name)!r:.200}, {why}.")
 
     if values.get("peft_type") != "LORA":
-        raise wrong("peft_type", "and only adapters of type LORA are read, DoRA among them")
+        raise wrong("peft_type", f"and only adapters of type LORA are read, DoRA among them; {_MERGE_THERE}")
     if values.get("task_type") not in (None, "CAUSAL_LM"):
-        raise wrong("task_type", "and only adapters of causal language models are read")
+        raise wrong("task_type", "and only adapters of causal language models (CAUSAL_LM) are read; name one of those")
     init = values.get("init_lora_weights", True)
     if isinstance(init, str) and init.startswith(_CHANGE_THE_BASE):
         raise wrong(
@@ -85,21 +86,21 @@ def read_settings(folder: Path) -> Settings:
         )
     for name, value in values.items():
         if name not in _OF_NO_EFFECT and value:
-            raise wrong(name, "which is not computed here; without it this would be another adapter")
+            raise wrong(name, f"which is not computed here, and without it this would be another adapter; {_MERGE_THERE}")
     for name, fits in _NUMBERS.items():
         value = values.get(name, 0.0 if name == "lora_dropout" else None)
         if type(value) not in (int, float) or not fits(value):
-            raise wrong(name, "which is no number that it can be")
+            raise wrong(name, "which is no number that it can be; restore the file as it was saved")
     ranks, alphas = (values.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
     for name, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if not isinstance(patterns, dict) or not all(isinstance(value, int | float) for value in patterns.values()):
-            raise wrong(name, "which maps no patterns to numbers")
+            raise wrong(name, "which maps no patterns to numbers; restore the file as it was saved")
         for pattern in patterns:
             _compiled(pattern, path, name)
     tokens = values.get("trainable_token_indices")
     lists = list(tokens.values()) if isinstance(tokens, dict) else [] if tokens is None else [tokens]
     if not all(isinstance(ids, list) and all(type(token) is int for token in ids) for ids in lists):
-        raise wrong("trainable_token_indices", "which is no list of token ids, nor such lists by module")
+        raise wrong("trainable_token_indices", "which is no list of token ids, nor such lists by module; restore the file as it was saved")
     base = values.get("base_model_name_or_path")
     return Settings(
         str(path), base if isinstance(base, str) and base else None, values["r"], float(values["lora_alpha"]), ranks, alphas,

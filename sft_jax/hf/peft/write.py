@@ -3,30 +3,32 @@
 import collections
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sft_jax.errors import UserError
-from sft_jax.hf.match import stored_shape
 from sft_jax.hf.names import name_table
 from sft_jax.hf.peft.carriers import TIED_HEAD, Carrier, Factors, carriers, module_tensors
-from sft_jax.hf.peft.place import readable
+from sft_jax.hf.peft.place import Host, host_values
 from sft_jax.hf.peft.read import PREFIX
-from sft_jax.hf.source import Source
+from sft_jax.hf.source import Source, as_folder, is_adapter, is_run
 from sft_jax.model.adapters import module_at
 from sft_jax.model.decoder import Decoder
-from sft_jax.model.sharding import named_leaves
-
-Host = Callable[[str], np.ndarray]  # path of a parameter -> its numbers
 
 
 def check_form(decoder: Decoder, key: str, base: Source) -> None:
     """Raises UserError, which begins with `key`, where PEFT has no form for what `decoder`, abstract or not, trains.
 
-    `base` is the model as it lies in its directory.
+    `base` is the model that PEFT is to load.
     """
+    place = as_folder(base.name)
+    if place.is_dir() and (is_run(place) or is_adapter(place)):
+        raise UserError(
+            f"{key}: the base {base.name} is {'a run' if is_run(place) else 'an adapter'} itself, which peft cannot load as one; "
+            "begin from its export (python -m sft_jax.export), or set train.export=False and write the merged model (--merge)."
+        )
     if base.vocab_size != decoder.source.vocab_size:
         raise UserError(
             f"{key}: the model was given {decoder.source.vocab_size - base.vocab_size} tokens that its base {base.name} has no "
@@ -62,7 +64,7 @@ def peft_adapter(decoder: Decoder, base: str) -> tuple[dict[str, np.ndarray], di
 
     Of several processes all must call this. The adapter must have passed `check_form`.
     """
-    host = _reader(decoder)
+    host = host_values(decoder)
     places = {carrier.name: carrier for carrier in carriers(decoder)}
     low_rank = {name: factors for name, carrier in places.items() if (factors := _joined(decoder, carrier, host))}
     tensors: dict[str, np.ndarray] = {}
@@ -74,7 +76,7 @@ def peft_adapter(decoder: Decoder, base: str) -> tuple[dict[str, np.ndarray], di
         whole[TIED_HEAD] = {f"{TIED_HEAD}.weight": host("embed.embedding")}
     tensors |= biases | {name: array for arrays in whole.values() for name, array in arrays.items()}
     rows = _token_rows(decoder, host, places)
-    tensors |= {f"{name}.token_adapter.trainable_tokens_delta": array for name, array in rows.items()}
+    tensors |= {f"{name}.token_adapter.trainable_tokens_delta": array for name, (_, array) in rows.items()}
     parameters = {name: full for name in low_rank if (full := _parameter_name(places[name], places))}
     tied = decoder.spec.tied_head and (TIED_HEAD in low_rank or TIED_HEAD in whole)
     # What PEFT ties to an embedding it finds by the name that all but GPT-2 give the embedding; otherwise it is to be told.
@@ -94,23 +96,11 @@ def peft_adapter(decoder: Decoder, base: str) -> tuple[dict[str, np.ndarray], di
         "target_modules": _shortened(decoder, modules, places),
         "target_parameters": list(parameters.values()) or None,
         "modules_to_save": [name for name in whole if name not in implied] or None,
-        "trainable_token_indices": dict.fromkeys(rows, list(decoder.adapters.tokens)) or None,
+        "trainable_token_indices": {name: list(ids) for name, (ids, _) in rows.items()} or None,
         "ensure_weight_tying": tied,
         **_ranks({parameters.get(name, name): factors for name, factors in low_rank.items()}, decoder.adapters.rslora),
     }
     return {f"{PREFIX}{name}": np.ascontiguousarray(array) for name, array in tensors.items()}, config
-
-
-def _reader(decoder: Decoder) -> Host:
-    leaves, read = dict(named_leaves(decoder)), {}
-
-    def host(path: str) -> np.ndarray:
-        if path not in read:
-            whole = readable(leaves[path].get_value())
-            read[path] = whole[tuple(map(slice, stored_shape(leaves[path], decoder.spec)))]
-        return read[path]
-
-    return host
 
 
 def _joined(decoder: Decoder, carrier: Carrier, host: Host) -> Factors | None:
@@ -198,16 +188,18 @@ def _parameter_name(carrier: Carrier, places: Mapping[str, Carrier]) -> str | No
     return f"{carrier.name}.weight" if in_mlp and any(other.experts for other in places.values()) else None
 
 
-def _token_rows(decoder: Decoder, host: Host, places: Mapping[str, Carrier]) -> dict[str, np.ndarray]:
-    """Returns the rows of trained tokens, by the name of the embedding and of a head of its own."""
-    if not decoder.adapters.tokens:
-        return {}
-    embedding = next(name for name, carrier in places.items() if carrier.embedding)
-    rows = {embedding: host("embed.token_rows.rows")}
-    if not decoder.spec.tied_head:
+def _token_rows(
+    decoder: Decoder, host: Host, places: Mapping[str, Carrier]
+) -> dict[str, tuple[Sequence[int], np.ndarray]]:
+    """Returns ids and rows of trained tokens, by the name of the embedding and of a head of its own."""
+    plan, found = decoder.adapters, {}
+    if plan.tokens:
+        embedding = next(name for name, carrier in places.items() if carrier.embedding)
+        found[embedding] = plan.tokens, host("embed.token_rows.rows")
+    if plan.head_tokens:
         head = next(name for name, carrier in places.items() if carrier.paths == ("lm_head",))
-        rows[head] = host("head_rows.rows")
-    return rows
+        found[head] = plan.head_tokens, host("head_rows.rows")
+    return found
 
 
 def _shortened(decoder: Decoder, names: Sequence[str], places: Mapping[str, Carrier]) -> list[str]:

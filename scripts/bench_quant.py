@@ -2,6 +2,8 @@
 
     python scripts/bench_quant.py --model DIR --data ../shared/assets/datasets/gsm8k/test.jsonl [--steps 6] [--rounds 3]
     python scripts/bench_quant.py --gigabytes 0.6 --tokenizer DIR --data ...    # a drawn Llama of that size, in bfloat16
+    python scripts/bench_quant.py --model ../shared/assets/models/stories260k \\
+        --records ../shared/assets/reference/stories260k_nll.json    # only the loss, on texts that the model knows
 
 Prints one JSON line for each `adapter.base_dtype` ("" = bfloat16):
 
@@ -10,10 +12,11 @@ Prints one JSON line for each `adapter.base_dtype` ("" = bfloat16):
                                  of the tensors; on a CPU the parameters are in it, on a GPU or TPU it is that of the device
     seconds_per_step             of the training command, medians over rounds, without the first step, which compiles
     train_peak_bytes             the largest memory of that process
-    loss, loss_after             on the text of --data before the first step, that is of the base, and after the last
+    loss_after                   on the text of --data after the last step
 
 and a line that compares them with bfloat16. The rows of --data have the fields question and answer. Cases are run in turn;
-nothing else should run meanwhile.
+nothing else should run meanwhile. With --records, lists of token ids by text with the losses that an independent float64
+computation has given them, a line for each `base_dtype` says how much loss a token quantising adds, in float32 arithmetic.
 """
 
 import argparse
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, help="instead of --model: the size of a Llama that is drawn")
     parser.add_argument("--tokenizer", help="of the model that is drawn: a directory with a tokenizer")
     parser.add_argument("--data", help="JSONL with the fields question and answer")
+    parser.add_argument("--records", help="JSON of a list `records` of token ids `ids` with their losses `nll`")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6)
@@ -46,10 +50,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         return load_worker(*arguments.worker)
-    if not arguments.data:
-        parser.error("give --data")
+    if bool(arguments.data) == bool(arguments.records):
+        parser.error("give --data or --records")
     if bool(arguments.model) == bool(arguments.gigabytes) or bool(arguments.gigabytes) != bool(arguments.tokenizer):
         parser.error("give --model, or --gigabytes with --tokenizer")
+    if arguments.records:
+        if not arguments.model:
+            parser.error("--records are of the texts of a model; give --model")
+        return print_losses(arguments.model, json.loads(Path(arguments.records).read_text())["records"])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "tiny").mkdir()
@@ -64,6 +72,28 @@ def main() -> None:
     for base, result in results.items():
         print(json.dumps({"base_dtype": base or "bfloat16", "model": str(arguments.model or f"{arguments.gigabytes} GB"), **result}))
     print(json.dumps({f"{base} over bfloat16": ratios(results[base], results[""]) for base in BASES if base}))
+
+
+def print_losses(model: str, records: list[dict]) -> None:
+    """Prints what quantising adds to the mean loss of a token."""
+    import jax
+    import numpy as np
+
+    from sft_jax.hf.load import load_decoder
+    from sft_jax.model.options import Options
+
+    recorded = np.concatenate([record["nll"] for record in records])
+    for base in BASES:
+        decoder, losses = load_decoder(model, Options(), stored_as=base), []
+        for record in records:
+            ids = np.asarray(record["ids"])
+            log_probabilities = np.asarray(jax.nn.log_softmax(decoder(ids[None])))[0]
+            losses.append(-log_probabilities[np.arange(len(ids) - 1), ids[1:]])
+        mean = float(np.concatenate(losses).mean())
+        print(json.dumps({
+            "base_dtype": base or "as stored", "model": model, "tokens": len(recorded), "loss": round(mean, 5),
+            "added": round(mean - float(recorded.mean()), 5),
+        }))  # fmt: skip
 
 
 def drawn_model(folder: Path, arguments) -> Path:
@@ -118,8 +148,7 @@ def train(base: str, model: Path, workdir: Path, arguments) -> dict:
     summary = json.loads((workdir / "summary.json").read_text())
     return {
         "seconds_per_step": summary["seconds_per_step"], "train_peak_bytes": max(summary["peak_memory_bytes"].values()),
-        "loss": summary["eval_first"]["eval"]["loss"], "loss_after": summary["eval_last"]["eval"]["loss"],
-        "loss_tokens": summary["eval_first"]["eval"]["tokens"],
+        "loss_after": summary["eval_last"]["eval"]["loss"],
     }  # fmt: skip
 
 
@@ -138,8 +167,7 @@ def medians(rounds: list[dict]) -> dict:
 
 def ratios(result: dict, reference: dict) -> dict:
     keys = ("load_peak_over_files", "seconds_per_step", "train_peak_bytes")
-    losses = {f"{key}_added": round(result[key] - reference[key], 5) for key in ("loss", "loss_after")}
-    return {key: round(result[key] / reference[key], 3) for key in keys} | losses
+    return {key: round(result[key] / reference[key], 3) for key in keys}
 
 
 if __name__ == "__main__":

@@ -63,6 +63,9 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "DeepseekV3ForCausalLM", "deepseek_v3", **_DEEPSEEK, q_lora_rank=24, n_group=4, topk_group=2, norm_topk_prob=True,
         rope_parameters={**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     ),
+    "ernie4_5": _config(
+        "Ernie4_5ForCausalLM", "ernie4_5", head_dim=12, use_bias=True, tie_word_embeddings=True,
+    ),
     "exaone4": _config(
         "Exaone4ForCausalLM", "exaone4", sliding_window=8, num_hidden_layers=4, head_dim=8,
         layer_types=[_LOCAL, _LOCAL, _LOCAL, _GLOBAL],

@@ -51,6 +51,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
         num_experts_per_tok=8, first_k_dense_replace=3, routed_scaling_factor=2.5, topk_method="noaux_tc", n_group=8,
         topk_group=4, scoring_func="sigmoid", norm_topk_prob=True, moe_layer_freq=1, rope_theta=10000,
         num_nextn_predict_layers=1, rope_scaling={**_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}), 671_026_419_200),
+    "Ernie4_5ForCausalLM": ("baidu/ERNIE-4.5-0.3B-PT", _rms(
+        103424, 1024, 3072, 18, 16, 2, 128, use_bias=False, rope_theta=500000.0, tie_word_embeddings=True), 360_748_032),
     "Exaone4ForCausalLM": ("LGAI-EXAONE/EXAONE-4.0-1.2B", _rms(
         102400, 2048, 4096, 30, 32, 8, 64, sliding_window=None, layer_types=[_GLOBAL] * 30, rope_theta=1000000,
         tie_word_embeddings=True), 1_279_391_488),

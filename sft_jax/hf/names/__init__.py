@@ -38,6 +38,7 @@ NAMES: dict[str, NameTable] = {
     "CohereForCausalLM": _ONE_NORM,
     "DeepseekV2ForCausalLM": NameTable(body(attention=latent_attention, mlp=_SHARED)),
     "DeepseekV3ForCausalLM": NameTable(body(attention=latent_attention, mlp=_SHARED), ignored=_WITHOUT_FURTHER_LAYERS),
+    "Ernie4_5ForCausalLM": _LLAMA,
     "Exaone4ForCausalLM": _TWO_NORMS,
     "GPT2LMHeadModel": NameTable(
         body(

@@ -12,7 +12,7 @@ from sft_jax.model.families.fields import Fields
 from sft_jax.model.families.gemma import gemma, gemma2, gemma3, gemma3_multimodal
 from sft_jax.model.families.glm import glm, glm4
 from sft_jax.model.families.layer_norm import gpt2, nemotron, stablelm, starcoder2
-from sft_jax.model.families.llama import arcee, granite, helium, llama, seed_oss, smollm3
+from sft_jax.model.families.llama import arcee, ernie4_5, granite, helium, llama, seed_oss, smollm3
 from sft_jax.model.families.mistral import ministral, ministral3, mistral
 from sft_jax.model.families.olmo import olmo2, olmo3
 from sft_jax.model.families.phi import phi3
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Callable[[Fields], DecoderSpec]] = {
     "CohereForCausalLM": cohere,
     "DeepseekV2ForCausalLM": deepseek2,
     "DeepseekV3ForCausalLM": deepseek3,
+    "Ernie4_5ForCausalLM": ernie4_5,
     "Exaone4ForCausalLM": exaone4,
     "GPT2LMHeadModel": gpt2,
     "Gemma2ForCausalLM": gemma2,

@@ -1,4 +1,9 @@
-"""Llama 1, 2, 3, 3.1, 3.2, 3.3 and what differs from them by a field or two: Arcee, Helium, Seed-OSS, SmolLM3, Granite."""
+"""Llama 1, 2, 3, 3.1, 3.2, 3.3 and what differs from them by a field or two.
+
+These are Arcee, ERNIE 4.5, Granite, Helium, Seed-OSS and SmolLM3.
+"""
+
+from typing import Any
 
 from sft_jax.errors import UserError
 from sft_jax.model.families.fields import Fields, dimensions, gated_mlp, layer_count, llama_like, rms_norm
@@ -15,6 +20,21 @@ def arcee(fields: Fields) -> DecoderSpec:
     """Returns the spec of an ArceeForCausalLM: a plain MLP with squared ReLU."""
     bias = fields.flag("mlp_bias", absent=False)
     return _llama(fields, MlpSpec(fields.size("intermediate_size"), False, fields.activation("hidden_act"), bias))
+
+
+def ernie4_5(fields: Fields) -> DecoderSpec:
+    """Returns the spec of an Ernie4_5ForCausalLM: neighbouring channels are rotated, one field is of all biases."""
+    bias = fields.flag("use_bias", absent=False)
+    return _llama(
+        fields,
+        gated_mlp(fields, bias=bias),
+        ("num_key_value_heads", "head_dim"),
+        500000.0,
+        interleaved=True,
+        absent_tied_head=True,
+        query_bias=bias,
+        output_bias=bias,
+    )
 
 
 def helium(fields: Fields) -> DecoderSpec:
@@ -52,7 +72,13 @@ def granite_scales(fields: Fields) -> dict[str, float]:
 
 
 def _llama(
-    fields: Fields, mlp: MlpSpec, stated: tuple[str, ...] = (), absent_theta: float = 10000.0, interleaved=False, **changes
+    fields: Fields,
+    mlp: MlpSpec,
+    stated: tuple[str, ...] = (),
+    absent_theta: float = 10000.0,
+    interleaved: bool = False,
+    absent_tied_head: bool = False,
+    **changes: Any,
 ) -> DecoderSpec:
     refuse_mixed_layers(fields, GLOBAL)
     sizes = dimensions(fields, stated)
@@ -63,7 +89,7 @@ def _llama(
         sizes,
         (layer,) * layer_count(fields),
         rms_norm(fields),
-        fields.flag("tie_word_embeddings", absent=False),
+        fields.flag("tie_word_embeddings", absent=absent_tied_head),
         **(dict(query_bias=bias, output_bias=bias) | changes),
     )
 

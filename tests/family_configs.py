@@ -16,6 +16,10 @@ _YARN = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0,
     "beta_slow": 1.0,
 }  # fmt: skip
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
 _LONG = {
     "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0],
 }  # fmt: skip
@@ -51,6 +55,10 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "cohere2": _config(
         "Cohere2ForCausalLM", "cohere2", layer_norm_eps=1e-5, logit_scale=0.3, tie_word_embeddings=True, sliding_window=8,
         layer_types=[_LOCAL, _LOCAL, _GLOBAL],
+    ),
+    "cwm": _config(
+        "CwmForCausalLM", "cwm", head_dim=12, num_hidden_layers=4, mlp_bias=True, sliding_window=8,
+        layer_types=[_GLOBAL, _LOCAL, _LOCAL, _GLOBAL], rope_parameters=_LLAMA3,
     ),
     "deepseek_v2": _config(
         "DeepseekV2ForCausalLM", "deepseek_v2", **_DEEPSEEK, q_lora_rank=None, topk_method="greedy", attention_bias=True,

@@ -39,6 +39,9 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
         rope_theta=50000), 8_028_033_024),
     "CohereForCausalLM": ("CohereForAI/c4ai-command-r-v01", _sizes(
         256000, 8192, 22528, 40, 64, 64, layer_norm_eps=1e-5, logit_scale=0.0625, rope_theta=8000000.0), 34_980_831_232),
+    "CwmForCausalLM": ("facebook/cwm", _rms(
+        128256, 6144, 21504, 64, 48, 8, 128, mlp_bias=False, sliding_window=8192, layer_types=([_GLOBAL] + [_LOCAL] * 3) * 16,
+        rope_theta=1000000.0, rope_scaling={**_LLAMA3_SCALING, "factor": 16.0}), None),
     "DeepseekV2ForCausalLM": ("deepseek-ai/DeepSeek-V2-Lite", _rms(
         102400, 2048, 10944, 27, 16, 16, epsilon=1e-6, kv_lora_rank=512, q_lora_rank=None, qk_nope_head_dim=128,
         qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=64, n_shared_experts=2, moe_intermediate_size=1408,

@@ -36,6 +36,7 @@ NAMES: dict[str, NameTable] = {
     "ArceeForCausalLM": _LLAMA,
     "Cohere2ForCausalLM": _ONE_NORM,
     "CohereForCausalLM": _ONE_NORM,
+    "CwmForCausalLM": _LLAMA,
     "DeepseekV2ForCausalLM": NameTable(body(attention=latent_attention, mlp=_SHARED)),
     "DeepseekV3ForCausalLM": NameTable(body(attention=latent_attention, mlp=_SHARED), ignored=_WITHOUT_FURTHER_LAYERS),
     "Ernie4_5ForCausalLM": _LLAMA,

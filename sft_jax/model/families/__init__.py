@@ -13,7 +13,7 @@ from sft_jax.model.families.gemma import gemma, gemma2, gemma3, gemma3_multimoda
 from sft_jax.model.families.glm import glm, glm4
 from sft_jax.model.families.layer_norm import gpt2, nemotron, stablelm, starcoder2
 from sft_jax.model.families.llama import arcee, ernie4_5, granite, helium, llama, seed_oss, smollm3
-from sft_jax.model.families.mistral import ministral, ministral3, mistral
+from sft_jax.model.families.mistral import cwm, ministral, ministral3, mistral
 from sft_jax.model.families.olmo import olmo2, olmo3
 from sft_jax.model.families.phi import phi3
 from sft_jax.model.families.qwen import qwen2, qwen3
@@ -23,6 +23,7 @@ FAMILIES: dict[str, Callable[[Fields], DecoderSpec]] = {
     "ArceeForCausalLM": arcee,
     "Cohere2ForCausalLM": cohere2,
     "CohereForCausalLM": cohere,
+    "CwmForCausalLM": cwm,
     "DeepseekV2ForCausalLM": deepseek2,
     "DeepseekV3ForCausalLM": deepseek3,
     "Ernie4_5ForCausalLM": ernie4_5,

@@ -1,4 +1,4 @@
-"""Mistral 7B, Nemo and their relatives: Llama with a window, and without biases. Mixtral is among the experts."""
+"""Mistral 7B, Nemo and their relatives, and CWM: Llama with a window, without biases. Mixtral is among the experts."""
 
 from sft_jax.model.families.fields import Fields, dimensions, gated_mlp, layer_count, llama_like, rms_norm
 from sft_jax.model.families.positions import GLOBAL, LOCAL, Rotation, read_layer_kinds, read_rope, refuse_mixed_layers
@@ -33,6 +33,19 @@ def ministral3(fields: Fields) -> DecoderSpec:
     fields.section("rope_parameters")  # the reference has numbers of one model for a file without
     rope = read_rope(fields, Rotation(sizes["head_size"], grows_queries=True))
     return _mistral(fields, sizes, (LayerSpec(window, rope, gated_mlp(fields)),) * layer_count(fields))
+
+
+def cwm(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a CwmForCausalLM (arXiv:2510.02387): a global layer, then three local ones, all with one rope."""
+    sizes = dimensions(fields, stated=("num_key_value_heads", "head_dim"))
+    if "rope_scaling" not in fields:
+        fields.section("rope_parameters")  # the reference has numbers of one model for a file without
+    rope = read_rope(fields, Rotation(sizes["head_size"], absent_theta=1000000.0))
+    mlp = gated_mlp(fields, bias=fields.flag("mlp_bias", absent=False))
+    windows = {GLOBAL: None, LOCAL: fields.size("sliding_window")}
+    absent = [LOCAL if i % 4 else GLOBAL for i in range(layer_count(fields))]
+    kinds = read_layer_kinds(fields, absent)
+    return _mistral(fields, sizes, tuple(LayerSpec(windows[kind], rope, mlp) for kind in kinds))
 
 
 def _mistral(fields: Fields, sizes: dict, layers: tuple[LayerSpec, ...]) -> DecoderSpec:

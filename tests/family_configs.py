@@ -170,6 +170,10 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "Starcoder2ForCausalLM", "starcoder2", hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5, use_bias=True,
         sliding_window=8, tie_word_embeddings=True, attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0,
     ),
+    "vault_gemma": _config(
+        "VaultGemmaForCausalLM", "vaultgemma", **{**_GEMMA23, "attention_bias": True}, attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0, layer_types=[_LOCAL, _GLOBAL, _LOCAL],
+    ),
 }  # fmt: skip
 MORE_CONFIGS["gemma3_multimodal"] = {
     "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "tie_word_embeddings": True,

@@ -151,6 +151,9 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "Starcoder2ForCausalLM": ("bigcode/starcoder2-3b", _sizes(
         49152, 3072, 12288, 30, 24, 2, hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5, use_bias=True, sliding_window=4096,
         rope_theta=999999.4420358813, tie_word_embeddings=True), 3_030_371_328),
+    "VaultGemmaForCausalLM": ("google/vaultgemma-1b", _rms(
+        256000, 1152, 6912, 26, 4, 4, 256, **_GEMMA, sliding_window=512, layer_types=[_GLOBAL] * 26,
+        query_pre_attn_scalar=256, attn_logit_softcapping=None, final_logit_softcapping=None), 1_038_741_120),
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ _GLM4_NORMS = {
     "mlp_norm": "post_attention_layernorm",
     "post_mlp_norm": "post_mlp_layernorm",
 }
+_VAULT_NORMS = {ours: theirs for ours, theirs in BOTH_NORMS.items() if not ours.startswith("post")}
 _ONE_NORM = NameTable(body({"attention_norm": "input_layernorm"}))
 _TWO_NORMS = NameTable(body(_POST_NORMS))
 _FOUR_NORMS = NameTable(body(BOTH_NORMS))
@@ -96,6 +97,7 @@ NAMES: dict[str, NameTable] = {
     "SmolLM3ForCausalLM": _LLAMA,
     "StableLmForCausalLM": _LLAMA,
     "Starcoder2ForCausalLM": NameTable(body(mlp=mlp(names=_GPT2_MLP))),
+    "VaultGemmaForCausalLM": NameTable(body(_VAULT_NORMS)),
 }
 
 

@@ -9,7 +9,7 @@ from sft_jax.model.families.deepseek import deepseek2, deepseek3
 from sft_jax.model.families.exaone import exaone4
 from sft_jax.model.families.experts import glm4_moe, gpt_oss, granite_moe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from sft_jax.model.families.fields import Fields
-from sft_jax.model.families.gemma import gemma, gemma2, gemma3, gemma3_multimodal
+from sft_jax.model.families.gemma import gemma, gemma2, gemma3, gemma3_multimodal, vault_gemma
 from sft_jax.model.families.glm import glm, glm4
 from sft_jax.model.families.layer_norm import gpt2, nemotron, stablelm, starcoder2
 from sft_jax.model.families.llama import arcee, ernie4_5, granite, helium, llama, seed_oss, smollm3
@@ -58,6 +58,7 @@ FAMILIES: dict[str, Callable[[Fields], DecoderSpec]] = {
     "SmolLM3ForCausalLM": smollm3,
     "StableLmForCausalLM": stablelm,
     "Starcoder2ForCausalLM": starcoder2,
+    "VaultGemmaForCausalLM": vault_gemma,
 }
 
 

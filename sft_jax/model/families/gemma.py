@@ -1,4 +1,4 @@
-"""Gemma 1 (arXiv:2403.08295), Gemma 2 (arXiv:2408.00118) and the text models of Gemma 3 (arXiv:2503.19786)."""
+"""Gemma 1 (arXiv:2403.08295), Gemma 2 (arXiv:2408.00118), VaultGemma and the text models of Gemma 3 (arXiv:2503.19786)."""
 
 from sft_jax.model.families.fields import Fields, dimensions, gated_mlp, layer_count, llama_like, rms_norm
 from sft_jax.model.families.positions import (
@@ -37,6 +37,15 @@ def gemma(fields: Fields) -> DecoderSpec:
 
 def gemma2(fields: Fields) -> DecoderSpec:
     """Returns the spec of a Gemma2ForCausalLM: local and global layers in turns, soft caps, norms on both sides."""
+    return _gemma2(fields, post_norms=True)
+
+
+def vault_gemma(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a VaultGemmaForCausalLM: Gemma 2 without norms behind attention and MLP."""
+    return _gemma2(fields, post_norms=False)
+
+
+def _gemma2(fields: Fields, post_norms: bool) -> DecoderSpec:
     sizes = dimensions(fields, _STATED)
     rope = read_rope(fields, Rotation(sizes["head_size"], absent_theta=10000.0))
     windows = {LOCAL: fields.size("sliding_window"), GLOBAL: None}
@@ -44,7 +53,7 @@ def gemma2(fields: Fields) -> DecoderSpec:
     mlp = gated_mlp(fields, "hidden_activation")
     return _gemma(
         fields, sizes, tuple(LayerSpec(windows[kind], rope, mlp) for kind in kinds),
-        post_norms=True,
+        post_norms=post_norms,
         attention_scale=fields.positive("query_pre_attn_scalar") ** -0.5,
         attention_soft_cap=fields.optional_positive("attn_logit_softcapping"),
         logit_soft_cap=fields.optional_positive("final_logit_softcapping"),

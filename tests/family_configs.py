@@ -71,6 +71,11 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "DeepseekV3ForCausalLM", "deepseek_v3", **_DEEPSEEK, q_lora_rank=24, n_group=4, topk_group=2, norm_topk_prob=True,
         rope_parameters={**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     ),
+    "dots1": _config(
+        "Dots1ForCausalLM", "dots1", head_dim=12, n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=24,
+        num_experts_per_tok=3, first_k_dense_replace=1, routed_scaling_factor=1.5, n_group=4, topk_group=2,
+        norm_topk_prob=True, attention_bias=True, sliding_window=8, max_window_layers=2,
+    ),
     "ernie4_5": _config(
         "Ernie4_5ForCausalLM", "ernie4_5", head_dim=12, use_bias=True, tie_word_embeddings=True,
     ),

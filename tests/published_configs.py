@@ -54,6 +54,11 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
         num_experts_per_tok=8, first_k_dense_replace=3, routed_scaling_factor=2.5, topk_method="noaux_tc", n_group=8,
         topk_group=4, scoring_func="sigmoid", norm_topk_prob=True, moe_layer_freq=1, rope_theta=10000,
         num_nextn_predict_layers=1, rope_scaling={**_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}), 671_026_419_200),
+    "Dots1ForCausalLM": ("rednote-hilab/dots.llm1.base", _rms(
+        152064, 4096, 10944, 62, 32, 32, n_routed_experts=128, n_shared_experts=2, moe_intermediate_size=1408,
+        num_experts_per_tok=6, first_k_dense_replace=1, routed_scaling_factor=2.5, norm_topk_prob=True, n_group=None,
+        topk_group=None, scoring_func="noaux_tc", attention_bias=False, sliding_window=None, max_window_layers=62,
+        rope_theta=10000000), 142_774_381_696),
     "Ernie4_5ForCausalLM": ("baidu/ERNIE-4.5-0.3B-PT", _rms(
         103424, 1024, 3072, 18, 16, 2, 128, use_bias=False, rope_theta=500000.0, tie_word_embeddings=True), 360_748_032),
     "Exaone4ForCausalLM": ("LGAI-EXAONE/EXAONE-4.0-1.2B", _rms(

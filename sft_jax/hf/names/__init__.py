@@ -40,6 +40,7 @@ NAMES: dict[str, NameTable] = {
     "CwmForCausalLM": _LLAMA,
     "DeepseekV2ForCausalLM": NameTable(body(attention=latent_attention, mlp=_SHARED)),
     "DeepseekV3ForCausalLM": NameTable(body(attention=latent_attention, mlp=_SHARED), ignored=_WITHOUT_FURTHER_LAYERS),
+    "Dots1ForCausalLM": NameTable(body(mlp=_SHARED)),
     "Ernie4_5ForCausalLM": _LLAMA,
     "Exaone4ForCausalLM": _TWO_NORMS,
     "GPT2LMHeadModel": NameTable(

@@ -7,7 +7,16 @@ from sft_jax.errors import UserError, did_you_mean
 from sft_jax.model.families.cohere import cohere, cohere2
 from sft_jax.model.families.deepseek import deepseek2, deepseek3
 from sft_jax.model.families.exaone import exaone4
-from sft_jax.model.families.experts import glm4_moe, gpt_oss, granite_moe, mixtral, olmoe, qwen2_moe, qwen3_moe
+from sft_jax.model.families.experts import (
+    dots1,
+    glm4_moe,
+    gpt_oss,
+    granite_moe,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from sft_jax.model.families.fields import Fields
 from sft_jax.model.families.gemma import gemma, gemma2, gemma3, gemma3_multimodal, vault_gemma
 from sft_jax.model.families.glm import glm, glm4
@@ -26,6 +35,7 @@ FAMILIES: dict[str, Callable[[Fields], DecoderSpec]] = {
     "CwmForCausalLM": cwm,
     "DeepseekV2ForCausalLM": deepseek2,
     "DeepseekV3ForCausalLM": deepseek3,
+    "Dots1ForCausalLM": dots1,
     "Ernie4_5ForCausalLM": ernie4_5,
     "Exaone4ForCausalLM": exaone4,
     "GPT2LMHeadModel": gpt2,

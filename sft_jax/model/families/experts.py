@@ -1,7 +1,10 @@
-"""Mixtures of experts on the blocks of Llama: Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, Granite MoE, GLM-4.5, GPT-OSS."""
+"""Mixtures of experts on the blocks of Llama.
+
+These are Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, Granite MoE, GLM-4.5, dots.llm1 and GPT-OSS.
+"""
 
 from sft_jax.errors import UserError
-from sft_jax.model.families.fields import Fields, dimensions, gated_mlp, layer_count, llama_like, rms_norm
+from sft_jax.model.families.fields import REQUIRED, Fields, dimensions, gated_mlp, layer_count, llama_like, rms_norm
 from sft_jax.model.families.llama import granite_scales
 from sft_jax.model.families.positions import GLOBAL, LOCAL, Rotation, every, read_layer_kinds, read_rope
 from sft_jax.model.spec import ClampedGate, DecoderSpec, ExpertsSpec, LayerSpec, RouterSpec
@@ -98,6 +101,31 @@ def glm4_moe(fields: Fields) -> DecoderSpec:
     )  # fmt: skip
 
 
+def dots1(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a Dots1ForCausalLM (arXiv:2506.05767): DeepSeek-V3's experts on Qwen 3's attention."""
+    sizes = dimensions(fields, stated=("num_key_value_heads",))
+    rope = read_rope(fields, Rotation(sizes["head_size"], absent_theta=10000.0))
+    experts, first = sigmoid_experts(fields, absent_groups=1), fields.count("first_k_dense_replace", absent=0)
+    mlps = [gated_mlp(fields) if i < first else experts for i in range(layer_count(fields))]
+    layers = tuple(LayerSpec(window, rope, mlp) for window, mlp in zip(_dots1_windows(fields), mlps, strict=True))
+    bias = fields.flag("attention_bias", absent=False)
+    return llama_like(
+        sizes, layers, rms_norm(fields), fields.flag("tie_word_embeddings", absent=False),
+        query_bias=bias, output_bias=bias, query_key_norm="head",
+    )  # fmt: skip
+
+
+def _dots1_windows(fields: Fields) -> list[int | None]:
+    """Returns the window of each layer, without a switch as Qwen's: where there is a window, later layers have it."""
+    window = fields.optional_size("sliding_window")
+    first = fields.count("max_window_layers", absent=62)
+    absent = [GLOBAL if window is None or i < first else LOCAL for i in range(layer_count(fields))]
+    kinds = read_layer_kinds(fields, absent)
+    if LOCAL in kinds and window is None:
+        raise UserError(f"{fields.where}: 'layer_types' names local layers, but 'sliding_window' is null.")
+    return [window if kind == LOCAL else None for kind in kinds]
+
+
 def gpt_oss(fields: Fields) -> DecoderSpec:
     """Returns the spec of a GptOssForCausalLM: attention sinks, and experts with biases and a clamped gate.
 
@@ -124,13 +152,14 @@ def gpt_oss(fields: Fields) -> DecoderSpec:
     )  # fmt: skip
 
 
-def sigmoid_experts(fields: Fields) -> ExpertsSpec:
+def sigmoid_experts(fields: Fields, absent_groups: int | object = REQUIRED) -> ExpertsSpec:
     """Returns the experts of DeepSeek-V3 (arXiv:2412.19437): sigmoid scores, corrected for the choice only."""
-    fields.only("scoring_func", (None, "sigmoid"))
+    fields.only("scoring_func", (None, "sigmoid", "noaux_tc"))  # files of dots.llm1 write the method here
     fields.only("topk_method", (None, "noaux_tc"))
     router = RouterSpec(
         score="sigmoid", bias=False, correction=True,
-        groups=fields.size("n_group"), chosen_groups=fields.size("topk_group"), group_score="top2",
+        groups=fields.size("n_group", absent_groups), chosen_groups=fields.size("topk_group", absent_groups),
+        group_score="top2",
         normalize=fields.flag("norm_topk_prob"), scale=fields.positive("routed_scaling_factor"),
     )  # fmt: skip
     return shared_experts(fields, router)

@@ -114,6 +114,11 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         attention_multiplier=0.5, num_local_experts=8, num_experts_per_tok=3,
     ),
     "helium": _config("HeliumForCausalLM", "helium", head_dim=8, attention_bias=True, mlp_bias=True),
+    "hyperclovax": _config(
+        "HyperCLOVAXForCausalLM", "hyperclovax", head_dim=12, embedding_multiplier=3.0, logits_scaling=0.6,
+        residual_multiplier=0.6, attention_multiplier=0.5, use_post_norm=True, attention_bias=True, mlp_bias=True,
+    ),
+    "hyperclovax_pre_norms": _config("HyperCLOVAXForCausalLM", "hyperclovax", head_dim=12, use_post_norm=False),
     "llama_dynamic": _config(
         "LlamaForCausalLM", "llama", max_position_embeddings=16, attention_bias=True, mlp_bias=True,
         tie_word_embeddings=True, rope_parameters=dict(_ROPE, rope_type="dynamic", factor=4.0),

@@ -99,6 +99,9 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
         logits_scaling=6.0, num_local_experts=32, num_experts_per_tok=8, rope_theta=1500000.0, tie_word_embeddings=True), None),
     "HeliumForCausalLM": ("kyutai/helium-1-preview-2b", _rms(
         48000, 2560, 7040, 24, 20, 20, 128, epsilon=1e-8, rope_theta=100000.0), 2_172_643_840),
+    "HyperCLOVAXForCausalLM": ("naver-hyperclovax/HyperCLOVAX-SEED-Think-14B", _rms(
+        110592, 6144, 14336, 38, 48, 8, 128, embedding_multiplier=10.0, residual_multiplier=1.0,
+        attention_multiplier=0.0078125, logits_scaling=0.125, use_post_norm=True, rope_theta=100000000), 14_748_112_896),
     "LlamaForCausalLM": ("meta-llama/Llama-3.2-1B", _rms(
         128256, 2048, 8192, 16, 32, 8, 64, rope_theta=500000.0, tie_word_embeddings=True,
         rope_scaling={**_LLAMA3_SCALING, "factor": 32.0}), 1_235_814_400),

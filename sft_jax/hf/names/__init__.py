@@ -22,7 +22,12 @@ _GLM4_NORMS = {
     "mlp_norm": "post_attention_layernorm",
     "post_mlp_norm": "post_mlp_layernorm",
 }
-_VAULT_NORMS = {ours: theirs for ours, theirs in BOTH_NORMS.items() if not ours.startswith("post")}
+_CLOVA_NORMS = {
+    "attention_norm": "input_layernorm",
+    "post_attention_norm": "post_norm1",
+    "mlp_norm": "post_attention_layernorm",
+    "post_mlp_norm": "post_norm2",
+}
 _ONE_NORM = NameTable(body({"attention_norm": "input_layernorm"}))
 _TWO_NORMS = NameTable(body(_POST_NORMS))
 _FOUR_NORMS = NameTable(body(BOTH_NORMS))
@@ -76,6 +81,7 @@ NAMES: dict[str, NameTable] = {
     "GraniteForCausalLM": _LLAMA,
     "GraniteMoeForCausalLM": NameTable(body(mlp=granite_experts), modules=((r"\.router\.layer\.", ".router."),)),
     "HeliumForCausalLM": _LLAMA,
+    "HyperCLOVAXForCausalLM": NameTable(body(_CLOVA_NORMS)),
     "LlamaForCausalLM": _LLAMA,
     "Ministral3ForCausalLM": _LLAMA,
     "MinistralForCausalLM": _LLAMA,
@@ -98,7 +104,7 @@ NAMES: dict[str, NameTable] = {
     "SmolLM3ForCausalLM": _LLAMA,
     "StableLmForCausalLM": _LLAMA,
     "Starcoder2ForCausalLM": NameTable(body(mlp=mlp(names=_GPT2_MLP))),
-    "VaultGemmaForCausalLM": NameTable(body(_VAULT_NORMS)),
+    "VaultGemmaForCausalLM": _FOUR_NORMS,
 }
 
 

@@ -36,10 +36,11 @@ def _joint(theirs: str, ours: Sequence[str], bias: bool, transpose: bool = True)
 
 
 def _norms(names: dict[str, str]) -> Part:
-    """Norms of a block by our name."""
+    """Norms of a block by our name; those behind attention and MLP where the model has them."""
 
     def part(spec: DecoderSpec) -> list[Rule]:
-        return [rule for ours, theirs in names.items() for rule in _norm(theirs, ours, spec.norm.bias)]
+        present = {ours: theirs for ours, theirs in names.items() if spec.post_norms or not ours.startswith("post")}
+        return [rule for ours, theirs in present.items() for rule in _norm(theirs, ours, spec.norm.bias)]
 
     return part
 

@@ -21,7 +21,7 @@ from sft_jax.model.families.fields import Fields
 from sft_jax.model.families.gemma import gemma, gemma2, gemma3, gemma3_multimodal, vault_gemma
 from sft_jax.model.families.glm import glm, glm4
 from sft_jax.model.families.layer_norm import gpt2, nemotron, stablelm, starcoder2
-from sft_jax.model.families.llama import arcee, ernie4_5, granite, helium, llama, seed_oss, smollm3
+from sft_jax.model.families.llama import arcee, ernie4_5, granite, helium, hyperclovax, llama, seed_oss, smollm3
 from sft_jax.model.families.mistral import cwm, ministral, ministral3, mistral
 from sft_jax.model.families.olmo import olmo2, olmo3
 from sft_jax.model.families.phi import phi3
@@ -50,6 +50,7 @@ FAMILIES: dict[str, Callable[[Fields], DecoderSpec]] = {
     "GraniteForCausalLM": granite,
     "GraniteMoeForCausalLM": granite_moe,
     "HeliumForCausalLM": helium,
+    "HyperCLOVAXForCausalLM": hyperclovax,
     "LlamaForCausalLM": llama,
     "Ministral3ForCausalLM": ministral3,
     "MinistralForCausalLM": ministral,

@@ -1,6 +1,6 @@
 """Llama 1, 2, 3, 3.1, 3.2, 3.3 and what differs from them by a field or two.
 
-These are Arcee, ERNIE 4.5, Granite, Helium, Seed-OSS and SmolLM3.
+These are Arcee, ERNIE 4.5, Granite, Helium, HyperCLOVA X, Seed-OSS and SmolLM3.
 """
 
 from typing import Any
@@ -61,12 +61,26 @@ def granite(fields: Fields) -> DecoderSpec:
     return _llama(fields, gated_mlp(fields, bias=fields.flag("mlp_bias", absent=False)), **granite_scales(fields))
 
 
-def granite_scales(fields: Fields) -> dict[str, float]:
+def hyperclovax(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a HyperCLOVAXForCausalLM: Granite's multipliers and norms behind attention and MLP.
+
+    `logits_scaling` multiplies here, where Granite divides by it; left out, the scale of scores is Llama's.
+    """
+    scales = granite_scales(fields, absent_attention=dimensions(fields)["head_size"] ** -0.5)
+    return _llama(
+        fields,
+        gated_mlp(fields, bias=fields.flag("mlp_bias", absent=False)),
+        post_norms=fields.flag("use_post_norm", absent=True),
+        **(scales | dict(logit_scale=fields.positive("logits_scaling", absent=1.0))),
+    )
+
+
+def granite_scales(fields: Fields, absent_attention: float = 1.0) -> dict[str, float]:
     """Returns what Granite multiplies embeddings, residuals, scores and logits by."""
     return dict(
         embedding_scale=fields.positive("embedding_multiplier", absent=1.0),
         residual_scale=fields.positive("residual_multiplier", absent=1.0),
-        attention_scale=fields.positive("attention_multiplier", absent=1.0),
+        attention_scale=fields.positive("attention_multiplier", absent=absent_attention),
         logit_scale=1.0 / fields.positive("logits_scaling", absent=1.0),
     )
 

@@ -31,9 +31,10 @@ def _config(architecture: str, model_type: str, **changes: Any) -> dict[str, Any
     return {"architectures": [architecture], "model_type": model_type, **values}
 
 
+_LATENT = dict(num_key_value_heads=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6)
 _DEEPSEEK = dict(
-    num_key_value_heads=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, n_routed_experts=8,
-    n_shared_experts=2, moe_intermediate_size=24, num_experts_per_tok=3, first_k_dense_replace=1, routed_scaling_factor=1.5,
+    _LATENT, n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=24, num_experts_per_tok=3, first_k_dense_replace=1,
+    routed_scaling_factor=1.5,
 )  # fmt: skip
 _GEMMA = dict(head_dim=16, rms_norm_eps=1e-6, tie_word_embeddings=True, attention_bias=False)
 # Caps and the scale are far smaller than in published models, so that a few random layers feel them.
@@ -184,6 +185,11 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "VaultGemmaForCausalLM", "vaultgemma", **{**_GEMMA23, "attention_bias": True}, attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0, layer_types=[_LOCAL, _GLOBAL, _LOCAL],
     ),
+    "youtu": _config(
+        "YoutuForCausalLM", "youtu", **_LATENT, q_lora_rank=24, attention_bias=True, tie_word_embeddings=True,
+        rope_parameters={**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
+    ),
+    "youtu_halves": _config("YoutuForCausalLM", "youtu", **_LATENT, q_lora_rank=None, rope_interleave=False),
 }  # fmt: skip
 MORE_CONFIGS["gemma3_multimodal"] = {
     "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "tie_word_embeddings": True,

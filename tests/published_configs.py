@@ -162,6 +162,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "VaultGemmaForCausalLM": ("google/vaultgemma-1b", _rms(
         256000, 1152, 6912, 26, 4, 4, 256, **_GEMMA, sliding_window=512, layer_types=[_GLOBAL] * 26,
         query_pre_attn_scalar=256, attn_logit_softcapping=None, final_logit_softcapping=None), 1_038_741_120),
+    "YoutuForCausalLM": ("tencent/Youtu-LLM-2B", _rms(
+        128256, 2048, 6144, 32, 16, 16, epsilon=1e-6, kv_lora_rank=512, q_lora_rank=1536, qk_nope_head_dim=128,
+        qk_rope_head_dim=64, v_head_dim=128, rope_interleave=True, attention_bias=False, tie_word_embeddings=True,
+        rope_parameters={"rope_theta": 1600000, "rope_type": "default"}), 1_961_560_064),
 }  # fmt: skip
 
 

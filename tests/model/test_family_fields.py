@@ -22,6 +22,7 @@ NEUTRAL = HARMLESS | {
     "transformers_version", "output_hidden_states", "return_dict", "is_decoder", "id2label", "label2id", "problem_type",
     "tokenizer_class", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
     "reorder_and_upcast_attn", "num_mtp_layers", "ep_size", "hidden_dropout", "output_attentions", "classifier_dropout",
+    "embedding_initializer_range",
 }  # fmt: skip
 # Read where they matter only, which is not in every configuration here.
 CONDITIONAL = {
@@ -75,6 +76,7 @@ UNUSED = {
     "deepseek_v3": {"beta_fast"},
     "ministral3": {"beta_fast"},
     "olmo3": {"beta_fast"},
+    "youtu": {"beta_fast"},
     "qwen2": {"max_window_layers"},  # layer_types says it
     "mixtral": {"num_experts"},
     "olmoe": {"moe_intermediate_size"},

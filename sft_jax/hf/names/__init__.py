@@ -105,6 +105,7 @@ NAMES: dict[str, NameTable] = {
     "StableLmForCausalLM": _LLAMA,
     "Starcoder2ForCausalLM": NameTable(body(mlp=mlp(names=_GPT2_MLP))),
     "VaultGemmaForCausalLM": _FOUR_NORMS,
+    "YoutuForCausalLM": NameTable(body(attention=latent_attention)),
 }
 
 

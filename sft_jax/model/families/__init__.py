@@ -5,7 +5,7 @@ from typing import Any
 
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.model.families.cohere import cohere, cohere2
-from sft_jax.model.families.deepseek import deepseek2, deepseek3
+from sft_jax.model.families.deepseek import deepseek2, deepseek3, youtu
 from sft_jax.model.families.exaone import exaone4
 from sft_jax.model.families.experts import (
     dots1,
@@ -70,6 +70,7 @@ FAMILIES: dict[str, Callable[[Fields], DecoderSpec]] = {
     "StableLmForCausalLM": stablelm,
     "Starcoder2ForCausalLM": starcoder2,
     "VaultGemmaForCausalLM": vault_gemma,
+    "YoutuForCausalLM": youtu,
 }
 
 

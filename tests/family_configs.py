@@ -114,6 +114,11 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "GraniteMoeForCausalLM", "granitemoe", embedding_multiplier=3.0, logits_scaling=1.7, residual_multiplier=0.6,
         attention_multiplier=0.5, num_local_experts=8, num_experts_per_tok=3,
     ),
+    "granite_moe_shared": _config(
+        "GraniteMoeSharedForCausalLM", "granitemoeshared", embedding_multiplier=3.0, logits_scaling=1.7,
+        residual_multiplier=0.6, attention_multiplier=0.5, num_local_experts=8, num_experts_per_tok=3,
+        shared_intermediate_size=40, attention_bias=True,
+    ),
     "helium": _config("HeliumForCausalLM", "helium", head_dim=8, attention_bias=True, mlp_bias=True),
     "hyperclovax": _config(
         "HyperCLOVAXForCausalLM", "hyperclovax", head_dim=12, embedding_multiplier=3.0, logits_scaling=0.6,

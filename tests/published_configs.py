@@ -97,6 +97,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "GraniteMoeForCausalLM": ("ibm-granite/granite-3.1-1b-a400m-base", _rms(
         49155, 1024, 512, 24, 16, 8, embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.015625,
         logits_scaling=6.0, num_local_experts=32, num_experts_per_tok=8, rope_theta=1500000.0, tie_word_embeddings=True), None),
+    "GraniteMoeSharedForCausalLM": ("the sizes of ibm-granite/granite-3.1-1b-a400m-base, with a shared MLP", _rms(
+        49155, 1024, 512, 24, 16, 8, embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.015625,
+        logits_scaling=6.0, num_local_experts=32, num_experts_per_tok=8, shared_intermediate_size=1024, rope_theta=1500000.0,
+        tie_word_embeddings=True), None),
     "HeliumForCausalLM": ("kyutai/helium-1-preview-2b", _rms(
         48000, 2560, 7040, 24, 20, 20, 128, epsilon=1e-8, rope_theta=100000.0), 2_172_643_840),
     "HyperCLOVAXForCausalLM": ("naver-hyperclovax/HyperCLOVAX-SEED-Think-14B", _rms(

@@ -78,6 +78,7 @@ WRITTEN = {
     "alternating experts": ("gpt_oss", KINDS["pissa"] | dict(targets=["mlp"])),
     "experts, dense layers and shared experts": ("deepseek_v3", KINDS["lora"]),
     "shared experts": ("qwen2_moe", KINDS["lora"] | dict(targets=[r"mlp\.(gate|up|down)", r"shared\."])),
+    "a shared MLP in one tensor": ("granite_moe_shared", KINDS["lora"]),
     "rows that are no tokens": ("granite", KINDS["dora"] | dict(targets=["query", "lm_head"], train=["embed"])),
     "tokens beside rows that are none": ("granite", KINDS["pissa"] | dict(targets=["query"], tokens=[3, 96])),
     "tied rows trained whole": ("gpt2", KINDS["lora"] | dict(targets=["query"], train=["embed.embedding"])),

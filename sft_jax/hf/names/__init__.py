@@ -31,6 +31,7 @@ _CLOVA_NORMS = {
 _ONE_NORM = NameTable(body({"attention_norm": "input_layernorm"}))
 _TWO_NORMS = NameTable(body(_POST_NORMS))
 _FOUR_NORMS = NameTable(body(BOTH_NORMS))
+_GRANITE_MOE = NameTable(body(mlp=granite_experts), modules=((r"\.router\.layer\.", ".router."),))
 _FUSED_MLP = mlp(fused="gate_up_proj")
 _SHARED = (mlp(), experts(shared="shared_experts"))
 _GPT2_MLP = {"up": "c_fc", "down": "c_proj"}
@@ -79,7 +80,8 @@ NAMES: dict[str, NameTable] = {
     "GlmForCausalLM": NameTable(body(mlp=_FUSED_MLP)),
     "GptOssForCausalLM": NameTable(body(mlp=gpt_oss_experts)),
     "GraniteForCausalLM": _LLAMA,
-    "GraniteMoeForCausalLM": NameTable(body(mlp=granite_experts), modules=((r"\.router\.layer\.", ".router."),)),
+    "GraniteMoeForCausalLM": _GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": _GRANITE_MOE,
     "HeliumForCausalLM": _LLAMA,
     "HyperCLOVAXForCausalLM": NameTable(body(_CLOVA_NORMS)),
     "LlamaForCausalLM": _LLAMA,

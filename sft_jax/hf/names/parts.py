@@ -153,12 +153,16 @@ def gpt_oss_experts(spec: DecoderSpec) -> list[Rule]:
 
 
 def granite_experts(spec: DecoderSpec) -> list[Rule]:
-    """Experts of a layer in one tensor [E, out, in], gate before up."""
-    return [
+    """Experts of a layer in one tensor [E, out, in], gate before up; the shared MLP beside them likewise."""
+    rules = [
         *_weight("block_sparse_moe.router.layer", "mlp.router", False),
         Rule("block_sparse_moe.input_linear.weight", ("mlp.gate.kernel", "mlp.up.kernel"), transpose=True, axis=1),
         Rule("block_sparse_moe.output_linear.weight", "mlp.down.kernel", transpose=True),
     ]
+    if spec.layers[0].mlp.shared_size is not None:
+        rules += _joint("shared_mlp.input_linear", ("mlp.shared.gate", "mlp.shared.up"), False)
+        rules += _weight("shared_mlp.output_linear", "mlp.shared.down", False)
+    return rules
 
 
 def body(

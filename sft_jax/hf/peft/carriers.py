@@ -21,7 +21,7 @@ from sft_jax.model.decoder import Decoder
 from sft_jax.model.runs import layer_places
 
 TIED_HEAD = "lm_head"  # what transformers calls the module of a head that is tied to the embedding
-_EXPERTS_IN_FILES = re.compile(r"(.*?)\.(experts\.\{expert\}\.\w+|input_linear|output_linear)\.weight")
+_EXPERTS_IN_FILES = re.compile(r"(.*?)(?<!shared_mlp)\.(experts\.\{expert\}\.\w+|input_linear|output_linear)\.weight")
 
 
 @dataclass(frozen=True)

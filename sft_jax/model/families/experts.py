@@ -75,8 +75,18 @@ def olmoe(fields: Fields) -> DecoderSpec:
 
 def granite_moe(fields: Fields) -> DecoderSpec:
     """Returns the spec of a GraniteMoeForCausalLM: Granite's multipliers, a softmax over the chosen experts."""
+    return _granite_moe(fields, shared_size=None)
+
+
+def granite_moe_shared(fields: Fields) -> DecoderSpec:
+    """Returns the spec of a GraniteMoeSharedForCausalLM: Granite MoE with an MLP beside the experts, which may be absent."""
+    return _granite_moe(fields, fields.count("shared_intermediate_size", absent=0) or None)
+
+
+def _granite_moe(fields: Fields, shared_size: int | None) -> DecoderSpec:
     sizes = dimensions(fields)
-    experts = _experts(fields, fields.size("num_local_experts"), fields.size("intermediate_size"), normalize=True)
+    count, size = fields.size("num_local_experts"), fields.size("intermediate_size")
+    experts = _experts(fields, count, size, normalize=True, shared_size=shared_size)
     rope = read_rope(fields, Rotation(sizes["head_size"], absent_theta=10000.0))
     bias = fields.flag("attention_bias", absent=False)
     return llama_like(

@@ -9,9 +9,11 @@ import time
 
 import pytest
 
-# Gives a program the terminal on its standard input, as a shell does, so that Ctrl-C reaches it.
+# Gives a program the terminal on its standard input, as a shell does, so that Ctrl-C reaches it; also where the tests run in
+# the background and ignore it.
 TAKE_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])

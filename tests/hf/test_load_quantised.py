@@ -10,7 +10,6 @@ import safetensors.numpy
 from quantised_numbers import REFERENCES
 from tiny_models import ALL_CONFIGS, from_tensors, randomized, to_tensors
 
-from sft_jax.errors import UserError
 from sft_jax.hf.files import SINGLE_FILE
 from sft_jax.hf.load import load_decoder
 from sft_jax.model.attach import merge
@@ -114,6 +113,11 @@ def test_a_model_that_is_drawn(written):
         assert_equal(drawn, quantise(load_decoder(folder, Options(), init="random", seed=3), "nf4"))
 
 
-def test_a_mesh_that_would_cut_blocks(written):
-    with pytest.raises(UserError, match="adapter.base_dtype: runs.0.0.attention.key.kernel.codes .* mesh.fsdp=8 does not divide 2"):
-        load_decoder(written("llama")[0], Options(), make_mesh(1, 8, 1), stored_as="nf4")
+def test_a_mesh_that_blocks_do_not_divide(written):
+    """Two blocks over eight devices: codes are cut within them, scales lie whole, and all are what they are on one device."""
+    folder = written("llama")[0]
+    one, eight = (dict(named_leaves(load_decoder(folder, Options(), mesh, stored_as="nf4"))) for mesh in (None, make_mesh(1, 8, 1)))
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(eight[path][...], leaf[...], err_msg=path)
+    codes, scales = (eight[f"runs.0.0.attention.key.kernel.{name}"][...] for name in ("codes", "scales"))
+    assert codes.addressable_shards[0].data.size * 8 == codes.size and scales.addressable_shards[0].data.size == scales.size

@@ -302,8 +302,8 @@ def test_dropout_is_that_of_the_paper():
     ("experts", dict(dropout=0.1), "adapter.dropout: runs.* is experts, whose adapters have no dropout; set it to 0"),
     ("llama", dict(tokens=[96]), "adapter.tokens: 96 is outside of the model's vocabulary of 96"),
     ("llama", dict(tokens=[-1]), "adapter.tokens: -1 is outside"),
-    ("llama", dict(tokens=[1], train=["embed"]), "adapter.tokens: rows of embed.embedding are trained anyway"),
-    ("llama", dict(tokens=[1], targets=["lm_head"]), "adapter.tokens: rows of lm_head are trained anyway"),
+    ("llama", dict(tokens=[1], train=["embed"]), "adapter.tokens: rows of embed.embedding are trained beside those of 1 tokens"),
+    ("llama", dict(tokens=[1], targets=["lm_head"]), "adapter.tokens: rows of lm_head are trained beside those of 1 tokens"),
 ])  # fmt: skip
 def test_wrong_settings_name_their_key(model, settings, message):
     decoder = jax.eval_shape(partial(build, model))

@@ -12,7 +12,6 @@ Prints one JSON line for each `adapter.base_dtype` ("" = bfloat16):
                                  of the tensors; on a CPU the parameters are in it, on a GPU or TPU it is that of the device
     seconds_per_step             of the training command, medians over rounds, without the first step, which compiles
     train_peak_bytes             the largest memory of that process
-    loss_after                   on the text of --data after the last step
 
 and a line that compares them with bfloat16. The rows of --data have the fields question and answer. Cases are run in turn;
 nothing else should run meanwhile. With --records, lists of token ids by text with the losses that an independent float64
@@ -138,7 +137,7 @@ def train(base: str, model: Path, workdir: Path, arguments) -> dict:
     run([
         "-m", "sft_jax.train", f"--config={ROOT / 'configs/sft.py'}", f"--workdir={workdir}", f"--config.model.path={model}",
         "--config.adapter.name=lora", "--config.optim.learning_rate=1e-3", f"--config.adapter.base_dtype={base}", "--config.model.dtype=bfloat16",
-        f"--config.data.train={arguments.data}", f"--config.data.eval={arguments.data}",
+        f"--config.data.train={arguments.data}",
         "--config.data.columns.prompt=question", "--config.data.columns.completion=answer", "--config.data.chat_template=none",
         f"--config.data.max_length={arguments.length}", "--config.data.overlength=drop",
         f"--config.data.cache_dir={workdir.parent / 'data'}", f"--config.train.batch_size={arguments.batch}",
@@ -146,10 +145,7 @@ def train(base: str, model: Path, workdir: Path, arguments) -> dict:
         "--config.checkpoint.save_last=False", f"--config.log.every={arguments.steps}", "--config.log.tensorboard=False",
     ])  # fmt: skip
     summary = json.loads((workdir / "summary.json").read_text())
-    return {
-        "seconds_per_step": summary["seconds_per_step"], "train_peak_bytes": max(summary["peak_memory_bytes"].values()),
-        "loss_after": summary["eval_last"]["eval"]["loss"],
-    }  # fmt: skip
+    return {"seconds_per_step": summary["seconds_per_step"], "train_peak_bytes": max(summary["peak_memory_bytes"].values())}
 
 
 def run(arguments: list[str]) -> str:

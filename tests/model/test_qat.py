@@ -92,7 +92,7 @@ def test_blocks_are_rounded_and_nothing_else(model, name):
     batch = random_batch(4, 24)
     loss = jax.jit(jax.value_and_grad(lambda decoder: next_token_loss(decoder, batch).total))
     (ours, gradient), (theirs, reference), (unrounded, _) = loss(rounding), loss(expected), loss(plain)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(ours, theirs, rtol=3e-6)  # sums in another order, by version of JAX
     assert abs(ours - unrounded) > 1e-5 * unrounded
     for (path, x), (_, y) in zip(named_leaves(gradient), named_leaves(reference), strict=True):
         assert largest(x[...] - y[...]) <= 1e-4 * max(largest(y[...]), 1e-6), path

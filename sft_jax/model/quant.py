@@ -67,8 +67,10 @@ class QuantisedKernel(nnx.Module):
         self.padded = kind.inputs * codes.shape[-2] > kernel.shape[-2]
 
     def divides(self, pieces: int) -> bool:
-        """Returns whether the inputs can be cut into so many pieces of whole blocks."""
-        return all(part.shape[-2] in (1, part.shape[-2] // pieces * pieces) for part in (self.codes[...], self.scales[...]))
+        """Returns whether the inputs can be cut into so many pieces of whole blocks, or of one block that all of them share."""
+        kind, size = KERNEL_FORMATS[self.stored_as], self.shape[-2]
+        unit = kind.inputs if self.scales[...].shape[-2] == 1 else kind.block
+        return size % (pieces * unit) == 0
 
     @property
     def shape(self) -> tuple[int, ...]:

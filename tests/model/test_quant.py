@@ -103,3 +103,25 @@ def test_blocks_and_bytes_are_never_cut(size, own, pieces):
     assert size % pieces == 0 and (pieces == 1 or size // pieces % 64 == 0 and (own or pieces) % pieces == 0)
     assert nf4.codes.units.get("mlp") == units.get("mlp")
     assert dict(int8.codes.units) == units
+
+
+@pytest.mark.parametrize("name", KERNEL_FORMATS)
+def test_pieces_are_dequantised_alone_where_it_is_said_that_they_can(name):
+    """What a device makes of its piece of codes and scales is its piece of the numbers; of a short last block no piece is."""
+    rng, cut = np.random.default_rng(0), set()
+    for size in (48, 64, 96, 100, 128, 192, 256):
+        kernel = quantised(rng.normal(size=(size, 3)).astype(np.float32), name)
+        numbers = np.asarray(kernel.astype("float32"))
+        for pieces in (2, 3, 4):
+            if not kernel.divides(pieces):
+                continue
+            cut.add((size, pieces))
+            whole = kernel.scales[...].shape[0] == 1
+            parts = [
+                KERNEL_FORMATS[name].dequantise(codes, kernel.scales[...] if whole else scales)
+                for codes, scales in zip(
+                    np.split(kernel.codes[...], pieces), [None] * pieces if whole else np.split(kernel.scales[...], pieces), strict=True
+                )
+            ]
+            np.testing.assert_array_equal(np.concatenate(parts), numbers, err_msg=f"{size} in {pieces}")
+    assert {(64, 2), (128, 2), (192, 3), (256, 4)} <= cut and (name != "nf4" or not {(96, 2), (192, 2), (100, 2)} & cut)

@@ -30,7 +30,7 @@ from sft_jax.training.step import place_batch
 WIDE = {
     "llama": dict(hidden_size=512, intermediate_size=192, head_dim=32, num_hidden_layers=2),
     "gpt_oss": dict(hidden_size=128, intermediate_size=128, head_dim=32, num_hidden_layers=4),
-    "mixtral": dict(hidden_size=128, intermediate_size=192, head_dim=32, num_hidden_layers=2),
+    "mixtral": dict(hidden_size=128, intermediate_size=96, head_dim=32, num_hidden_layers=2),  # a block and a half
 }
 BATCH = packed_rows(np.random.default_rng(0), 2, 24)
 logits = jax.jit(lambda decoder, *batch: decoder(*batch))

@@ -67,13 +67,6 @@ class Source:
         dtype = config.get("dtype", config.get("torch_dtype"))
         return dtype if dtype in PARAM_DTYPES else None
 
-    @property
-    def vocab_size(self) -> int | None:
-        """The number of tokens, where config.json names it."""
-        config = self.config_dict()
-        text = config.get("text_config")
-        return (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
-
     def with_vocab_size(self, size: int) -> "Source":
         """Returns the model with another number of tokens."""
         config = self.config_dict()

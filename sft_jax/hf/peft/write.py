@@ -16,6 +16,7 @@ from sft_jax.hf.peft.read import PREFIX
 from sft_jax.hf.source import Source, as_folder, is_adapter, is_run
 from sft_jax.model.adapters import module_at
 from sft_jax.model.decoder import Decoder
+from sft_jax.model.families import spec_from_config
 
 
 def check_form(decoder: Decoder, key: str, base: Source) -> None:
@@ -29,9 +30,10 @@ def check_form(decoder: Decoder, key: str, base: Source) -> None:
             f"{key}: the base {base.name} is {'a run' if is_run(place) else 'an adapter'} itself, which peft cannot load as one; "
             "begin from its export (python -m sft_jax.export), or set train.export=False and write the merged model (--merge)."
         )
-    if base.vocab_size != decoder.source.vocab_size:
+    new_tokens = decoder.spec.vocab_size - spec_from_config(base.config_dict()).vocab_size
+    if new_tokens:
         raise UserError(
-            f"{key}: the model was given {decoder.source.vocab_size - base.vocab_size} tokens that its base {base.name} has no "
+            f"{key}: the model was given {new_tokens} tokens that its base {base.name} has no "
             "rows for, and an adapter of PEFT cannot bring them; set train.export=False, and write the merged model (python -m "
             "sft_jax.export --merge)."
         )

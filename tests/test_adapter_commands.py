@@ -8,22 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import environment, run_command, tiny_config
+from tiny_run import environment, make_base, run_command, tiny_config
 
 import sft_jax
-from sft_jax.hf.load import load_decoder, load_model_tokenizer
-from sft_jax.model.options import Options
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with a base and a run that has trained an adapter on it."""
     folder = tmp_path_factory.mktemp("commands")
-    config = tiny_config(folder)
-    drawn = load_decoder(config.model.path, Options(), init="random", seed=3)
-    sft_jax.save(drawn, load_model_tokenizer(folder / "model"), folder / "base")
     config = tiny_config(
-        folder, model__path=str(folder / "base"), model__init="checkpoint", train__steps=3, train__export=True,
+        folder, model__path=str(make_base(folder)), model__init="checkpoint", train__steps=3, train__export=True,
         adapter__name="lora", adapter__rank=4, adapter__targets=["attention", "embed"], adapter__init="default",
     )  # fmt: skip
     result = run_command(config, folder / "run", folder / "xdg")

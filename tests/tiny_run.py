@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+import sft_jax
 from sft_jax.config import default_config
+from sft_jax.hf.load import load_decoder, load_model_tokenizer
+from sft_jax.model.options import Options
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -24,6 +27,13 @@ def make_model(folder: Path) -> Path:
     config |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def make_base(folder: Path) -> Path:
+    """Writes folder / "base", the model of `tiny_config(folder)` with weights, and returns it."""
+    drawn = load_decoder(tiny_config(folder).model.path, Options(), init="random", seed=3)
+    sft_jax.save(drawn, load_model_tokenizer(folder / "model"), folder / "base")
+    return folder / "base"
 
 
 def make_rows(path: Path, count: int = 96, seed: int = 0) -> Path:

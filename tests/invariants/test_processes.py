@@ -10,11 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_run import environment, final_checksums, metrics, run_command, tiny_config, train_command
-
-import sft_jax
-from sft_jax.hf.load import load_decoder, load_model_tokenizer
-from sft_jax.model.options import Options
+from tiny_run import environment, final_checksums, make_base, metrics, run_command, tiny_config, train_command
 
 LAYOUT_TOLERANCE = 1e-5
 
@@ -120,9 +116,7 @@ def test_another_number_of_processes_continues(folder, single):
 def test_adapters_of_two_processes_are_those_of_one(folder, single):
     """Drawn, trained, restored and written: two processes stop, go on, and leave the adapter that one process leaves."""
     changes = dict(adapter__name="dora", adapter__rank=4, adapter__init="pissa", adapter__train=["norm"], adapter__tokens=[5, 6])
-    drawn = load_decoder(folder / "model", Options(), init="random", seed=3)
-    sft_jax.save(drawn, load_model_tokenizer(folder / "model"), folder / "base")
-    changes |= dict(model__path=str(folder / "base"), model__init="checkpoint", train__export=True)
+    changes |= dict(model__path=str(make_base(folder)), model__init="checkpoint", train__export=True)
     config = tiny_config(folder, train__steps=4, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **changes)
     result = run_command(config, folder / "adapter_of1", folder / "xdg", devices=8)
     assert result.returncode == 0, result.stderr

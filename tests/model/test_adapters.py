@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from adapted import KINDS, adapted, moved
 from random_batches import random_batch
-from tiny_models import abstract, dotted, is_variable, packed_rows, random_decoder, randomized
+from tiny_models import abstract, packed_rows, random_decoder, randomized
 
 from sft_jax.errors import UserError
 from sft_jax.model.adapters import AdapterPlan, adaptable, is_adapter, is_trained, plan_adapters

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 from random_batches import random_batch
 from tiny_models import random_decoder
-from tiny_run import final_checksums, metrics, tiny_config
+from tiny_run import final_checksums, make_base, metrics, tiny_config
 
 import sft_jax
 from sft_jax import fit
@@ -38,8 +38,7 @@ ADAPTER = dict(adapter__name="lora", adapter__rank=4, adapter__alpha=8.0, adapte
 def folder(tmp_path_factory):
     """A folder with the data of tiny runs and "base", a model that has weights."""
     folder = tmp_path_factory.mktemp("adapter_runs")
-    drawn = load_decoder(tiny_config(folder).model.path, Options(), init="random", seed=3)
-    sft_jax.save(drawn, load_model_tokenizer(folder / "model"), folder / "base")
+    make_base(folder)
     return folder
 
 

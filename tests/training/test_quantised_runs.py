@@ -9,17 +9,15 @@ import pytest
 from flax import nnx
 from random_batches import random_batch
 from tiny_models import random_decoder
-from tiny_run import final_checksums, metrics, tiny_config
+from tiny_run import final_checksums, make_base, metrics, tiny_config
 
 import sft_jax
 from sft_jax import fit
 from sft_jax.config import OptimConfig
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.hf.export import export_checkpoint
-from sft_jax.hf.load import load_decoder, load_model_tokenizer
 from sft_jax.model.adapters import adaptable, is_adapter, plan_adapters
 from sft_jax.model.attach import attach, merge
-from sft_jax.model.options import Options
 from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import named_leaves
 from sft_jax.training import run as run_lib
@@ -33,8 +31,7 @@ from sft_jax.training.step import make_train_step
 def folder(tmp_path_factory):
     """A folder with the data of tiny runs and "base", a model that has weights."""
     folder = tmp_path_factory.mktemp("quantised_runs")
-    drawn = load_decoder(tiny_config(folder).model.path, Options(), init="random", seed=3)
-    sft_jax.save(drawn, load_model_tokenizer(folder / "model"), folder / "base")
+    make_base(folder)
     return folder
 
 

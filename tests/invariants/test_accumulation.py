@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_batches import random_batch
+from slow_values import slow
 from tiny_models import KINDS, random_decoder
 
 from sft_jax.config import LossConfig
@@ -15,12 +16,8 @@ from sft_jax.training import contracts, step
 TERMS = LossConfig(z_loss=0.1, label_smoothing=0.2)
 
 
-def slow_after_first(values):
-    return [value if index == 0 else pytest.param(value, marks=pytest.mark.slow) for index, value in enumerate(values)]
-
-
-@pytest.mark.parametrize("name", slow_after_first(KINDS))
-@pytest.mark.parametrize("parts", slow_after_first([8, 2, 4]))
+@pytest.mark.parametrize("name", [KINDS[0], *slow(*KINDS[1:])])
+@pytest.mark.parametrize("parts", [8, *slow(2, 4)])
 def test_micro_batches_equal_one_batch(name, parts):
     """Shares of supervision go from 0 to 1 over the rows; of 8 micro-batches of one row the first has no label.
 

@@ -1,9 +1,12 @@
 """Documents in one row do not know of each other: packed == unpacked, and a change in one leaves others bit-equal."""
 
+from itertools import product
+
 import jax
 import numpy as np
 import pytest
 from random_batches import random_batch
+from slow_values import slow
 from tiny_models import KINDS, random_decoder
 
 from sft_jax.model.attention import KERNELS
@@ -12,18 +15,10 @@ from sft_jax.model.options import Options
 from sft_jax.training import contracts
 
 
-def slow_unless(condition, *values):
-    return pytest.param(*values, marks=() if condition else pytest.mark.slow)
+QUICK = ("mistral", "blocked")
 
 
-@pytest.mark.parametrize(
-    "name, kernel",
-    [
-        slow_unless(name == "mistral" and kernel == "blocked", name, kernel)
-        for name in KINDS
-        for kernel in KERNELS
-    ],
-)
+@pytest.mark.parametrize("name, kernel", [QUICK, *slow(*sorted({*product(KINDS, KERNELS)} - {QUICK}))])
 def test_packed_equals_unpacked(name, kernel):
     """Documents begin and end anywhere in the blocks of the kernel, and windows within one."""
     result = contracts.packing(random_decoder(name, Options(attention=kernel)), random_batch(2, 200, seed=1))

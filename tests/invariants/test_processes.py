@@ -97,6 +97,7 @@ def test_processes_equal_one(folder, single, count):
     assert_close(metrics(folder / f"of{count}"), metrics(workdir))
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_continues(folder, single):
     """Two processes stop; one continues: the state is the one that was saved, bit for bit, and so are later rows."""
     config, workdir = single
@@ -113,6 +114,7 @@ def test_another_number_of_processes_continues(folder, single):
     assert_close(metrics(folder / "moved"), metrics(workdir))
 
 
+@pytest.mark.slow
 def test_adapters_of_two_processes_are_those_of_one(folder, single):
     """Drawn, trained, restored and written: two processes stop, go on, and leave the adapter that one process leaves."""
     changes = dict(adapter__name="dora", adapter__rank=4, adapter__init="pissa", adapter__train=["norm"], adapter__tokens=[5, 6])

@@ -141,7 +141,8 @@ def test_the_terms_count_as_much_as_their_coefficients_say():
     assert np.abs(gradients[0] - gradients[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("parts", [4, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_with_router_terms_equal_one_batch(parts):
     terms = LossConfig(router_balance=0.3, router_z=0.1)
     result = contracts.accumulation(random_decoder("qwen2_moe"), random_batch(4, 40), parts, loss=terms)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from random_batches import random_batch
 from rounded_kernels import by_hand, numpy_rounded
+from slow_values import slow
 from tiny_models import ALL_CONFIGS, packed_rows, random_decoder, randomized
 
 from sft_jax.model.adapters import block_projections
@@ -83,7 +84,7 @@ def test_as_servers_round(name):
     assert np.abs(ours - served).max() <= 1 and is_largest.sum() == groups.shape[0] * 40
 
 
-@pytest.mark.parametrize("model, name", [("llama", "int4"), ("llama", "int8"), ("qwen2_moe", "int8"), ("gpt_oss", "int8"), ("deepseek_v3", "int8")])
+@pytest.mark.parametrize("model, name", [("llama", "int4"), ("qwen2_moe", "int8"), *slow(("llama", "int8"), ("gpt_oss", "int8"), ("deepseek_v3", "int8"))])
 def test_blocks_are_rounded_and_nothing_else(model, name):
     """Not the head, the embedding, norms, biases, the router and the gate of a shared MLP; gradients pass as they are."""
     make = decoder_with if name == "int4" else random_decoder
@@ -114,6 +115,7 @@ def test_every_layout_equals_one_device():
     assert result.holds, result
 
 
+@pytest.mark.slow
 def test_experts_over_tensor_have_the_scales_of_all_their_inputs():
     def decoder(mesh):
         return random_decoder("mixtral", Options(qat="int8", **({} if mesh is None else {"constrain": constrain_fn(mesh)})))

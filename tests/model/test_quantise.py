@@ -11,6 +11,7 @@ from adapted import KINDS, moved
 from quantised_numbers import REFERENCES
 from jax.sharding import PartitionSpec as P
 from random_batches import random_batch
+from slow_values import slow
 from tiny_models import ALL_CONFIGS, packed_rows, random_decoder, randomized
 
 from sft_jax.errors import UserError
@@ -95,7 +96,8 @@ def test_logits_are_those_of_the_dequantised_numbers(name, stored_as):
 
 
 @pytest.mark.parametrize("name, kind, stored_as", [
-    ("llama", "pissa_dora", "nf4"), ("llama", "lora", "int8"), ("gpt_oss", "lora", "nf4"), ("qwen2_moe", "pissa", "fp8"),
+    ("llama", "lora", "int8"), ("gpt_oss", "lora", "nf4"),
+    *slow(("llama", "pissa_dora", "nf4"), ("qwen2_moe", "pissa", "fp8")),
 ])  # fmt: skip
 def test_gradients_are_those_of_the_dequantised_numbers(name, kind, stored_as):
     """Of adapters, and of the embedding, which the gradients of all projections' inputs reach; also with dropout."""
@@ -153,10 +155,8 @@ def test_no_float_kernel_is_kept(name, remat):
 
 @pytest.mark.parametrize("name, stored_as, meshes", [
     ("llama", "nf4", [(2, 4, 1), (2, 2, 2)]),  # 192 inputs of an MLP are three blocks, which no two devices can share
-    ("gpt_oss", "nf4", [(2, 2, 2)]),
-    ("mixtral", "nf4", [(2, 2, 2)]),
-    *(pytest.param("llama", name, [(1, 4, 2)], marks=pytest.mark.slow) for name in ("int8", "fp8")),
-    pytest.param("gpt_oss", "int8", [(1, 4, 2)], marks=pytest.mark.slow),
+    *slow(*((name, "nf4", [(2, 2, 2)]) for name in ("gpt_oss", "mixtral"))),
+    *slow(*((name, form, [(1, 4, 2)]) for name, form in (("llama", "int8"), ("llama", "fp8"), ("gpt_oss", "int8")))),
 ])  # fmt: skip
 def test_one_device_is_eight(name, stored_as, meshes):
     """Codes bit for bit; losses and gradients of adapters up to the order of sums."""
@@ -188,7 +188,7 @@ def test_one_device_is_eight(name, stored_as, meshes):
             assert largest(others[path] - gradient) <= 1e-4 * largest(gradient), path
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", *slow("gpt_oss")])
 def test_contracts_of_training_hold(name):
     decoder = quantise(random_decoder(name), "nf4")
     for result in (

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from slow_values import slow
 from tiny_models import ALL_CONFIGS, KINDS, packed_rows, random_decoder
 
 from sft_jax.model.attention import KERNELS
@@ -20,7 +21,8 @@ def test_every_family_is_covered():
 
 
 @pytest.mark.parametrize(
-    "name, kernel", [(name, kernel) for name in ALL_CONFIGS for kernel in KERNELS if kernel == "blocked" or name in KINDS]
+    "name, kernel",
+    [*((name, "blocked") for name in ALL_CONFIGS), *slow(*((name, kernel) for name in KINDS for kernel in KERNELS if kernel != "blocked"))],
 )
 def test_documents_of_a_row_are_isolated(name, kernel):
     decoder = random_decoder(name, Options(attention=kernel))

@@ -149,6 +149,7 @@ def test_micro_batches_with_router_terms_equal_one_batch(parts):
     assert result.holds, result
 
 
+@pytest.mark.slow
 def test_layouts_with_router_terms_equal_one_device():
     terms = LossConfig(router_balance=0.3, router_z=0.1)
     build = lambda mesh: random_decoder("gpt_oss", Options() if mesh is None else Options(constrain=constrain_fn(mesh)))  # noqa: E731

@@ -96,8 +96,7 @@ def test_logits_are_those_of_the_dequantised_numbers(name, stored_as):
 
 
 @pytest.mark.parametrize("name, kind, stored_as", [
-    ("llama", "lora", "int8"), ("gpt_oss", "lora", "nf4"),
-    *slow(("llama", "pissa_dora", "nf4"), ("qwen2_moe", "pissa", "fp8")),
+    ("llama", "lora", "int8"), *slow(("gpt_oss", "lora", "nf4"), ("llama", "pissa_dora", "nf4"), ("qwen2_moe", "pissa", "fp8")),
 ])  # fmt: skip
 def test_gradients_are_those_of_the_dequantised_numbers(name, kind, stored_as):
     """Of adapters, and of the embedding, which the gradients of all projections' inputs reach; also with dropout."""
@@ -130,7 +129,7 @@ def split(decoder: Decoder, chosen) -> tuple[dict, callable]:
     return values, rest
 
 
-@pytest.mark.parametrize("name, remat", [("llama", "none"), ("llama", "full"), ("llama", "dots"), ("gpt_oss", "none")])
+@pytest.mark.parametrize("name, remat", [("llama", "none"), ("llama", "full"), ("llama", "dots"), *slow(("gpt_oss", "none"))])
 def test_no_float_kernel_is_kept(name, remat):
     """Compiled, the gradient has no stack of float kernels, and of codes no further copy."""
     decoder = quantise(wide(name, Options(compute_dtype="bfloat16", remat=remat)), "nf4")
@@ -214,7 +213,7 @@ def test_codes_travel_and_not_numbers():
     assert sum(sizes) <= 2 * table + 1.1 * sum(kernel.nbytes for kernel in kernels) / len(decoder.runs[0][0].attention_norm.scale[...])
 
 
-@pytest.mark.parametrize("kind", ["lora", "pissa_dora"])
+@pytest.mark.parametrize("kind", ["lora", *slow("pissa_dora")])
 def test_merged_into_the_numbers_that_adapters_were_trained_on(kind):
     """A plain decoder of the same tree as the base, in its dtype, which computes the same."""
     quantised, plain = both("llama", "nf4", KINDS[kind])

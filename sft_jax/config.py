@@ -46,6 +46,8 @@ class ColumnsConfig:
     output: str = ""
     text: str = ""
     system: str = ""
+    tools: str = ""
+    chat_template_kwargs: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the model has to write after a prompt, so that the conversation gets the turn that the data has."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS, Located, Region, Slot
 from sft_jax.data.rendering import Messages, Rendering
+from sft_jax.data.tool_calls import value_at, value_paths
 
 _MARKER = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*")
 _SHOWN = 400  # characters of a text in a message
@@ -37,7 +39,8 @@ def find_answer(
     """
     turn = len(messages) - 1
     prompt = rendering.render(messages[:-1], True)
-    text, end = rendering.close(shown)
+    calls = messages[turn].get("tool_calls", ())
+    text, end = rendering.close(shown, bool(calls))
     mine = {slot.kind: slot for slot in slots if slot.message == turn}
     reasoning = mine["reasoning"].text if "reasoning" in mine else ""
     closing = _unclosed(prompt)
@@ -58,6 +61,7 @@ def find_answer(
             f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
             f"rendered as {_show(said)}; change the row or the template."
         )
+    _check_calls(rendering, turn, calls, said)
     if reasoning and reasoning not in said:
         counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
     if closing and closing not in said:
@@ -65,6 +69,20 @@ def find_answer(
     if rendering.turn_end.added:
         counts["end_added"] = counts.get("end_added", 0) + 1
     return answer
+
+
+def _check_calls(rendering: Rendering, turn: int, calls: Sequence[dict], said: str) -> None:
+    """Raises RowError where an answer lacks a call of the turn, its name or a text in its arguments."""
+    for call in calls:
+        function = call["function"]
+        arguments = function["arguments"]
+        values = [value_at(arguments, path) for path in value_paths(arguments)]
+        for text in (function["name"], *values):
+            if text.strip() not in said and json.dumps(text.strip(), ensure_ascii=False)[1:-1] not in said:
+                raise RowError(
+                    f"{rendering.name} does not render the call of {function['name']!r} in message {turn} as it is: "
+                    f"{_show(text)} is missing from {_show(said)}; change the row or the template."
+                )
 
 
 def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, int, str], mine, closing) -> Answer:
@@ -83,7 +101,7 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
     begin = own[0].start if own else end - tail
     if own:  # white space, or a tag that opens reasoning, that the data has before
         slot = mine[own[0].kind]
-        lead = messages[turn][slot.field][: slot.start]
+        lead = messages[turn][slot.path[0]][: slot.start] if slot.kind != "call" else ""
         begin -= next((len(part) for part in (lead, lead.lstrip(), slot.lead) if text.endswith(part, 0, begin)), 0)
     before = max((region.end for region in located.regions if region.message < turn and region.end <= begin), default=0)
     literal = text[before:begin]
@@ -95,10 +113,19 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
             regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
             return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
 
-    found = prompt.rfind(literal) if literal.strip() else -1
+    found, cut = -1, len(literal)
+    if literal.strip():
+        found = prompt.rfind(literal)
+    if found < 0 and messages[turn].get("tool_calls"):  # the markup of calls stands before what the data has
+        cuts = sorted((place for match in _MARKER.finditer(literal) for place in match.span()), reverse=True)
+        found, cut = next(((place, cut) for cut in cuts if (place := prompt.rfind(literal[:cut])) >= 0), (-1, 0))
     if found < 0:
         raise _undecided(rendering, turn, prompt, text)
-    opened = prompt[found + len(literal) :]
+    opened = prompt[found + cut :]
+    if cut < len(literal):
+        moved = len(prompt) - before - cut
+        regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
+        return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
     if closing and "reasoning" in mine:
         spoken = _reasoned(messages[turn], mine, opened, closing)
         rest = text[own[-1].end : end] if own and own[-1].kind == "content" else rendering.turn_end.end
@@ -113,7 +140,7 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
 
 def _reasoned(message: dict, mine: dict[str, Slot], opened: str, closing: str) -> str:
     """Returns reasoning and answer of a message as they follow a prompt that ends with `opened`."""
-    if mine["reasoning"].field == "content":  # the data has markup of its own
+    if mine["reasoning"].path == ("content",):  # the data has markup of its own
         content = message["content"].strip()
         opening = next(first for first, last in REASONING_TAGS if last == closing)
         if content.startswith(opened):

@@ -117,6 +117,8 @@ class RowBuilder:
         jobs: list[_Job] = []
         for row, conversation in enumerate(conversations):
             try:
+                if self._guard is not None:
+                    self._guard.check_outside(conversation)
                 rows[row] = self._plan(conversation)
                 guarded = self._guard is not None and self._guard.needed(_contents(conversation))
                 jobs += self._jobs(row, rows[row], guarded)
@@ -141,6 +143,8 @@ class RowBuilder:
                 "it is a chat, and there is no chat template to render it with; name one in data.chat_template, "
                 "such as chatml or a file."
             )
+        if conversation.tools and (conversation.kind == "text" or self._rendering is None):
+            raise RowError("it brings tools, and there is no chat template to render them with; name one in data.chat_template.")
         if conversation.kind == "text" or self._rendering is None:
             if self._tokenizer.eos_id is None:
                 raise UserError(
@@ -148,7 +152,8 @@ class RowBuilder:
                     "tokenizer_config.json, or use chats with a template."
                 )
             return plan_plain(conversation, self._supervise)
-        return plan_chat(as_messages(conversation), self._rendering, self._supervise)
+        rendering = self._rendering.of(conversation.tools, conversation.template_kwargs)
+        return plan_chat(as_messages(conversation), rendering, self._supervise)
 
     def _jobs(self, row: int, plan: RowPlan, guarded: bool) -> list[_Job]:
         texts = [*([plan.main] if plan.main else []), *plan.own]

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sft_jax.config import ColumnsConfig
+from sft_jax.config_checks import check_template_arguments
 from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.examples import RowError
-from sft_jax.data.messages import NOTHING, read_message, read_turn, text_of, unread_fields
+from sft_jax.data.messages import read_message, read_turn, text_of, unread_fields
 from sft_jax.data.sources import kind_of
-from sft_jax.errors import did_you_mean
+from sft_jax.data.tool_calls import NOTHING, read_tools
+from sft_jax.errors import UserError, did_you_mean
 
 # Fields whose content would be lost: a row that has one is refused, not read without it.
 UNSUPPORTED = {
@@ -64,25 +66,46 @@ class Format(NamedTuple):
                 )
         for field, content in UNSUPPORTED.items():
             if row.get(field) not in NOTHING and field not in names.values():
+                if content == "tools" and "tools" in names:
+                    raise RowError(f"field '{field}' brings tools and is not read; set data.columns.tools={field}, or leave such rows out.")
                 raise RowError(f"field '{field}' brings {content}, which are not supported; leave such rows out.")
-        return self.reader(row, names)
+        return _with_arguments(self.reader(row, names), row, names)
 
     def unread_fields(self, row: Mapping[str, Any], columns: ColumnsConfig) -> set[str]:
         """Returns the fields of a row, and of its messages, that hold something and that `read` does not look at.
 
         Those of messages are called like "messages[].name".
         """
-        names = self.names(columns).values()
+        columns_read = self.names(columns)
+        names = columns_read.values()
         unread = {
             name
             for name, value in row.items()
             if value is not None and name not in names and name not in self.own and name not in UNSUPPORTED
         }
-        for name in names:
+        for column in ("messages", "prompt", "completion"):
+            name = columns_read.get(column, "")
             turns = row.get(name)
             if isinstance(turns, list):
                 unread.update(f"{name}[].{field}" for turn in turns for field in unread_fields(turn))
         return unread
+
+
+def _with_arguments(conversation: Conversation, row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
+    """Returns a conversation with the tools and the template arguments that the row brings."""
+    tools = read_tools(row.get(names["tools"]), names["tools"]) if "tools" in names else None
+    kwargs = row.get(names["chat_template_kwargs"]) if "chat_template_kwargs" in names else None
+    if kwargs in NOTHING:
+        kwargs = None
+    elif not isinstance(kwargs, dict):
+        raise RowError(f"'{names['chat_template_kwargs']}' is {kind_of(kwargs)}, not an object; correct the row.")
+    else:
+        kwargs = {name: value for name, value in kwargs.items() if value is not None} or None  # as Parquet fills columns
+        try:
+            check_template_arguments(names["chat_template_kwargs"], kwargs or {})
+        except UserError as error:
+            raise RowError(str(error)) from error
+    return replace(conversation, tools=tools, template_kwargs=kwargs) if tools or kwargs else conversation
 
 
 def _missing(row: Mapping[str, Any], name: str, column: str) -> str:
@@ -185,11 +208,11 @@ def _chat(messages: Sequence[Message], row: Mapping[str, Any], names: Mapping[st
     return Conversation(messages=tuple(messages))
 
 
-SYSTEM = {"system": "system"}
+CHAT = {"system": "system", "tools": "tools", "chat_template_kwargs": "chat_template_kwargs"}
 FORMATS: dict[str, Format] = {
-    "messages": Format({"messages": "messages"}, SYSTEM, _read_messages, ("role", "content")),
-    "prompt_completion": Format({"prompt": "prompt", "completion": "completion"}, SYSTEM, _read_prompt_completion),
-    "alpaca": Format({"instruction": "instruction", "output": "output"}, {"input": "input", **SYSTEM}, _read_alpaca, own=("history",)),
-    "sharegpt": Format({"messages": "conversations"}, SYSTEM, _read_sharegpt, ("from", "value")),
+    "messages": Format({"messages": "messages"}, CHAT, _read_messages, ("role", "content")),
+    "prompt_completion": Format({"prompt": "prompt", "completion": "completion"}, CHAT, _read_prompt_completion),
+    "alpaca": Format({"instruction": "instruction", "output": "output"}, {"input": "input", **CHAT}, _read_alpaca, own=("history",)),
+    "sharegpt": Format({"messages": "conversations"}, CHAT, _read_sharegpt, ("from", "value")),
     "text": Format({"text": "text"}, {}, _read_text),
 }

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.alignment import Encoding
-from sft_jax.data.conversation import Message
+from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS, Slot
 from sft_jax.data.seams import SeamEncoder
 from sft_jax.data.spans import TextPlan
 from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tool_calls import field_names, texts_in
 
 REASONING = frozenset(tag for pair in REASONING_TAGS for tag in pair)
 _FIRST_ALIAS = 0x108000  # aliases are characters of the last private-use plane
@@ -63,12 +64,32 @@ class Guard:
             pattern = self._other if message.role == "assistant" else self._any
             if pattern.search(message.content) or (message.reasoning and pattern.search(message.reasoning)):
                 return True
+            if any(self._any.search(text) for call in message.calls for text in texts_in(call.arguments)):
+                return True
         return False
+
+    def check_outside(self, conversation: Conversation) -> None:
+        """Raises RowError where a text that stands outside of all regions holds the text of a control token.
+
+        Those are the tools, template arguments, and names and ids of calls.
+        """
+        outside = [("its tools", conversation.tools), ("its template arguments", conversation.template_kwargs)]
+        for number, message in enumerate(conversation.messages or ()):
+            names = [(call.name, call.id, *field_names(call.arguments)) for call in message.calls]
+            outside.append((f"a name or an id in message {number}", [*names, message.name, message.call_id]))
+        for what, value in outside:
+            found = next(filter(None, map(self._any.search, texts_in(value))), None)
+            if found:
+                raise RowError(
+                    f"{what} holds the text of the control token {found.group()!r}; remove it or set "
+                    "data.allow_special_tokens_in_content=True."
+                )
 
     def doubtful(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot]) -> bool:
         """Returns whether a content holds the text of a control token, so that no piece of it may pass for the template's."""
         return any(
-            (self._other if messages[slot.message]["role"] == "assistant" else self._any).search(slot.text) for slot in slots
+            (self._other if messages[slot.message]["role"] == "assistant" and slot.kind != "call" else self._any).search(slot.text)
+            for slot in slots
         )
 
     def rewrite(self, plan: TextPlan) -> TextPlan:
@@ -101,7 +122,8 @@ class Guard:
 
         for region in plan.regions:
             take(region.start, self._any)
-            take(region.end, self._thought if plan.roles[region.message] == "assistant" else _NOTHING)
+            thinks = plan.roles[region.message] == "assistant" and region.kind != "call"
+            take(region.end, self._thought if thinks else _NOTHING)
         take(len(plan.text), self._any)
 
         def move(place: int) -> int:
@@ -172,7 +194,7 @@ class Guard:
         if token not in self._reasoning_ids:
             return False
         touched = [region for region in plan.regions if region.start < stop and region.end > start]
-        return any(plan.roles[region.message] == "assistant" for region in touched)
+        return any(plan.roles[region.message] == "assistant" and region.kind != "call" for region in touched)
 
 
 def _pattern(texts: Sequence[str]) -> re.Pattern:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sft_jax.data.examples import RowError
+from sft_jax.data.tool_calls import texts_in, value_at, value_paths, with_value_at
 
 # Markup in which models write their reasoning, opening and closing.
 REASONING_TAGS = (
@@ -33,11 +34,11 @@ _REMEMBERED = 4096  # sequences of roles
 
 
 class Slot(NamedTuple):
-    """A stripped piece of a message: `message[field][start:end]`."""
+    """A stripped piece of a message: the characters [start, end) of the text at `path` in it."""
 
     message: int
-    kind: str  # "content" or "reasoning"
-    field: str  # of the message
+    kind: str  # "content", "reasoning" or "call": a text in the arguments of a call
+    path: tuple[str | int, ...]  # such as ("content",)
     start: int
     end: int
     text: str
@@ -150,15 +151,16 @@ class Locator:
 
         Returns None where the template refuses that.
         """
-        marked = [dict(message) for message in messages]
+        marked = list(messages)
         for number in range(len(slots) - 1, -1, -1):  # from the back, so that ranges in a field stay right
             slot = slots[number]
             before, after = chr(base + 2 * number), chr(base + 2 * number + 1)
-            fields = ("reasoning_content", "thinking") if slot.field == "reasoning_content" else (slot.field,)
-            for field in fields:
-                value = marked[slot.message][field]
+            paths = [("reasoning_content",), ("thinking",)] if slot.path == ("reasoning_content",) else [slot.path]
+            for path in paths:
+                value = value_at(marked[slot.message], path)
                 inside = instead or value[slot.start : slot.end]
-                marked[slot.message][field] = value[: slot.start] + before + inside + after + value[slot.end :]
+                value = value[: slot.start] + before + inside + after + value[slot.end :]
+                marked[slot.message] = with_value_at(marked[slot.message], path, value)
         try:
             rendered = self._render(marked, prompt)
         except RowError:  # the template looks at what it renders
@@ -189,17 +191,23 @@ def slots_of(messages: Sequence[dict[str, Any]]) -> list[Slot]:
     """
     slots = []
     for number, message in enumerate(messages):
-        reasoning, content = message.get("reasoning_content"), message["content"]
+        reasoning, content = message.get("reasoning_content"), message["content"] or ""
         parts = None
         if reasoning is not None:
-            _add(slots, number, "reasoning", "reasoning_content", reasoning, 0, len(reasoning))
+            _add(slots, number, "reasoning", ("reasoning_content",), reasoning, 0, len(reasoning))
         elif message["role"] == "assistant":
             parts = split_reasoning(content)
         if parts is None:
-            _add(slots, number, "content", "content", content, 0, len(content))
+            _add(slots, number, "content", ("content",), content, 0, len(content))
         else:
-            _add(slots, number, "reasoning", "content", content, *parts[0])
-            _add(slots, number, "content", "content", content, *parts[1])
+            _add(slots, number, "reasoning", ("content",), content, *parts[0])
+            _add(slots, number, "content", ("content",), content, *parts[1])
+        for index, call in enumerate(message.get("tool_calls", ())):
+            place = ("tool_calls", index, "function", "arguments")
+            arguments = call["function"]["arguments"]
+            for path in value_paths(arguments):
+                value = value_at(arguments, path)
+                _add(slots, number, "call", (*place, *path), value, 0, len(value))
     return slots
 
 
@@ -226,13 +234,13 @@ def split_reasoning(content: str) -> tuple[tuple[int, int], tuple[int, int]] | N
     return None
 
 
-def _add(slots: list[Slot], message: int, kind: str, field: str, value: str, start: int, end: int) -> None:
+def _add(slots: list[Slot], message: int, kind: str, path: tuple[str | int, ...], value: str, start: int, end: int) -> None:
     piece = value[start:end]
     text = piece.strip()
     if text:
         first = start + (0 if piece[0] == text[0] else len(piece) - len(piece.lstrip()))
         last = first + len(text)
-        slots.append(Slot(message, kind, field, first, last, text, value[start:first], value[last:end]))
+        slots.append(Slot(message, kind, path, first, last, text, value[start:first], value[last:end]))
 
 
 def _take_apart(
@@ -260,7 +268,7 @@ def _take_apart(
 
 
 def _unused_base(messages: Sequence[dict[str, Any]]) -> int | None:
-    texts = "".join(value for message in messages for value in message.values() if isinstance(value, str))
+    texts = "".join(text for message in messages for text in texts_in(message))
     for base in _BASES:
         if not re.search(f"[{chr(base)}-{chr(base + _RANGE - 1)}]", texts):
             return base

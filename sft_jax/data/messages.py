@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_jax.data.conversation import ROLES, Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.sources import kind_of
+from sft_jax.data.tool_calls import NOTHING, Call, read_call_text, read_calls
 from sft_jax.errors import did_you_mean
 
 SPEAKERS = {
@@ -18,48 +19,60 @@ SPEAKERS = {
 }  # fmt: skip
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-NOTHING = (None, "", "[]", "{}", [], {})  # how rows write that there are no tools, calls, images
 WEIGHTS = ("weight", "loss_weight", "train")
 _READ = frozenset(("role", "content", "from", "value", *CALLS, *REASONING, *WEIGHTS))
+_READ_OF_TOOLS = frozenset(("name", "tool_call_id"))  # of the messages of tools
 LEAST, MOST = 1e-6, 1e6  # weights between which float32 loses nothing that matters, summed or divided
 
 
 def read_message(turn: Any, where: str) -> Message:
     """Reads `{"role", "content"}` with `weight` (or LLaMA-Factory's `loss_weight`) or `train`, and reasoning.
 
-    The content is text or a list of parts of type "text", which are joined, and "reasoning". `where` names the turn in
-    messages. Raises RowError.
+    The content is text or a list of parts of type "text", which are joined, "reasoning" and "tool_call"; where there
+    are calls of tools it may be missing. `where` names the turn in messages. Raises RowError.
     """
-    turn = _object(turn, where, ("role", "content"))
+    calls = read_calls(turn, where) if isinstance(turn, dict) else ()
+    turn = _object(turn, where, ("role",) if calls else ("role", "content"))
     role = text_of(turn["role"], f"{where}.role")
     if role not in ROLES:
         known = did_you_mean(role, ROLES)
         if role.lower() in SPEAKERS:
             known = f"did you mean '{SPEAKERS[role.lower()]}'? {known.rpartition('? ')[2]}"
         raise RowError(f"{where}: unknown role {role!r}; {known}.")
-    content, reasoning = _parts(turn["content"], f"{where}.content")
-    return Message(role, content, _weight(turn, where), _reasoning(turn, where, role, reasoning))
+    parts = _parts(turn.get("content") or "", f"{where}.content") if calls else _parts(turn["content"], f"{where}.content")
+    if parts.calls and calls:
+        raise RowError(f"{where}: gives its calls twice; keep one of them.")
+    calls = calls or parts.calls
+    _check_caller(role, calls, where)
+    reasoning = _reasoning(turn, where, role, parts.reasoning)
+    return Message(role, parts.text, _weight(turn, where), reasoning, calls=calls, **_answered(turn, where, role))
 
 
 def read_turn(turn: Any, where: str) -> Message:
-    """Reads `{"from", "value"}` of ShareGPT, with the same weights. Raises RowError."""
+    """Reads `{"from", "value"}` of ShareGPT, with the same weights; a "function_call" is one of the assistant. Raises RowError."""
     turn = _object(turn, where, ("from", "value"))
-    speaker = text_of(turn["from"], f"{where}.from")
+    calls = read_calls(turn, where)
+    speaker, value = text_of(turn["from"], f"{where}.from"), text_of(turn["value"], f"{where}.value")
     if speaker == "function_call":
-        raise RowError(f"{where}: is a tool call, which is not supported; leave such rows out.")
+        if calls:
+            raise RowError(f"{where}: gives its calls twice; keep one of them.")
+        calls = read_call_text(value, f"{where}.value")
+        return Message("assistant", "", _weight(turn, where), _reasoning(turn, where, "assistant", []), calls=calls)
     if speaker not in SPEAKERS:
         raise RowError(f"{where}: unknown role {speaker!r}; {did_you_mean(speaker, SPEAKERS)}.")
     role = SPEAKERS[speaker]
-    return Message(
-        role, text_of(turn["value"], f"{where}.value"), _weight(turn, where), _reasoning(turn, where, role, [])
-    )
+    _check_caller(role, calls, where)
+    reasoning = _reasoning(turn, where, role, [])
+    return Message(role, value, _weight(turn, where), reasoning, calls=calls, **_answered(turn, where, role))
 
 
 def unread_fields(turn: Any) -> set[str]:
     """Returns the fields of a turn, of either kind, that hold something and are not read."""
     if not isinstance(turn, dict):
         return set()
-    return {name for name, value in turn.items() if name not in _READ and value is not None}
+    role = turn.get("role") or turn.get("from")
+    read = _READ | _READ_OF_TOOLS if isinstance(role, str) and SPEAKERS.get(role) == "tool" else _READ
+    return {name for name, value in turn.items() if name not in read and value is not None}
 
 
 def text_of(value: Any, where: str) -> str:
@@ -80,9 +93,6 @@ def _object(turn: Any, where: str, needed: tuple[str, ...]) -> Mapping[str, Any]
         raise RowError(
             f"'{where}' is {kind_of(turn)}, not an object with {' and '.join(map(repr, needed))}; correct the row."
         )
-    for call in CALLS:
-        if turn.get(call) not in NOTHING:
-            raise RowError(f"{where}: '{call}' is a tool call, which is not supported; leave such rows out.")
     for key in needed:
         if turn.get(key) is None:
             state = "is null" if key in turn else "is missing"
@@ -92,11 +102,19 @@ def _object(turn: Any, where: str, needed: tuple[str, ...]) -> Mapping[str, Any]
     return turn
 
 
-def _parts(content: Any, where: str) -> tuple[str, list[str]]:
-    """Returns the text and the reasoning of a content."""
+class _Parts(NamedTuple):
+    """What a content consists of."""
+
+    text: str
+    reasoning: list[str] = []
+    calls: tuple[Call, ...] = ()
+
+
+def _parts(content: Any, where: str) -> _Parts:
     if not isinstance(content, list):
-        return text_of(content, where), []
+        return _Parts(text_of(content, where))
     texts: dict[str, list[str]] = {"text": [], "reasoning": []}
+    calls: list[Call] = []
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
         if not isinstance(part, dict):
@@ -104,13 +122,30 @@ def _parts(content: Any, where: str) -> tuple[str, list[str]]:
                 f"'{place}' is {kind_of(part)}, not a part such as {{'type': 'text', 'text': ...}}; correct the row."
             )
         kind = part.get("type")
-        if not isinstance(kind, str) or kind not in texts:
+        if not isinstance(kind, str) or kind not in (*texts, "tool_call"):
             raise RowError(f"{place}: parts of type {kind!r} are not supported, only text; leave such rows out.")
         given = [name for name in ("text", "value") if part.get(name) is not None]
         if len(given) != 1:
             raise RowError(f"{place}: needs one 'text'; correct the row.")
-        texts[kind].append(text_of(part[given[0]], f"{place}.{given[0]}"))
-    return "".join(texts["text"]), texts["reasoning"]
+        text = text_of(part[given[0]], f"{place}.{given[0]}")
+        if kind == "tool_call":
+            calls += read_call_text(text, f"{place}.{given[0]}")
+        else:
+            texts[kind].append(text)
+    return _Parts("".join(texts["text"]), texts["reasoning"], tuple(calls))
+
+
+def _check_caller(role: str, calls: tuple[Call, ...], where: str) -> None:
+    if calls and role != "assistant":
+        raise RowError(f"{where}: a tool call in a turn of the {role}; only an assistant calls tools.")
+
+
+def _answered(turn: Mapping[str, Any], where: str, role: str) -> dict[str, str]:
+    """Returns which call and which tool a message of a tool is of, as fields of Message."""
+    if role != "tool":
+        return {}
+    fields = (("call_id", "tool_call_id"), ("name", "name"))
+    return {ours: text_of(turn[field], f"{where}.{field}") for ours, field in fields if turn.get(field) is not None}
 
 
 def _weight(turn: Mapping[str, Any], where: str) -> float | None:

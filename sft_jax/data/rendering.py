@@ -1,15 +1,21 @@
 """A chat template with the run's arguments, and what is known about it with the run's tokenizer."""
 
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from sft_jax.data.call_form import CallEnd, find_call_end, find_call_form
+from sft_jax.data.conversation import Message
+from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Doubtful, Located, Locator, Slot, slots_of
-from sft_jax.data.templates import ChatTemplate
+from sft_jax.data.templates import ChatTemplate, message_dict
 from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tool_calls import CallForm
 from sft_jax.data.turn_end import TurnEnd, find_turn_end
 
 Messages = Sequence[dict[str, Any]]
+_REMEMBERED = 256  # sets of tools and arguments that rows bring
 
 
 class Rendering:
@@ -26,7 +32,33 @@ class Rendering:
         self.name = template.name
         self._kwargs = kwargs
         self._tokenizer = tokenizer
+        self._doubtful = doubtful
         self._locator = Locator(self.render, doubtful)
+        self._variants: dict[str, Rendering] = {}
+        self._like: Rendering | None = None  # the same but for tools, which change neither the form of calls nor ends of turns
+
+    def of(self, tools: Sequence[dict[str, Any]] | None, kwargs: dict[str, Any] | None) -> "Rendering":
+        """Returns the rendering of a row that brings tools or template arguments; itself where it brings neither."""
+        if not tools and not kwargs:
+            return self
+        key = json.dumps([tools, kwargs], sort_keys=True)
+        if key not in self._variants:
+            if len(self._variants) >= _REMEMBERED:
+                self._variants.clear()
+            own = {**self._kwargs, **(kwargs or {}), **({"tools": list(tools)} if tools else {})}
+            variant = Rendering(self.template, own, self._tokenizer, self._doubtful)
+            variant._like = None if kwargs else self
+            self._variants[key] = variant
+        return self._variants[key]
+
+    def dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Returns messages as the template reads them."""
+        if not any(message.calls for message in messages):
+            return [message_dict(message) for message in messages]
+        form, reason = self.call_form
+        if form is None:
+            raise RowError(f"{self.name} shows no calls of tools ({reason}); use another data.chat_template, or leave such rows out.")
+        return [message_dict(message, form) for message in messages]
 
     def render(self, messages: Messages, prompt: bool) -> str:
         """Returns the text of `messages`, ending with what asks for an answer where `prompt` is set."""
@@ -45,22 +77,40 @@ class Rendering:
 
     @functools.cached_property
     def turn_end(self) -> TurnEnd:
+        """How turns end."""
+        if self._like is not None:
+            return self._like.turn_end
         special = self._tokenizer.special_tokens
         return find_turn_end(self.render, self._locator, self._tokenizer.added_tokens, special.get("eos_token"))
+
+    @functools.cached_property
+    def call_form(self) -> tuple[CallForm | None, str]:
+        """How the template is given calls of tools; None and why where it shows them in no form."""
+        if self._like is not None:
+            return self._like.call_form
+        return find_call_form(lambda messages, tools: self.template.render(messages, False, **{**self._kwargs, "tools": tools}))
+
+    @functools.cached_property
+    def call_end(self) -> CallEnd:
+        """How a turn of calls ends where it does not end as other turns do."""
+        if self._like is not None:
+            return self._like.call_end
+        return find_call_end(self.render, self.call_form[0], self.turn_end, self._tokenizer.added_tokens)
 
     @property
     def bos(self) -> str:
         return self.template.special_tokens.get("bos_token", "")
 
-    def close(self, shown: str) -> tuple[str, int]:
+    def close(self, shown: str, calls: bool) -> tuple[str, int]:
         """Returns a render that ends with an assistant turn, and where the end-of-turn of that turn ends in it.
 
-        Where the template writes no end-of-turn there, the text that is returned has one.
+        Where the template writes no end-of-turn there, the text that is returned has one. `calls`: the turn calls tools.
         """
         end = self.turn_end
-        if end.added and shown.endswith(end.after):
-            text = shown[: len(shown) - len(end.after)] + end.end
-            return text, len(text)
-        if end.end and shown.endswith(end.end + end.after):
+        if end.end and not end.added and shown.endswith(end.end + end.after):
             return shown, len(shown) - len(end.after)
+        after, added = self.call_end if calls else (end.after, end.end if end.added else "")
+        if (calls or end.added) and shown.endswith(after):
+            text = shown[: len(shown) - len(after)]
+            return (text + added, len(text + added)) if added else (shown, len(text.rstrip()))
         return shown, len(shown.rstrip())

@@ -146,21 +146,29 @@ def _close(descriptors: dict[int, int]) -> None:
 def parse_row(data: bytes) -> dict[str, Any]:
     """Returns the JSON object in `data`. Raises RowError saying what else it is."""
     try:
-        row = _DECODER.decode(data.decode("utf-8"))
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RowError(
             f"is not UTF-8 (byte {error.start + 1} of the row is 0x{data[error.start]:02x}); save it as UTF-8."
         ) from error
+    row = parse_json(text)
+    if not isinstance(row, dict):
+        raise RowError(f"is {kind_of(row)}, not an object with named fields; correct or remove it.")
+    return row
+
+
+def parse_json(text: str) -> Any:
+    """Returns the JSON value in `text`. Raises RowError saying what is wrong with it."""
+    try:
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise RowError(f"is not valid JSON ({error.msg} at {place}); correct or remove it.") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise RowError(f"is JSON that cannot be read ({error}); correct or remove it.") from error
-    if not isinstance(row, dict):
-        raise RowError(f"is {kind_of(row)}, not an object with named fields; correct or remove it.")
-    if data.count(b"[") + data.count(b"{") > DEEPEST and _is_deep(row):  # worker processes could not be sent it
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):  # worker processes could not be sent it
         raise RowError(f"has lists and objects in more than {DEEPEST} others; correct or remove it.")
-    return row
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from sft_jax.data.conversation import ROLES, Conversation, Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Located, Region, slots_of
 from sft_jax.data.rendering import Messages, Rendering
-from sft_jax.data.templates import message_dict
 
 
 class Supervise(NamedTuple):
@@ -106,7 +105,7 @@ def as_messages(conversation: Conversation) -> tuple[Message, ...]:
 
 def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supervise) -> RowPlan:
     """Plans a chat. Raises RowError where the template refuses it or spans cannot be decided."""
-    dicts = [message_dict(message) for message in messages]
+    dicts = rendering.dicts(messages)
     usual = _usual_weights(messages, supervise)
     weights = [
         each if message.weight is None else message.weight for each, message in zip(usual, messages, strict=True)
@@ -172,7 +171,7 @@ def _count_messages(messages: Sequence[Message], usual: Sequence[float], weights
     counts = {"marked_messages": 0, "empty_answers": 0}
     for message, before, weight in zip(messages, usual, weights, strict=True):
         counts["marked_messages"] += bool(weight) and not before
-        if message.role == "assistant" and weight and not message.content.strip() and not message.reasoning:
+        if message.role == "assistant" and weight and not (message.content.strip() or message.reasoning or message.calls):
             counts["empty_answers"] += 1
     return {name: count for name, count in counts.items() if count}
 

@@ -23,6 +23,7 @@ import jinja2.utils
 from sft_jax.data.builtin_templates import TEMPLATES
 from sft_jax.data.examples import RowError
 from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tool_calls import CALL_FORMS, CallForm, call_dict
 from sft_jax.errors import UserError, did_you_mean
 
 __all__ = ["TEMPLATES", "ChatTemplate", "message_dict", "resolve_template", "template_source"]
@@ -70,7 +71,7 @@ class ChatTemplate:
         """Returns the text of a conversation.
 
         Args:
-            messages: dicts as templates read them, or objects with `role`, `content` and `reasoning`.
+            messages: dicts as templates read them, or objects of sft_jax.data.conversation.Message.
             add_generation_prompt: end with what a server puts before an answer.
             kwargs: the run's template arguments, such as enable_thinking; they win over special tokens.
 
@@ -94,11 +95,21 @@ class ChatTemplate:
             raise RowError(f"{self.name} does not accept the conversation: {reason}") from error
 
 
-def message_dict(message) -> dict[str, Any]:
-    """Returns a message as templates read it. Reasoning has the names under which transformers passes it on."""
+def message_dict(message, form: CallForm = CALL_FORMS[0]) -> dict[str, Any]:
+    """Returns a message as templates read it, calls of tools in the form that the template wants.
+
+    Reasoning has the names under which transformers passes it on.
+    """
     result = {"role": message.role, "content": message.content or ""}
+    if message.calls:
+        result["content"] = message.content or form.content
+        result["tool_calls"] = [call_dict(call, form) for call in message.calls]
     if message.reasoning is not None:
         result["reasoning_content"] = result["thinking"] = message.reasoning
+    if message.call_id is not None:
+        result["tool_call_id"] = message.call_id
+    if message.name is not None:
+        result["name"] = message.name
     return result
 
 

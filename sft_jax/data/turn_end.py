@@ -19,7 +19,7 @@ _PROBE = [
     {"role": "assistant", "content": "Four."},
 ]
 # What looks like a control token where the tokenizer does not say: <...> and [...] without white space inside.
-_MARKER = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
+MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 class TurnEnd(NamedTuple):
@@ -53,7 +53,7 @@ def find_turn_end(render: Render, locator: Locator, added_tokens: Collection[str
     opening = asked[len(ask) :] if asked.startswith(ask) else ""
     # Some templates begin an answer although nobody asked for it (others need nothing to begin one).
     always_opens = not opening and between.startswith(user_tail)
-    marker = re.compile("|".join([*map(re.escape, sorted(added_tokens, key=len, reverse=True)), _MARKER]))
+    marker = re.compile("|".join([*map(re.escape, sorted(added_tokens, key=len, reverse=True)), MARKER.pattern]))
     end = _end(tail, middle, opening, always_opens, marker)
     if always_opens and end == user_tail.rstrip():
         end = ""  # the beginning of an answer, and before it nothing

@@ -13,7 +13,7 @@ from sft_jax.data.locate import slots_of
 from sft_jax.data.messages import read_message
 from sft_jax.data.rendering import Rendering
 from sft_jax.data.spans import TextPlan
-from sft_jax.data.templates import message_dict, resolve_template
+from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source, is_run, run_config
@@ -69,7 +69,7 @@ class PromptReader:
             )
         try:
             messages = [read_message(message, f"message {number}") for number, message in enumerate(chat)]
-            dicts = [message_dict(message) for message in messages]
+            dicts = self._rendering.dicts(messages)
             text = self._rendering.render(dicts, True)
             (encoding,) = self.tokenizer.encode_with_offsets([text])
             if self._guard is not None:

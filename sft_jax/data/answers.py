@@ -106,36 +106,59 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
     before = max((region.end for region in located.regions if region.message < turn and region.end <= begin), default=0)
     literal = text[before:begin]
 
-    for cut in (len(literal), *sorted((match.end() for match in _MARKER.finditer(literal)), reverse=True)):
-        shared = _common_end(prompt, literal[:cut])
-        if shared.strip() and (len(shared) == cut or _MARKER.search(shared)):
-            moved = len(prompt) - before - cut
-            regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
-            return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
+    calls = "tool_calls" in messages[turn]
 
-    found, cut = -1, len(literal)
-    if literal.strip():
-        found = prompt.rfind(literal)
-    if found < 0 and messages[turn].get("tool_calls"):  # the markup of calls stands before what the data has
-        cuts = sorted((place for match in _MARKER.finditer(literal) for place in match.span()), reverse=True)
-        found, cut = next(((place, cut) for cut in cuts if (place := prompt.rfind(literal[:cut])) >= 0), (-1, 0))
-    if found < 0:
-        raise _undecided(rendering, turn, prompt, text)
-    opened = prompt[found + cut :]
-    if cut < len(literal):
+    def after(cut: int) -> Answer:
+        """Returns the prompt, and the render from `cut` in `literal` on."""
         moved = len(prompt) - before - cut
         regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
         return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
+
+    def shared_until(cut: int) -> bool:
+        """Returns whether the prompt ends as `literal[:cut]` does, with a marker or all of it."""
+        shared = _common_end(prompt, literal[:cut])
+        return bool(shared.strip() and (len(shared) == cut or _MARKER.search(shared)))
+
+    begins, ends = ([place(match) for match in _MARKER.finditer(literal)][::-1] for place in (re.Match.start, re.Match.end))
+    for cut in (len(literal), *ends):
+        if shared_until(cut):
+            return after(cut)
+
+    found, cut = prompt.rfind(literal) if literal.strip() else -1, len(literal)
+    if found < 0:  # what the answer begins with is markup, which the data have not, such as that of a call
+        for cut in begins:
+            if shared_until(cut):
+                return after(cut)
+        found, cut = _longest_found(prompt, literal, sorted(begins + ends, reverse=True)) if calls else (-1, 0)
+    if found < 0:
+        raise _undecided(rendering, turn, prompt, text)
+    opened = prompt[found + cut :]
     if closing and "reasoning" in mine:
         spoken = _reasoned(messages[turn], mine, opened, closing)
-        rest = text[own[-1].end : end] if own and own[-1].kind == "content" else rendering.turn_end.end
+        contents = [region.end for region in own if region.kind == "content"]
+        rest = text[contents[-1] : end] if contents else text[before + cut : end] if calls else rendering.turn_end.end
         return _compose(rendering, messages, slots, prompt, spoken + rest, len(spoken))
+    if cut < len(literal):
+        return after(cut)
     if "reasoning" in mine and any(first in opened and last in opened for first, last in REASONING_TAGS):
         own = [region for region in own if region.kind == "content"]  # the prompt has ended the section already
         begin = own[0].start if own else end - tail
     moved = len(prompt) - begin
     regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
     return _joined(rendering, messages, slots, prompt, text[begin:end], regions)
+
+
+def _longest_found(prompt: str, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
+    """Returns (place in the prompt, length) of the longest beginning of `literal` with a marker that is there; (-1, 0) if none.
+
+    What the prompt has after it must not come again in the rest, or the rest would begin before the answer.
+    """
+    for cut in cuts:
+        place = prompt.rfind(literal[:cut])
+        if place >= 0 and _MARKER.search(literal[:cut]):
+            again = any(match.group(1) in literal[cut:] for match in _MARKER.finditer(prompt, place + cut))
+            return (-1, 0) if again else (place, cut)
+    return -1, 0
 
 
 def _reasoned(message: dict, mine: dict[str, Slot], opened: str, closing: str) -> str:

@@ -10,6 +10,7 @@ markers of all templates as special tokens, so that each template finds its cont
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sft_jax.data.examples import BadRow
 from sft_jax.data.hf_tokenizer import HFTokenizer
 from sft_jax.data.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.data.tool_calls import Call
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "template_classes.json"
 
@@ -38,6 +40,16 @@ _ANSWERS = ("42.", "84.", "Because 2 x 42 = 84.")
 _PLAIN = [Message("assistant", text) for text in _ANSWERS]
 _THOUGHT = [Message("assistant", f"<think>\nSum {n}.\n</think>\n\n{text}") for n, text in enumerate(_ANSWERS)]
 _REASONED = [Message("assistant", text, reasoning=f"Sum {n}.") for n, text in enumerate(_ANSWERS)]
+_CALL = Message("assistant", "", calls=(Call("add", {"of": "17 and 25"}, '{"of": "17 and 25"}', "call00001"),))
+_RESULT = Message("tool", '{"sum": 42}', call_id="call00001", name="add")
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds numbers.",
+        "parameters": {"type": "object", "properties": {"of": {"type": "string", "description": "Which."}}, "required": ["of"]},
+    },
+}
 _SYSTEM = Message("system", "You are a calculator.")
 
 
@@ -55,6 +67,8 @@ SHAPES: dict[str, tuple[Message, ...]] = {
     "reasoning field": _turns(_REASONED)[:2],
     "reasoning field, three turns": _turns(_REASONED),
     "tool result": (_USER[0], Message("assistant", "I look it up."), Message("tool", '{"sum": 42}'), _PLAIN[0]),
+    "tool call": (_USER[0], _CALL, _RESULT, _PLAIN[0]),
+    "tool call, thinking": (_USER[0], replace(_CALL, reasoning="I add."), _RESULT, _PLAIN[0]),
     "two users in a row": (_USER[0], _USER[1], _PLAIN[0]),
     "ends with user": (*_turns(_PLAIN)[:2], _USER[1]),
 }
@@ -93,7 +107,8 @@ def with_markers(tokenizer: HFTokenizer, sources: list[str]) -> HFTokenizer:
 def classify(template: ChatTemplate, tokenizer: Tokenizer, kwargs: dict[str, Any]) -> dict[str, str]:
     """Returns shape -> class, with what is counted, or the reason of a refusal."""
     builder = RowBuilder(tokenizer, template, template_kwargs=kwargs)
-    rows = builder.build([Conversation(messages=messages) for messages in SHAPES.values()])
+    tools = [(_TOOL,) if _RESULT in messages else None for messages in SHAPES.values()]
+    rows = builder.build([Conversation(messages=messages, tools=tool) for messages, tool in zip(SHAPES.values(), tools, strict=True)])
     result = {"end of turn": builder.end_of_turn}
     for shape, row in zip(SHAPES, rows, strict=True):
         if isinstance(row, BadRow):

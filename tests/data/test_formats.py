@@ -13,6 +13,7 @@ from sft_jax.data.examples import RowError
 from sft_jax.data.format_detection import detect_format, resolve_format
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.sources import open_rows
+from sft_jax.data.tool_calls import Call
 
 
 @pytest.fixture
@@ -57,35 +58,61 @@ def test_fields_under_other_names(name, rows_of):
         ("llamafactory_demo/alpaca_en_demo.json", "alpaca", 999),
         ("llamafactory_demo/identity.json", "alpaca", 91),
         ("llamafactory_demo/v1_sft_demo.jsonl", "messages", 500),
-        ("llamafactory_demo/glaive_toolcall_en_demo.json", "sharegpt", 109),  # the others bring tools
-        ("llamafactory_demo/reason_tool_use_demo_50.jsonl", "messages", 2),
-        ("sgd/sgd_messages.jsonl.gz", "messages", 0),
+        ("llamafactory_demo/glaive_toolcall_en_demo.json", "sharegpt", 300),
+        ("llamafactory_demo/reason_tool_use_demo_50.jsonl", "messages", 50),
+        ("sgd/sgd_messages.jsonl.gz", "messages", 1280),
     ],
 )
 def test_data_sets_as_they_occur(assets, name, format_name, used):
     rows = open_rows([str(assets / "datasets" / name)], "data.train")
-    assert detect_format(rows, STANDARD) == format_name
-    read_rows, reasons = 0, set()
+    assert detect_format(rows, STANDARD) == format_name and len(rows) == used
     for row in rows:
-        try:
-            conversation = read(format_name, row)
-        except RowError as error:
-            reasons.add(str(error))
-            continue
-        read_rows += 1
+        conversation = read(format_name, row)
         turns = row.get("messages") or row.get("conversations")
-        if turns:
-            texts = [turn.get("value") or turn["content"] for turn in turns]
-            texts = [
-                text if isinstance(text, str) else next(p["value"] for p in text if p["type"] == "text")
-                for text in texts
-            ]
-            assert [message.content for message in conversation.messages] == texts
-        else:
+        if not turns:
             assert conversation.completion == row["output"] and row["input"] in conversation.prompt
-    assert read_rows == used
-    assert reasons <= {"field 'tools' brings tools, which are not supported; leave such rows out."}
-    assert bool(reasons) == (used < len(rows))
+            continue
+        for turn, message in zip(turns, conversation.messages, strict=True):
+            text = turn["content"] if "content" in turn else turn["value"]
+            parts = text if isinstance(text, list) else [{"type": "tool_call" if turn.get("from") == "function_call" else "text", "value": text}]
+            assert message.content == "".join(part["value"] for part in parts if part["type"] == "text")
+            calls = [json.loads(part["value"]) for part in parts if part["type"] == "tool_call"]
+            calls += [{"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])} for call in turn.get("tool_calls", [])]
+            assert [(call.name, call.arguments) for call in message.calls] == [(call["name"], call["arguments"]) for call in calls]
+        given = row.get("tools") or "[]"
+        given = json.loads(given) if isinstance(given, str) else given
+        assert [tool["function"] for tool in conversation.tools or ()] == [tool.get("function", tool) for tool in given]
+
+
+def test_calls_and_tools_in_all_their_forms():
+    wanted = (Call("f", {"a": 1}, '{"a": 1}'),)
+    function = {"name": "f", "arguments": {"a": 1}}
+    for turn in (
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]},
+        {"role": "assistant", "tool_calls": [function]},
+        {"role": "assistant", "content": "", "tool_calls": json.dumps([function])},
+        {"role": "assistant", "content": None, "function_call": {**function, "arguments": '{"a": 1}'}},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": json.dumps(function)}]},
+    ):
+        assert read("messages", chat(USER, turn)).messages[1] == Message("assistant", "", calls=wanted)
+    turns = [{"from": "human", "value": "x"}, {"from": "function_call", "value": json.dumps([function])}]
+    assert read("sharegpt", {"conversations": turns}).messages[1].calls == wanted
+    tool = {"name": "f", "parameters": {}}
+    whole = ({"type": "function", "function": tool},)
+    for tools in ([tool], json.dumps([tool]), [*whole]):
+        assert read("messages", chat(USER, ANSWER, tools=tools)).tools == whole
+        assert read("messages", chat(USER, ANSWER, functions=tools), ColumnsConfig(tools="functions")).tools == whole
+    answered = {"role": "tool", "content": "1", "tool_call_id": "x", "name": "f"}
+    assert read("messages", chat(answered, ANSWER)).messages[0] == Message("tool", "1", call_id="x", name="f")
+    assert FORMATS["messages"].unread_fields(chat(answered, ANSWER, tools=[tool]), STANDARD) == set()
+
+
+def test_template_arguments_of_a_row():
+    for given, wanted in (({"a": 1}, {"a": 1}), ({}, None), (None, None), ({"a": None}, None)):
+        assert read("messages", chat(USER, ANSWER, chat_template_kwargs=given)).template_kwargs == wanted
+    for wrong, message in (("x", "is text, not an object"), ({"messages": []}, "'messages' is what every render sets itself")):
+        with pytest.raises(RowError, match=f"chat_template_kwargs.*{message}"):
+            read("messages", chat(USER, ANSWER, chat_template_kwargs=wrong))
 
 
 def test_weights_of_llamafactory(assets):
@@ -238,20 +265,25 @@ def test_every_role(rows_of):
         ("messages", chat({"role": "user", "content": [{"type": "image_url"}]}), "type 'image_url' are not supported"),
         ("messages", chat({"role": "user", "content": [{"type": "text"}]}), "needs one 'text'"),
         ("messages", chat({"role": "user", "content": [{"type": ["text"]}]}), "not supported"),
-        (
-            "messages",
-            chat(USER, {"role": "assistant", "content": "", "tool_calls": [{}]}),
-            "'tool_calls' is a tool call",
-        ),
-        (
-            "messages",
-            chat(USER, {"role": "assistant", "content": None, "function_call": {"name": "f"}}),
-            "is a tool call",
-        ),
-        ("messages", chat(USER, ANSWER, tools=[{"type": "function"}]), "field 'tools' brings tools"),
+        ("messages", chat(USER, {"role": "assistant", "tool_calls": [{}]}), r"messages\[1\].tool_calls\[0\]: has no 'name'"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": "{"}), r"'messages\[1\].tool_calls' is not valid JSON"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": {"name": "f"}}), "is an object, not a list of calls"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{"}]}), "arguments' is not valid JSON"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "1, \"b\": 2"}]}), "arguments' is not valid JSON"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": [1]}]}), "arguments' is a list, not an object"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"type": "custom"}]}), "calls of type 'custom' are not supported"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f", "id": 3}]}), "id' is a number, not text"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}), "has both"),
+        ("messages", chat({**USER, "tool_calls": [{"name": "f"}]}, ANSWER), "a tool call in a turn of the user"),
+        ("messages", chat({"role": "tool", "content": "x", "tool_call_id": 3}, ANSWER), "tool_call_id' is a number"),
+        ("messages", chat(USER, ANSWER, tools=[{"type": "function"}]), r"tools\[0\]: has no 'name'"),
+        ("messages", chat(USER, ANSWER, tools="x"), "'tools' is not valid JSON"),
+        ("messages", chat(USER, ANSWER, tools=[1]), r"'tools\[0\]' is a number, not a tool"),
+        ("messages", chat(USER, ANSWER, functions=[{"name": "f"}]), "'functions' brings tools and is not read; set data.columns.tools=functions"),
+        ("text", {"text": "x", "tools": [{"name": "f"}]}, "brings tools, which are not supported"),
         ("messages", chat(USER, ANSWER, images=["a.png"]), "field 'images' brings images"),
         ("messages", chat(USER, {**ANSWER, "content": "a\ud800"}), "half of a surrogate pair at character 2"),
-        ("sharegpt", {"conversations": [{"from": "function_call", "value": "{}"}]}, "tool call"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "{}"}]}, r"conversations\[0\].value: has no 'name'"),
         ("sharegpt", {"conversations": [{"from": "humn", "value": "x"}]}, "unknown role 'humn'; did you mean 'human'"),
         ("sharegpt", {"conversations": [{"from": "human", "value": "x"}]}, "no assistant turn"),
         (

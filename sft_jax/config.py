@@ -14,10 +14,10 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
-from sft_jax.config_checks import check_finite, check_local, check_supervise, check_template_arguments, check_tokens
+from sft_jax.config_checks import check_columns, check_finite, check_local, check_supervise, check_template_arguments, check_tokens
 from sft_jax.errors import UserError, did_you_mean
 
-FormatName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]
+FormatName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "segments", "tokens"]
 OverlengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "keep_last_turns", "split"]
 
 
@@ -36,9 +36,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """Field names of the rows; empty = the standard name of the format."""
+    """Field names of the rows; empty = the standard name of the format.
+
+    Those of texts may be expressions over the fields of a row, such as "{{ context }}\\n\\n{{ question }}".
+    """
 
     messages: str = ""
+    role: str = ""  # of a message, in the format "messages"
+    content: str = ""
+    roles: dict[str, str] = field(default_factory=dict)  # the data's name of a role -> system, user, assistant or tool
     prompt: str = ""
     completion: str = ""
     instruction: str = ""
@@ -46,6 +52,9 @@ class ColumnsConfig:
     output: str = ""
     text: str = ""
     system: str = ""
+    segments: str = ""
+    ids: str = ""
+    weights: str = ""
     tools: str = ""
     chat_template_kwargs: str = ""
 
@@ -351,6 +360,7 @@ def _data_sets(value, split: str, data: DataConfig) -> tuple[DataSetConfig, ...]
             raise UserError(f"{where}path: is missing; name a file or glob.")
         if isinstance(item["path"], str):
             item["path"] = [item["path"]]
+        check_columns(f"{where}columns", item.get("columns") or {})
         if isinstance(item.get("columns"), dict):
             item["columns"] = {**inherited["columns"], **item["columns"]}
         for path in item["path"] if isinstance(item["path"], (list, tuple)) else ():
@@ -399,6 +409,7 @@ def _check(config: Config) -> None:
     if data.cache_dir:
         check_local("data.cache_dir", data.cache_dir)
     check_supervise("data.supervise", data.supervise)
+    check_columns("data.columns", dataclasses.asdict(data.columns))
     check_template_arguments("data.chat_template_kwargs", data.chat_template_kwargs)
     check_tokens("data.add_tokens", data.add_tokens)
     require(

@@ -8,6 +8,7 @@ from typing import Any
 from sft_jax.errors import UserError, did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")  # of messages
+EXPRESSIONS = ("prompt", "completion", "instruction", "input", "output", "text", "system")  # columns that may be expressions
 _OWN_VARIABLES = ("messages", "add_generation_prompt")  # of a chat template, which a run sets for each render
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -20,6 +21,24 @@ def check_supervise(key: str, value: str) -> None:
         if role not in ROLES:
             known = did_you_mean(role, ["last", "all", *ROLES])
             raise UserError(f"{key}: '{value}': unknown role '{role}'; {known}. Roles are joined by commas.")
+
+
+def check_columns(key: str, columns: Any) -> None:
+    """Raises UserError for expressions where a name is needed, and for what is no role. What is no section is left to others."""
+    if not isinstance(columns, dict):
+        return
+    for name, value in columns.items():
+        if isinstance(value, str) and is_expression(value) and name not in EXPRESSIONS:
+            raise UserError(f"{key}.{name}: {value!r}: only texts can be expressions: {', '.join(EXPRESSIONS)}; name a field.")
+    roles = columns.get("roles")
+    for name, role in (roles or {}).items() if isinstance(roles, dict) else ():
+        if role not in ROLES:
+            raise UserError(f"{key}.roles: {name!r} is to be {role!r}, which is no role; {did_you_mean(str(role), ROLES)}.")
+
+
+def is_expression(column: str) -> bool:
+    """Returns whether a value of `data.columns` is an expression over the fields of a row, not the name of one."""
+    return "{{" in column or "{%" in column
 
 
 def check_local(key: str, path: str) -> None:

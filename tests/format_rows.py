@@ -1,9 +1,10 @@
 """Rows of each format, and any rows at all."""
 
+import numpy as np
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.conversation import Conversation, Message, Piece
 from sft_jax.data.formats import FORMATS
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -22,6 +23,14 @@ ROWS = {
         Conversation(messages=TURNS),
     ),
     "text": ({"text": "Once upon a time"}, Conversation(text="Once upon a time")),
+    "segments": (
+        {"segments": [{"text": "2+2=", "label": False}, {"text": "4", "weight": 0.5}]},
+        Conversation(text="2+2=4", pieces=(Piece(0, 4, 0.0), Piece(4, 5, 0.5))),
+    ),
+    "tokens": (
+        {"input_ids": [5, 6, 7], "weights": [0, 0.5, 1]},
+        Conversation(ids=np.array([5, 6, 7]), weights=np.array([0, 0.5, 1])),
+    ),
 }
 
 

@@ -29,6 +29,7 @@ COUNTS = {
     "end_added": "answers whose end-of-turn the template leaves to the next message, so that it was added",
     "empty_answers": "answers without text, so that only their end is trained on",
     "marked_messages": "messages that are supervised because the row says so, not by data.supervise",
+    "weighted_parts": "parts of messages or texts that have weights of their own",
     "unprompted_turns": "assistant turns at the beginning of a row, which no prompt leads to; not supervised",
 }
 
@@ -115,8 +116,12 @@ class RowBuilder:
         bad: dict[int, str] = {}
         rows: dict[int, RowPlan] = {}
         jobs: list[_Job] = []
+        given: dict[int, Example] = {}
         for row, conversation in enumerate(conversations):
             try:
+                if conversation.kind == "tokens":
+                    given[row], rows[row] = self._given(conversation), RowPlan(None, [], "plain", {})
+                    continue
                 if self._guard is not None:
                     self._guard.check_outside(conversation)
                 rows[row] = self._plan(conversation)
@@ -131,6 +136,8 @@ class RowBuilder:
             ready, jobs = self._settle(jobs, seams)
             finished += ready
         examples: dict[int, list[Example]] = {row: [] for row in rows}
+        for row, example in given.items():
+            examples[row] += [example] if example.weights.any() else []
         for job in finished:
             example = self._example(job)
             if example.weights.any():
@@ -154,6 +161,17 @@ class RowBuilder:
             return plan_plain(conversation, self._supervise)
         rendering = self._rendering.of(conversation.tools, conversation.template_kwargs)
         return plan_chat(as_messages(conversation), rendering, self._supervise)
+
+    def _given(self, conversation: Conversation) -> Example:
+        """Returns an example of tokens that the data bring, as they are."""
+        ids, weights = conversation.ids, conversation.weights.copy()
+        if ids.max() >= self._tokenizer.vocab_size:
+            raise RowError(
+                f"token id {ids.max()} is none of the tokenizer's {self._tokenizer.vocab_size:,}; use the tokenizer that the rows "
+                "were made with."
+            )
+        weights[0] = 0
+        return Example(ids, weights, -1, np.zeros(1, np.int32), ("other",))
 
     def _jobs(self, row: int, plan: RowPlan, guarded: bool) -> list[_Job]:
         texts = [*([plan.main] if plan.main else []), *plan.own]
@@ -225,7 +243,8 @@ class RowBuilder:
 
     def _example(self, job: _Job) -> Example:
         plan, (ids, starts, _) = job.plan, job.encoding
-        edges = [edge for span in plan.spans for edge in (span.start, span.end)]
+        weighted = [each for span in plan.spans for each in (span, *span.pieces)]  # a piece wins over what it lies in
+        edges = [edge for each in weighted for edge in (each.start, each.end)]
         found = starts.searchsorted(edges + plan.starts)
         prefix, suffix = (), ()
         if plan.ends_with_eos:
@@ -237,8 +256,8 @@ class RowBuilder:
         whole[:first], whole[first:end], whole[end:] = prefix, ids, suffix
         weights = np.zeros(len(whole), np.float32)
         tokens = (found[: len(edges)] + first).tolist()
-        for number, span in enumerate(plan.spans):
-            weights[tokens[2 * number] : tokens[2 * number + 1]] = span.weight
+        for number, each in enumerate(weighted):
+            weights[tokens[2 * number] : tokens[2 * number + 1]] = each.weight
         if plan.spans and plan.spans[-1].end == len(plan.text):
             weights[end:] = plan.spans[-1].weight
         weights[:1] = 0

@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sft_jax.config import ColumnsConfig
+from sft_jax.config_checks import is_expression
 from sft_jax.data.examples import RowError
+from sft_jax.data.expressions import fields_of
 from sft_jax.data.formats import FORMATS, Format
 from sft_jax.data.sources import Rows
 from sft_jax.errors import UserError, did_you_mean
@@ -21,13 +23,13 @@ def resolve_format(name: str, rows: Rows, columns: ColumnsConfig, skip_bad_rows:
     """
     if name == "auto":
         return detect_format(rows, columns, skip_bad_rows)
-    known = FORMATS[name].names(columns)
+    known = FORMATS[name].columns()
     for column in _named(columns):
         if column not in known:
             raise UserError(
                 f"data.columns.{column}: the format '{name}' has no such field; {did_you_mean(column, known)}."
             )
-    missing = {getattr(columns, column) for column in FORMATS[name].optional} - {""}
+    missing = set(_needed(FORMATS[name], columns))
     found: set[str] = set()
     scan = _scan(rows, strict=False)
     while not missing <= found and (each := next(scan, None)) is not None:
@@ -53,7 +55,7 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
     """
     named = _named(columns)
     candidates = {
-        name: form for name, form in FORMATS.items() if all(column in form.names(columns) for column in named)
+        name: form for name, form in FORMATS.items() if all(column in form.columns() for column in named)
     }
     if not candidates:
         raise UserError(f"data.columns: no format has all of {', '.join(named)}; {_known_columns()}.")
@@ -94,7 +96,7 @@ def _shapes(
     """Returns the shapes that the rows have, in the order in which they come up, and all fields."""
     names = sorted({name for form in candidates.values() for name in form.names(columns).values()})
     lists = sorted({form.names(columns)["messages"] for form in candidates.values() if form.turns[0]})
-    keys = sorted({key for form in candidates.values() for key in form.turns if key})
+    keys = sorted({key for form in candidates.values() for key in form.turn_fields(columns) if key})
     shapes: dict[tuple, _Shape] = {}
     known: set[str] = set()
     for number, row in _scan(rows, strict):
@@ -146,10 +148,16 @@ def _scan(rows: Rows, strict: bool) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _check_optional(form: Format, columns: ColumnsConfig, known: set[str]) -> None:
     """Raises UserError where an optional column was named and no row has it: the name must be wrong."""
-    for column in form.optional:
-        name = getattr(columns, column)
-        if name and name not in known:
+    for name, column in _needed(form, columns).items():
+        if name not in known:
             raise UserError(f"data.columns.{column}: no row has a field '{name}'; {did_you_mean(name, known)}.")
+
+
+def _needed(form: Format, columns: ColumnsConfig) -> dict[str, str]:
+    """Returns field -> column of the fields that some row should have: named optional ones, and those in expressions."""
+    named = {column: getattr(columns, column) for column in (*form.required, *form.optional)}
+    named = {column: name for column, name in named.items() if name and (column in form.optional or is_expression(name))}
+    return {field: column for column, name in named.items() for field in fields_of(name)}
 
 
 def _named(columns: ColumnsConfig) -> list[str]:
@@ -157,5 +165,5 @@ def _named(columns: ColumnsConfig) -> list[str]:
 
 
 def _known_columns() -> str:
-    parts = (f"{name} ({', '.join(form.names(ColumnsConfig()))})" for name, form in FORMATS.items())
+    parts = (f"{name} ({', '.join(form.columns())})" for name, form in FORMATS.items())
     return f"formats and their data.columns: {', '.join(parts)}"

@@ -7,15 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sft_jax.config import ColumnsConfig
-from sft_jax.config_checks import check_template_arguments
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.config_checks import check_template_arguments, is_expression
+from sft_jax.data.conversation import Conversation, Message, Piece
 from sft_jax.data.examples import RowError
-from sft_jax.data.messages import read_message, read_turn, text_of, unread_fields
+from sft_jax.data.expressions import evaluate, fields_of
+from sft_jax.data.messages import LEAST, MOST, read_message, read_turn, text_of, unread_fields, weight_of
 from sft_jax.data.sources import kind_of
 from sft_jax.data.tool_calls import NOTHING, read_tools
 from sft_jax.errors import UserError, did_you_mean
 
+IGNORED = -100  # label of a token that is not supervised, as transformers has it
 # Fields whose content would be lost: a row that has one is refused, not read without it.
 UNSUPPORTED = {
     "tools": "tools", "functions": "tools", "tool_calls": "tool calls",
@@ -29,29 +33,40 @@ class Format(NamedTuple):
     required: Mapping[str, str]  # name in data.columns -> standard name of the field
     optional: Mapping[str, str]
     reader: Callable[[dict[str, Any], Mapping[str, str]], Conversation]  # row, column -> field name
-    turns: tuple[str, str] = ("", "")  # fields that every turn of a chat has
+    turns: tuple[str, str] = ("", "")  # fields that every turn of a chat has: who speaks, and what
+    turn_columns: tuple[str, ...] = ()  # of data.columns: what is written otherwise in turns
     own: tuple[str, ...] = ()  # further fields that the reader reads, which cannot be renamed
 
     def names(self, columns: ColumnsConfig) -> dict[str, str]:
         """Returns column -> name of the field in the rows."""
         return {column: getattr(columns, column) or name for column, name in {**self.required, **self.optional}.items()}
 
+    def columns(self) -> tuple[str, ...]:
+        """Returns the columns that a configuration may name."""
+        return (*self.required, *self.optional, *self.turn_columns)
+
+    def turn_fields(self, columns: ColumnsConfig) -> tuple[str, str]:
+        """Returns the fields of a turn, as the rows call them."""
+        renamed = ("role", "content") if "role" in self.turn_columns else ("", "")
+        return tuple(getattr(columns, column, "") or name for column, name in zip(renamed, self.turns, strict=True))
+
     def has_fields(self, row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
         """Returns whether a row has every required field."""
         names = self.names(columns)
-        return all(row.get(names[column]) is not None for column in self.required)
+        return all(_has(row, names[column]) for column in self.required)
 
     def misfit(self, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
         """Returns why a row has not the shape of the format, or "" where it has. What fields hold is left to `read`."""
         names = self.names(columns)
         for column in self.required:
-            if row.get(names[column]) is None:
+            if not _has(row, names[column]):
                 return _missing(row, names[column], column)
         if self.turns[0]:
             turns = row[names["messages"]]
             first = turns[0] if isinstance(turns, list) and turns else None
-            if isinstance(first, dict) and not all(key in first for key in self.turns):
-                needed = " and ".join(map(repr, self.turns))
+            fields = self.turn_fields(columns)
+            if isinstance(first, dict) and not all(key in first for key in fields):
+                needed = " and ".join(map(repr, fields))
                 hint = "data.columns.messages names the field of another format"
                 return f"the turns in '{names['messages']}' have no {needed} ({hint})"
         return ""
@@ -60,7 +75,7 @@ class Format(NamedTuple):
         """Returns the conversation in a row. Raises RowError naming the field and the remedy."""
         names = self.names(columns)
         for column in self.required:
-            if row.get(names[column]) is None:
+            if not _has(row, names[column]):
                 raise RowError(
                     f"{_missing(row, names[column], column)}; correct the row or name the field in data.columns."
                 )
@@ -69,7 +84,27 @@ class Format(NamedTuple):
                 if content == "tools" and "tools" in names:
                     raise RowError(f"field '{field}' brings tools and is not read; set data.columns.tools={field}, or leave such rows out.")
                 raise RowError(f"field '{field}' brings {content}, which are not supported; leave such rows out.")
-        return _with_arguments(self.reader(row, names), row, names)
+        expressions = {name: evaluate(name, row) for name in names.values() if is_expression(name)}
+        turns = self._standard_turns(row, names, columns) if self.turns[0] else {}
+        return _with_arguments(self.reader({**row, **expressions, **turns}, names), row, names)
+
+    def _standard_turns(self, row: Mapping[str, Any], names: Mapping[str, str], columns: ColumnsConfig) -> dict[str, Any]:
+        """Returns the list of turns with the standard fields and roles, where data.columns has others."""
+        fields, turns = self.turn_fields(columns), row[names["messages"]]
+        if (fields == self.turns and not columns.roles) or not isinstance(turns, list):
+            return {}
+
+        def standard(turn: Any) -> Any:
+            if not isinstance(turn, dict):
+                return turn
+            renamed = {ours: turn[theirs] for ours, theirs in zip(self.turns, fields, strict=True) if theirs in turn}
+            rest = {name: value for name, value in turn.items() if name not in fields}
+            speaker = renamed.get(self.turns[0])
+            if isinstance(speaker, str):
+                renamed[self.turns[0]] = columns.roles.get(speaker, speaker)
+            return {**rest, **renamed}
+
+        return {names["messages"]: [standard(turn) for turn in turns]}
 
     def unread_fields(self, row: Mapping[str, Any], columns: ColumnsConfig) -> set[str]:
         """Returns the fields of a row, and of its messages, that hold something and that `read` does not look at.
@@ -77,7 +112,8 @@ class Format(NamedTuple):
         Those of messages are called like "messages[].name".
         """
         columns_read = self.names(columns)
-        names = columns_read.values()
+        names = {field for name in columns_read.values() for field in fields_of(name)}
+        renamed = set(self.turn_fields(columns)) - set(self.turns)
         unread = {
             name
             for name, value in row.items()
@@ -87,7 +123,7 @@ class Format(NamedTuple):
             name = columns_read.get(column, "")
             turns = row.get(name)
             if isinstance(turns, list):
-                unread.update(f"{name}[].{field}" for turn in turns for field in unread_fields(turn))
+                unread.update(f"{name}[].{field}" for turn in turns for field in unread_fields(turn) - renamed)
         return unread
 
 
@@ -106,6 +142,11 @@ def _with_arguments(conversation: Conversation, row: Mapping[str, Any], names: M
         except UserError as error:
             raise RowError(str(error)) from error
     return replace(conversation, tools=tools, template_kwargs=kwargs) if tools or kwargs else conversation
+
+
+def _has(row: Mapping[str, Any], name: str) -> bool:
+    """Returns whether a row has a field; whether it has those of an expression is told when that is evaluated."""
+    return is_expression(name) or row.get(name) is not None
 
 
 def _missing(row: Mapping[str, Any], name: str, column: str) -> str:
@@ -178,6 +219,66 @@ def _read_text(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation
     return Conversation(text=text)
 
 
+def _read_segments(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
+    """Texts that are joined as they are, each with `label` (true or false) or a weight; no template is put around them."""
+    texts: list[str] = []
+    pieces: list[Piece] = []
+    for index, segment in enumerate(_list(row, names["segments"])):
+        place = f"{names['segments']}[{index}]"
+        if not isinstance(segment, dict) or segment.get("text") is None:
+            raise RowError(f"'{place}' has no 'text'; correct the row.")
+        weight, label = weight_of(segment, place), segment.get("label")
+        if (weight is None) == (label is None) or not isinstance(label, (bool, type(None))):
+            raise RowError(f"{place}: needs either 'label', true or false, or a 'weight'; correct the row.")
+        start = sum(map(len, texts))
+        texts.append(text_of(segment["text"], f"{place}.text"))
+        pieces.append(Piece(start, start + len(texts[-1]), float(label) if weight is None else weight))
+    if not "".join(texts).strip():
+        raise RowError(f"'{names['segments']}' holds no text, so there is nothing to learn; remove the row.")
+    return Conversation(text="".join(texts), pieces=tuple(pieces))
+
+
+def _read_tokens(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
+    """Token ids with weights, or with `labels` in which -100 is not supervised; else all of them are. Nothing is added."""
+    ids = _numbers(row, names["ids"], "iu")
+    if len(ids) < 2:
+        raise RowError(f"'{names['ids']}' holds {len(ids)} tokens, so there is nothing to predict; remove the row.")
+    if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
+        raise RowError(f"'{names['ids']}' holds {ids.min() if ids.min() < 0 else ids.max()}, which is no token id; correct the row.")
+    mask, labels = row.get("attention_mask"), row.get("labels")
+    if mask is not None and not (_numbers(row, "attention_mask", "biu", len(ids)) == 1).all():
+        raise RowError("'attention_mask' is not 1 everywhere, so the row is padded; leave the padding out.")
+    weights = np.ones(len(ids), np.float32)
+    if row.get(names["weights"]) is not None:
+        if labels is not None:
+            raise RowError(f"has both '{names['weights']}' and 'labels'; keep one of them.")
+        weights = _numbers(row, names["weights"], "biuf", len(ids)).astype(np.float32)
+        off = ~((weights == 0) | (weights >= LEAST) & (weights <= MOST))
+        if off.any():
+            raise RowError(f"'{names['weights']}' must be 0, or from {LEAST:g} to {MOST:g}, not {weights[off][0]}; correct the row.")
+    elif labels is not None:
+        labels = _numbers(row, "labels", "iu", len(ids))
+        off = (labels != ids) & (labels != IGNORED)
+        if off.any():
+            place = int(off.argmax())
+            raise RowError(f"'labels' has {labels[place]} at token {place}, where the id is {ids[place]}; give the id itself or {IGNORED}.")
+        weights = (labels != IGNORED).astype(np.float32)
+    return Conversation(ids=ids.astype(np.int32), weights=weights)
+
+
+def _numbers(row: Mapping[str, Any], name: str, kinds: str, length: int | None = None) -> np.ndarray:
+    value = row[name]
+    try:
+        numbers = np.array(value) if isinstance(value, list) else None
+    except (ValueError, OverflowError):  # lists of different lengths
+        numbers = None
+    if numbers is None or numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in kinds):
+        raise RowError(f"'{name}' is not a list of {'numbers' if 'f' in kinds else 'whole numbers'}; correct the row.")
+    if length is not None and len(numbers) != length:
+        raise RowError(f"'{name}' has {len(numbers)} numbers for {length} tokens; correct the row.")
+    return numbers
+
+
 def _list(row: Mapping[str, Any], name: str) -> list:
     turns = row[name]
     if not isinstance(turns, list):
@@ -210,9 +311,11 @@ def _chat(messages: Sequence[Message], row: Mapping[str, Any], names: Mapping[st
 
 CHAT = {"system": "system", "tools": "tools", "chat_template_kwargs": "chat_template_kwargs"}
 FORMATS: dict[str, Format] = {
-    "messages": Format({"messages": "messages"}, CHAT, _read_messages, ("role", "content")),
+    "messages": Format({"messages": "messages"}, CHAT, _read_messages, ("role", "content"), ("role", "content", "roles")),
     "prompt_completion": Format({"prompt": "prompt", "completion": "completion"}, CHAT, _read_prompt_completion),
     "alpaca": Format({"instruction": "instruction", "output": "output"}, {"input": "input", **CHAT}, _read_alpaca, own=("history",)),
-    "sharegpt": Format({"messages": "conversations"}, CHAT, _read_sharegpt, ("from", "value")),
+    "sharegpt": Format({"messages": "conversations"}, CHAT, _read_sharegpt, ("from", "value"), ("roles",)),
     "text": Format({"text": "text"}, {}, _read_text),
+    "segments": Format({"segments": "segments"}, {}, _read_segments),
+    "tokens": Format({"ids": "input_ids"}, {"weights": "weights"}, _read_tokens, own=("labels", "attention_mask")),
 }

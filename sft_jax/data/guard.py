@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.alignment import Encoding
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.conversation import Conversation, Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS, Slot
 from sft_jax.data.seams import SeamEncoder
@@ -132,7 +132,13 @@ class Guard:
 
         return TextPlan(
             "".join(parts),
-            [span._replace(start=move(span.start), end=move(span.end)) for span in plan.spans],
+            [
+                span._replace(
+                    start=move(span.start), end=move(span.end),
+                    pieces=tuple(Piece(move(piece.start), move(piece.end), piece.weight) for piece in span.pieces),
+                )
+                for span in plan.spans
+            ],
             plan.turn,
             [move(start) for start in plan.starts],
             plan.roles,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sft_jax.data.conversation import ROLES, Message
+from sft_jax.data.conversation import ROLES, Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.sources import kind_of
 from sft_jax.data.tool_calls import NOTHING, Call, read_call_text, read_calls
@@ -28,8 +28,9 @@ LEAST, MOST = 1e-6, 1e6  # weights between which float32 loses nothing that matt
 def read_message(turn: Any, where: str) -> Message:
     """Reads `{"role", "content"}` with `weight` (or LLaMA-Factory's `loss_weight`) or `train`, and reasoning.
 
-    The content is text or a list of parts of type "text", which are joined, "reasoning" and "tool_call"; where there
-    are calls of tools it may be missing. `where` names the turn in messages. Raises RowError.
+    The content is text or a list of parts of type "text", which are joined and may have weights of their own,
+    "reasoning" and "tool_call"; where there are calls of tools it may be missing. `where` names the turn in messages.
+    Raises RowError.
     """
     calls = read_calls(turn, where) if isinstance(turn, dict) else ()
     turn = _object(turn, where, ("role",) if calls else ("role", "content"))
@@ -45,7 +46,8 @@ def read_message(turn: Any, where: str) -> Message:
     calls = calls or parts.calls
     _check_caller(role, calls, where)
     reasoning = _reasoning(turn, where, role, parts.reasoning)
-    return Message(role, parts.text, _weight(turn, where), reasoning, calls=calls, **_answered(turn, where, role))
+    weight, answered = weight_of(turn, where), _answered(turn, where, role)
+    return Message(role, parts.text, weight, reasoning, pieces=parts.pieces, calls=calls, **answered)
 
 
 def read_turn(turn: Any, where: str) -> Message:
@@ -57,13 +59,13 @@ def read_turn(turn: Any, where: str) -> Message:
         if calls:
             raise RowError(f"{where}: gives its calls twice; keep one of them.")
         calls = read_call_text(value, f"{where}.value")
-        return Message("assistant", "", _weight(turn, where), _reasoning(turn, where, "assistant", []), calls=calls)
+        return Message("assistant", "", weight_of(turn, where), _reasoning(turn, where, "assistant", []), calls=calls)
     if speaker not in SPEAKERS:
         raise RowError(f"{where}: unknown role {speaker!r}; {did_you_mean(speaker, SPEAKERS)}.")
     role = SPEAKERS[speaker]
     _check_caller(role, calls, where)
     reasoning = _reasoning(turn, where, role, [])
-    return Message(role, value, _weight(turn, where), reasoning, calls=calls, **_answered(turn, where, role))
+    return Message(role, value, weight_of(turn, where), reasoning, calls=calls, **_answered(turn, where, role))
 
 
 def unread_fields(turn: Any) -> set[str]:
@@ -108,6 +110,7 @@ class _Parts(NamedTuple):
     text: str
     reasoning: list[str] = []
     calls: tuple[Call, ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
 
 def _parts(content: Any, where: str) -> _Parts:
@@ -115,6 +118,7 @@ def _parts(content: Any, where: str) -> _Parts:
         return _Parts(text_of(content, where))
     texts: dict[str, list[str]] = {"text": [], "reasoning": []}
     calls: list[Call] = []
+    pieces: list[Piece] = []
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
         if not isinstance(part, dict):
@@ -131,8 +135,15 @@ def _parts(content: Any, where: str) -> _Parts:
         if kind == "tool_call":
             calls += read_call_text(text, f"{place}.{given[0]}")
         else:
+            start = sum(map(len, texts[kind]))
             texts[kind].append(text)
-    return _Parts("".join(texts["text"]), texts["reasoning"], tuple(calls))
+        weight = weight_of(part, place)
+        if weight is None:
+            continue
+        if kind != "text":
+            raise RowError(f"{place}: only parts of type 'text' can have weights of their own; weight the message instead.")
+        pieces.append(Piece(start, start + len(text), weight))
+    return _Parts("".join(texts["text"]), texts["reasoning"], tuple(calls), tuple(pieces))
 
 
 def _check_caller(role: str, calls: tuple[Call, ...], where: str) -> None:
@@ -148,7 +159,8 @@ def _answered(turn: Mapping[str, Any], where: str, role: str) -> dict[str, str]:
     return {ours: text_of(turn[field], f"{where}.{field}") for ours, field in fields if turn.get(field) is not None}
 
 
-def _weight(turn: Mapping[str, Any], where: str) -> float | None:
+def weight_of(turn: Mapping[str, Any], where: str) -> float | None:
+    """Returns the weight that a message, or a part of one, gives itself; None where it gives none. Raises RowError."""
     given = [name for name in WEIGHTS if turn.get(name) is not None]
     if len(given) > 1:
         raise RowError(f"{where}: has both '{given[0]}' and '{given[1]}'; keep one of them.")

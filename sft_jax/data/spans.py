@@ -8,15 +8,16 @@ thinking, that end the last turn differently, or whose prompt is no beginning of
 its own: prompt, answer, end-of-turn.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from sft_jax.config_checks import check_supervise
 from sft_jax.data.answers import find_answer
-from sft_jax.data.conversation import ROLES, Conversation, Message
+from sft_jax.data.conversation import ROLES, Conversation, Message, Piece
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import Located, Region, slots_of
+from sft_jax.data.locate import Located, Region, Slot, slots_of
 from sft_jax.data.rendering import Messages, Rendering
 
 
@@ -28,12 +29,26 @@ class Supervise(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Supervised characters. `turn` is the assistant turn that a prompt ends before, or -1 where none does."""
+    """Supervised characters. `turn` is the assistant turn that a prompt ends before, or -1 where none does.
+
+    `pieces` lie in it and have weights of their own; a token belongs to the piece in which it begins.
+    """
 
     start: int
     end: int
     weight: float
     turn: int
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def supervised(self) -> bool:
+        """Whether any of its characters has a weight."""
+        return self.end > self.start and (self.weight > 0 or any(piece.weight for piece in self.pieces))
+
+    def with_pieces(self, pieces: Sequence[Piece]) -> "Span":
+        """Returns the span with what lies in it of `pieces`."""
+        inside = (Piece(max(start, self.start), min(end, self.end), weight) for start, end, weight in pieces)
+        return self._replace(pieces=tuple(piece for piece in inside if piece.start < piece.end))
 
 
 @dataclass(slots=True)
@@ -76,10 +91,11 @@ def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:
     """Plans a prompt with its completion, or plain text, without a template: EOS ends it."""
     if conversation.kind == "text":
         text = conversation.text or ""
-        plan = TextPlan(text, [Span(0, len(text), 1.0, -1)], ends_with_eos=True)
+        weight = conversation.pieces[-1].weight if conversation.pieces else 1.0  # of the end
+        plan = TextPlan(text, [Span(0, len(text), weight, -1, conversation.pieces)], ends_with_eos=True)
         plan.roles, plan.starts = ("other",), [0]
         plan.regions = (Region(0, 0, "content", 0, len(text)),)
-        return RowPlan(plan, [], "plain", {})
+        return RowPlan(plan, [], "plain", {"weighted_parts": len(conversation.pieces)} if conversation.pieces else {})
     counts = {} if conversation.completion.strip() else {"empty_answers": 1}
     prompt = f"{conversation.system}\n\n{conversation.prompt}" if conversation.system else conversation.prompt
     prompt += conversation.separator
@@ -115,7 +131,8 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
     counts = _count_messages(messages, usual, weights)
     spans: dict[int, Span] = {}  # of the assistant turns that `text` shows as they were written
     own = []
-    for index, number in _chosen(messages, weights, supervise):
+    chosen = [bool(weight) or any(piece.weight for piece in message.pieces) for weight, message in zip(weights, messages, strict=True)]
+    for index, number in _chosen(messages, chosen, supervise):
         if index == 0:  # nothing asks for it, so there is no prompt that leads to it
             counts["unprompted_turns"] = 1
             continue
@@ -124,12 +141,14 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         shown = whole if last else rendering.render(history, False)
         answer = find_answer(rendering, history, slots, shown, counts)
         span = Span(answer.start, answer.end, weights[index], number)
+        place = rendering.locate(history, slots, False, shown) if answer.shown else answer.located
+        pieces = _placed(messages[index], index, slots, answer.text, place, rendering)
+        span = span.with_pieces(pieces)
         if last and answer.shown:
             text = answer.text
         if answer.shown and text.startswith(answer.text[: answer.end]):
             spans[index] = span
         else:
-            place = rendering.locate(history, slots, False, shown) if answer.shown else answer.located
             plan = _text_plan(answer.text[: answer.end], history, place, rendering, {index: span})
             plan.turn = number
             own.append(plan)
@@ -141,11 +160,13 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
                 f"{rendering.name}: messages cannot be told apart in its render, so they cannot have weights."
             )
         begins = [0, *main.starts[1:]]
-        main.spans = [Span(*each, -1) for each in zip(begins, [*begins[1:], len(text)], weights, strict=True)]
+        placed = [_placed(message, index, slots, text, located, rendering) for index, message in enumerate(messages)]
+        parts = zip(begins, [*begins[1:], len(text)], weights, placed, strict=True)
+        main.spans = [Span(start, end, weight, -1).with_pieces(pieces) for start, end, weight, pieces in parts]
     else:
-        main.spans += _other_roles(text, messages, weights, located, rendering)
+        main.spans += _other_roles(text, messages, weights, slots, located, rendering)
         main.spans.sort()
-    main.spans = [span for span in main.spans if span.end > span.start and span.weight]
+    main.spans = [span for span in main.spans if span.supervised]
     if own:
         counts["per_turn"] = len(own)
         if len(main.spans) == 1 and main.spans[0].turn >= 0:
@@ -168,20 +189,21 @@ def _usual_weights(messages: Sequence[Message], supervise: Supervise) -> list[fl
 
 
 def _count_messages(messages: Sequence[Message], usual: Sequence[float], weights: Sequence[float]) -> dict[str, int]:
-    counts = {"marked_messages": 0, "empty_answers": 0}
+    counts = {"marked_messages": 0, "empty_answers": 0, "weighted_parts": 0}
     for message, before, weight in zip(messages, usual, weights, strict=True):
         counts["marked_messages"] += bool(weight) and not before
+        counts["weighted_parts"] += len(message.pieces)
         if message.role == "assistant" and weight and not (message.content.strip() or message.reasoning or message.calls):
             counts["empty_answers"] += 1
     return {name: count for name, count in counts.items() if count}
 
 
-def _chosen(messages: Sequence[Message], weights: Sequence[float], supervise: Supervise) -> list[tuple[int, int]]:
+def _chosen(messages: Sequence[Message], chosen: Sequence[bool], supervise: Supervise) -> list[tuple[int, int]]:
     """Returns (message, number among the assistant's) of the assistant turns that are supervised as answers."""
     if supervise.mode == "all":
         return []
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    return [(index, number) for number, index in enumerate(turns) if weights[index]]
+    return [(index, number) for number, index in enumerate(turns) if chosen[index]]
 
 
 def _text_plan(
@@ -230,17 +252,46 @@ def _message_starts(plan: TextPlan, rendering: Rendering, spans: Mapping[int, Sp
     return starts
 
 
-def _other_roles(text, messages, weights, located, rendering: Rendering) -> list[Span]:
+def _placed(
+    message: Message, index: int, slots: Sequence[Slot], text: str, located: Located | None, rendering: Rendering
+) -> tuple[Piece, ...]:
+    """Returns the pieces of a message as places in a render. Raises RowError where the render does not show them."""
+    if not message.pieces or not message.content.strip():
+        return ()
+    own = [region for region in located.regions if region.message == index and region.kind != "call"] if located else []
+    own = [region for region in own if region.slot < 0 or slots[region.slot].path == ("content",)]
+    if not own or any(region.slot < 0 or text[region.start : region.end] != slots[region.slot].text for region in own):
+        raise RowError(
+            f"{rendering.name}: the content of message {index} is not found as it is in the render, so its parts cannot have "
+            "weights; weight the whole message."
+        )
+    first, last = slots[own[0].slot], slots[own[-1].slot]
+    if text[own[0].start : own[-1].end] == message.content[first.start : last.end]:  # markup between them too
+        before = os.path.commonprefix([message.content[: first.start][::-1], text[: own[0].start][::-1]])
+        after = os.path.commonprefix([message.content[last.end :], text[own[-1].end :]])
+        ranges = [(first.start - len(before), last.end + len(after), own[0].start - len(before))]
+    else:
+        ranges = [(slots[region.slot].start, slots[region.slot].end, region.start) for region in own]
+    return tuple(
+        Piece(place + max(piece.start, start) - start, place + min(piece.end, end) - start, piece.weight)
+        for piece in message.pieces
+        for start, end, place in ranges
+        if max(piece.start, start) < min(piece.end, end)
+    )
+
+
+def _other_roles(text, messages, weights, slots, located, rendering: Rendering) -> list[Span]:
     """Returns the spans of supervised messages that no prompt leads to: content and, where it shows, end of turn."""
     spans = []
     closings = [end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end]
     for index, message in enumerate(messages):
-        if message.role == "assistant" or not weights[index]:
+        pieces = _placed(message, index, slots, text, located, rendering) if message.role != "assistant" else ()
+        if message.role == "assistant" or not (weights[index] or any(piece.weight for piece in pieces)):
             continue
         own = [region for region in located.regions if region.message == index] if located else []
         if message.content.strip() and not own:
             raise RowError(f"{rendering.name}: message {index} of the {message.role} is not found in its render.")
         for region in own:
             closing = next((end for end in closings if text.startswith(end, region.end)), "")
-            spans.append(Span(region.start, region.end + len(closing), weights[index], -1))
+            spans.append(Span(region.start, region.end + len(closing), weights[index], -1).with_pieces(pieces))
     return spans

@@ -526,8 +526,11 @@ def test_template_classes(assets):
     ]
     assert set(kinds) == {"once", "cut", "per_turn", "refused:"}
     # Refusals are the templates' own.
-    refused = [value for row in golden.values() for value in row.values() if value.startswith("refused:")]
-    assert all("does not accept the conversation" in value for value in refused)
+    refused = {(shape, value) for row in golden.values() for shape, value in row.items() if value.startswith("refused:")}
+    own = "does not accept the conversation"
+    assert all(own in value for shape, value in refused if not shape.startswith("tool call"))
+    rest = [value for shape, value in refused if own not in value]
+    assert all("shows no calls of tools" in value or ("Prompt: " in value and "conversation: " in value) for value in rest)
 
 
 def test_counts_are_documented(stock, tiny):

@@ -122,7 +122,7 @@ def test_columns_that_no_format_or_row_has(rows_of):
     rows = rows_of(ROWS["alpaca"][0])
     with pytest.raises(UserError, match="no format has all of prompt, output"):
         detect_format(rows, ColumnsConfig(prompt="a", output="b"))
-    with pytest.raises(UserError, match="data.columns.prompt: the format 'alpaca' has no such field.*Known: input"):
+    with pytest.raises(UserError, match="data.columns.prompt: the format 'alpaca' has no such field.*Known: chat_template_kwargs, input"):
         resolve_format("alpaca", rows, ColumnsConfig(prompt="a"))
     for run in (lambda columns: detect_format(rows, columns), lambda columns: resolve_format("alpaca", rows, columns)):
         with pytest.raises(UserError, match="data.columns.input: no row has a field 'inptu'; did you mean 'input'"):

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from format_rows import ANSWER, ROWS, STANDARD, TURNS, USER, any_row, chat, fields, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.conversation import ROLES, Message
+from sft_jax.data.conversation import ROLES, Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.format_detection import detect_format, resolve_format
 from sft_jax.data.formats import FORMATS
@@ -35,7 +36,7 @@ def test_a_row_of_each_format(name, rows_of):
     row, wanted = ROWS[name]
     assert read(name, row) == wanted
     assert detect_format(rows_of(row, {**row, "id": 7, "source": None}), STANDARD) == name
-    kind = {"text": "text", "prompt_completion": "completion", "alpaca": "completion"}.get(name, "chat")
+    kind = {"text": "text", "segments": "text", "tokens": "tokens", "prompt_completion": "completion", "alpaca": "completion"}.get(name, "chat")
     assert wanted.kind == kind
 
 
@@ -206,6 +207,24 @@ def test_messages_of_a_prompt_are_no_answers():
         read("prompt_completion", {"prompt": [ANSWER], "completion": [USER]})
 
 
+def test_parts_with_weights():
+    parts = [{"type": "text", "text": "Hel", "weight": 0}, {"type": "text", "text": "lo"}, {"type": "text", "text": "!", "train": True}]
+    message = read("messages", chat(USER, {**ANSWER, "content": parts, "weight": 0.5})).messages[1]
+    assert message == Message("assistant", "Hello!", 0.5, pieces=(Piece(0, 3, 0.0), Piece(5, 6, 1.0)))
+    for part, wrong in (({"type": "text", "text": "x", "weight": -1}, "0 or more"), ({"type": "reasoning", "value": "x", "weight": 1}, "only parts of type 'text'")):
+        with pytest.raises(RowError, match=wrong):
+            read("messages", chat(USER, {**ANSWER, "content": [part, *parts]}))
+
+
+def test_tokens():
+    for extra, wanted in (
+        ({}, [1, 1, 1]), ({"weights": [0, 0.5, 2]}, [0, 0.5, 2]), ({"labels": [-100, -100, 7]}, [0, 0, 1]), ({"attention_mask": [1, 1, 1]}, [1, 1, 1]),
+    ):  # fmt: skip
+        found = read("tokens", {"input_ids": [5, 0, 7], **extra})
+        assert found.ids.tolist() == [5, 0, 7] and found.weights.tolist() == wanted
+        assert (found.ids.dtype, found.weights.dtype) == (np.int32, np.float32)
+
+
 def test_text_rows_without_text():
     for text in ("", " \n"):
         with pytest.raises(RowError, match="'text' is empty"):
@@ -298,6 +317,24 @@ def test_every_role(rows_of):
         ("alpaca", {"instruction": "x", "input": [], "output": "y"}, "'input' is a list"),
         ("text", {"text": ["x"]}, "'text' is a list, not text"),
         ("text", {"text": "x", "system": 1}, None),
+        ("segments", {"segments": "x"}, "'segments' is text, not a list"),
+        ("segments", {"segments": [{"label": True}]}, r"'segments\[0\]' has no 'text'"),
+        ("segments", {"segments": [{"text": "x"}]}, r"segments\[0\]: needs either 'label', true or false, or a 'weight'"),
+        ("segments", {"segments": [{"text": "x", "label": 1}]}, "needs either 'label', true or false"),
+        ("segments", {"segments": [{"text": "x", "label": True, "weight": 1}]}, "needs either"),
+        ("segments", {"segments": [{"text": " ", "label": True}]}, "holds no text"),
+        ("tokens", {"input_ids": "x"}, "'input_ids' is not a list of whole numbers"),
+        ("tokens", {"input_ids": [1.5, 2]}, "'input_ids' is not a list of whole numbers"),
+        ("tokens", {"input_ids": [[1], [2, 3]]}, "'input_ids' is not a list of whole numbers"),
+        ("tokens", {"input_ids": [10**30, 2]}, "'input_ids' is not a list of whole numbers"),
+        ("tokens", {"input_ids": [1]}, "holds 1 tokens, so there is nothing to predict"),
+        ("tokens", {"input_ids": [-1, 2]}, "holds -1, which is no token id"),
+        ("tokens", {"input_ids": [1, 2], "weights": [1]}, "'weights' has 1 numbers for 2 tokens"),
+        ("tokens", {"input_ids": [1, 2], "weights": [1, float("nan")]}, "must be 0, or from 1e-06 to .*, not nan"),
+        ("tokens", {"input_ids": [1, 2], "weights": [1, -1]}, "not -1.0"),
+        ("tokens", {"input_ids": [1, 2], "weights": [1, 1], "labels": [1, 2]}, "has both 'weights' and 'labels'"),
+        ("tokens", {"input_ids": [1, 2], "labels": [2, -100]}, "'labels' has 2 at token 0, where the id is 1"),
+        ("tokens", {"input_ids": [1, 2], "attention_mask": [1, 0]}, "the row is padded"),
     ],
 )
 def test_rows_that_cannot_be_used(name, row, message):
@@ -324,7 +361,8 @@ def test_any_row_is_a_conversation_or_a_row_error(row, name, columns):
         except RowError as error:
             assert str(error)
             continue
-        assert [conversation.messages, conversation.completion, conversation.text].count(None) == 2
+        kinds = (conversation.messages, conversation.completion, conversation.text, conversation.ids)
+        assert sum(each is not None for each in kinds) == 1
         if conversation.kind == "chat":
             assert any(message.role == "assistant" for message in conversation.messages)
             for message in conversation.messages:

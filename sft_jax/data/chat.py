@@ -30,6 +30,8 @@ COUNTS = {
     "empty_answers": "answers without text, so that only their end is trained on",
     "marked_messages": "messages that are supervised because the row says so, not by data.supervise",
     "weighted_parts": "parts of messages or texts that have weights of their own",
+    "generation_less": "answers of which the template's {% generation %} leaves out a part, which is not supervised",
+    "end_left_out": "answers whose end the template's {% generation %} leaves out, so that the model does not learn to stop",
     "unprompted_turns": "assistant turns at the beginning of a row, which no prompt leads to; not supervised",
 }
 

@@ -75,6 +75,10 @@ class Rendering:
         """Returns what a template writes around contents of no meaning; None where it refuses them."""
         return self._locator.render_neutral(messages, slots_of(messages), prompt)
 
+    def generated(self, messages: Messages, text: str) -> list[tuple[int, int]] | None:
+        """Returns what of `text`, the render of `messages`, stands in `{% generation %}`; None where there is no such block."""
+        return self.template.generated(messages, text, **self._kwargs)
+
     @functools.cached_property
     def turn_end(self) -> TurnEnd:
         """How turns end."""

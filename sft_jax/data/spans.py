@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from sft_jax.config_checks import check_supervise
-from sft_jax.data.answers import find_answer
+from sft_jax.data.answers import Answer, find_answer
 from sft_jax.data.conversation import ROLES, Conversation, Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Located, Region, Slot, slots_of
@@ -143,7 +143,8 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         span = Span(answer.start, answer.end, weights[index], number)
         place = rendering.locate(history, slots, False, shown) if answer.shown else answer.located
         pieces = _placed(messages[index], index, slots, answer.text, place, rendering)
-        span = span.with_pieces(pieces)
+        left_out = _left_out(rendering.generated(history, shown), shown, answer, counts)
+        span = span.with_pieces([*pieces, *left_out])
         if last and answer.shown:
             text = answer.text
         if answer.shown and text.startswith(answer.text[: answer.end]):
@@ -250,6 +251,31 @@ def _message_starts(plan: TextPlan, rendering: Rendering, spans: Mapping[int, Sp
         starts.append(max(start, starts[-1] if starts else 0))
         done = max(done, last[index].end if index in last else content)
     return starts
+
+
+def _left_out(generated: list[tuple[int, int]] | None, shown: str, answer: Answer, counts: dict[str, int]) -> list[Piece]:
+    """Returns what of an answer the template's `{% generation %}` leaves out, so that it is not supervised.
+
+    Args:
+        generated: what stands in it in `shown`, the render that ends with the turn.
+        counts: gets how many answers are not supervised as a whole, and how many not to their end.
+    """
+    if generated is None:
+        return []
+    said = answer.text[answer.start : answer.end]
+    end = answer.end if answer.shown else shown.rfind(said) + len(said)
+    if not answer.shown and end < len(said):  # put together in a way that the template does not show
+        return []
+    moved = answer.end - end
+    inside = [(max(start + moved, answer.start), min(stop + moved, answer.end)) for start, stop in generated]
+    inside = [(start, stop) for start, stop in inside if start < stop]
+    edges = [answer.start, *(edge for pair in inside for edge in pair), answer.end]
+    left_out = [Piece(start, stop, 0.0) for start, stop in zip(edges[::2], edges[1::2], strict=True) if answer.text[start:stop].strip()]
+    if left_out:
+        counts["generation_less"] = counts.get("generation_less", 0) + 1
+        if left_out[-1].end == answer.end:
+            counts["end_left_out"] = counts.get("end_left_out", 0) + 1
+    return left_out
 
 
 def _placed(

@@ -4,9 +4,12 @@ Templates come from model repositories and are not trusted: the sandbox keeps th
 renders in a loop does so in a process that is watched for time and memory.
 """
 
+import contextvars
 import datetime
 import functools
+import itertools
 import json
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +56,7 @@ class ChatTemplate:
         self.name = name
         self.now = now or datetime.datetime.now()
         self.read_clock = False
+        self.marks_generation = _BLOCK.search(source) is not None
         try:
             code = _compile(source)
         except jinja2.TemplateError as error:
@@ -93,6 +97,26 @@ class ChatTemplate:
         except Exception as error:  # a template can fail in every way that Python can
             reason = str(error).strip() or type(error).__name__
             raise RowError(f"{self.name} does not accept the conversation: {reason}") from error
+
+
+    def generated(self, messages: Sequence[Mapping[str, Any]], text: str, **kwargs: Any) -> list[tuple[int, int]] | None:
+        """Returns the characters of `text`, the render of `messages`, that stand in `{% generation %}`.
+
+        None where the template has no such block. Raises RowError where it cannot be told what they are.
+        """
+        if not self.marks_generation:
+            return None
+        token = _marking.set(True)
+        try:
+            marked = self.render(messages, False, **kwargs)
+        finally:
+            _marking.reset(token)
+        parts = _MARKS.split(marked)
+        marks = _MARKS.findall(marked)
+        if "".join(parts) != text or marks != [_BEGIN, _END] * (len(marks) // 2):
+            raise RowError(f"{self.name}: what stands in its {{% generation %}} cannot be told from the render; take the block out.")
+        ends = list(itertools.accumulate(map(len, parts)))
+        return list(zip(ends[:-1:2], ends[1::2], strict=True))
 
 
 def message_dict(message, form: CallForm = CALL_FORMS[0]) -> dict[str, Any]:
@@ -152,7 +176,7 @@ def _read(setting: str) -> str:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: marks what the model writes. Spans are derived without it, so it only passes text on."""
+    """`{% generation %}`: what the model writes. `ChatTemplate.generated` has it marked, other renders pass it on."""
 
     tags = {"generation"}
 
@@ -162,7 +186,13 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
     def _body(self, caller) -> str:
-        return caller()
+        return f"{_BEGIN}{caller()}{_END}" if _marking.get() else caller()
+
+
+_BEGIN, _END = "\U00107ffc", "\U00107ffd"  # beyond what sft_jax.data.locate marks with, before the aliases of the guard
+_MARKS = re.compile(f"[{_BEGIN}{_END}]")
+_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
+_marking: contextvars.ContextVar[bool] = contextvars.ContextVar("marking", default=False)
 
 
 class _Dict:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.examples import RowError
+from sft_jax.data.json_rows import kind_of
 from sft_jax.data.messages import NOTHING, read_message, read_turn, text_of, unread_fields
-from sft_jax.data.sources import kind_of
 from sft_jax.errors import did_you_mean
 
 # Fields whose content would be lost: a row that has one is refused, not read without it.

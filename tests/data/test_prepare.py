@@ -17,7 +17,8 @@ from sft_jax.config import parse_config
 from sft_jax.data import build, stores, tokenizer_cache
 from sft_jax.data.chat import build_rows
 from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.prepare import default_cache, prepare
+from sft_jax.data.cache import default_cache
+from sft_jax.data.prepare import prepare
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokenizer_cache import open_tokenizer
 from sft_jax.data.tokens import load_tokenizer

@@ -94,13 +94,19 @@ def open_arrow(file: File) -> TableFile:
 
 def _batch_of_file(path: str, batch: int) -> pa.Table:
     with pa.OSFile(path) as source:
-        return pa.Table.from_batches([pa.ipc.open_file(source).get_batch(batch)])
+        return _checked(pa.ipc.open_file(source).get_batch(batch))
 
 
 def _batch_of_stream(path: str, schema: pa.Schema, offset: int) -> pa.Table:
     with pa.OSFile(path) as source:
         source.seek(offset)
-        return pa.Table.from_batches([pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)])
+        return _checked(pa.ipc.read_record_batch(pa.ipc.read_message(source), schema))
+
+
+def _checked(batch: pa.RecordBatch) -> pa.Table:
+    """Returns a batch as a table. Its buffers are those of the file, where damaged offsets would point anywhere."""
+    batch.validate(full=True)
+    return pa.Table.from_batches([batch])
 
 
 def _batches(source: pa.NativeFile, schema: pa.Schema, label: str) -> tuple[list[int], list[int]]:

@@ -57,7 +57,7 @@ def _fields(data: bytes, delimiter: str) -> list[str]:
     try:
         (fields,) = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
     except csv.Error as error:
-        raise RowError(f"is not valid CSV ({error}); a quote inside a quoted field is written twice.") from error
+        raise RowError(f"is not valid CSV ({str(error).partition(' - ')[0]}); a quote inside a quoted field is written twice.") from error
     return fields
 
 

@@ -127,13 +127,17 @@ def open_rows(
 
 
 def _open(name: str, label: str, shared: Shared) -> list[Part]:
-    for prefix, open_set in SETS.items():
-        if name.startswith(prefix):
-            return open_set(name, label, shared)
+    if kind := _set_of(name):
+        return SETS[kind](name, label, shared)
     path = remote.copy(name, label, shared) if remote.is_url(name) else os.path.expanduser(name)
     if os.path.isdir(path):
         return open_saved(path, name, label, shared)
     return [READERS[suffix_of(path)](File(name, label, path, shared))]
+
+
+def _set_of(name: str) -> str:
+    """Returns the prefix in SETS that a name has, or "". A URL has none: hf:// is a file system of fsspec."""
+    return next((prefix for prefix in SETS if name.startswith(prefix) and not remote.is_url(name)), "")
 
 
 def _expand(paths: Sequence[str], what: str) -> list[str]:
@@ -144,10 +148,10 @@ def _expand(paths: Sequence[str], what: str) -> list[str]:
     seen: dict[str, str] = {}
     for name in names:
         place = name
-        if not name.startswith(tuple(SETS)) and not remote.is_url(name):
-            place = os.path.realpath(os.path.expanduser(name))
-        if not name.startswith(tuple(SETS)) and not os.path.isdir(place):
-            _check_suffix(name, what)
+        if not _set_of(name):
+            place = name if remote.is_url(name) else os.path.realpath(os.path.expanduser(name))
+            if not os.path.isdir(place):
+                _check_suffix(name, what)
         if place in seen:
             raise UserError(f"{what}: {name}: is the same file as {seen[place]}; name it once.")
         seen[place] = name
@@ -156,7 +160,7 @@ def _expand(paths: Sequence[str], what: str) -> list[str]:
 
 def _matches(path: str, what: str) -> list[str]:
     """Returns the names of files and data sets that one path stands for."""
-    if path.startswith(tuple(SETS)):
+    if _set_of(path):
         return [path]
     if remote.is_url(path):
         return remote.find(path, f"{what}: {path}")

@@ -43,12 +43,16 @@ def find(url: str, label: str) -> list[str]:
 
 
 def copy(url: str, label: str, shared: Shared) -> str:
-    """Returns the path of a copy of the file on this disk, made if it is not there; the log says so.
+    """Returns the path of a copy of the file on this disk, made if it is not there; the log says so. file:// needs none.
 
     The copy is found again by the URL and by what the store says of the file (etag, checksum, time): a file that has
     changed is copied anew. Where a store says nothing of that kind, it is copied every time.
     """
+    from fsspec.implementations.local import LocalFileSystem
+
     system, path = _system(url, label)
+    if isinstance(system, LocalFileSystem):
+        return path
     info = _call(label, lambda: system.info(path))
     versions = {key: str(info[key]) for key in _VERSIONS if info.get(key)}
     state = json.dumps([url, info.get("size"), versions], sort_keys=True)

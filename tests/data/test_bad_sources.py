@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_files import lines, write
+from row_kinds import zstd
 
 from sft_jax.data import pieces
 from sft_jax.data.examples import RowError
@@ -133,6 +134,20 @@ def test_a_damaged_gz(tmp_path):
     for damaged in (data[:-20], b"plain text", data[:200] + b"\x00" * 50 + data[250:]):
         Path(path).write_bytes(damaged)
         refused([path], "is not a whole gzip file")
+
+
+def test_a_damaged_zst(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    data = zstd(lines(*({"a": os.urandom(50).hex()} for _ in range(100))).encode())
+    for damaged, reason in (
+        (data[:-20], "Truncated compressed stream"),
+        (b"plain text", "ZSTD decompress failed: Unknown frame descriptor"),
+        (data + b"more", "ZSTD decompress failed: Unknown frame descriptor"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as caught:
+            open_rows([str(path)], "data.train")
+        assert str(caught.value) == f"data.train: {path}: is not a whole zstd file ({reason}); copy it again."
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

@@ -73,7 +73,8 @@ def test_a_store_that_tells_no_versions_is_copied_every_time(bucket, rows_of, mo
 
 def test_a_local_url_is_the_file(rows_of, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"n": 1}\n')
-    assert list(rows_of(f"file://{tmp_path}/a.jsonl")) == [{"n": 1}]
+    assert list(rows_of(f"file://{tmp_path}/a.jsonl")) == [{"n": 1}] and not rows_of.lines
+    assert not (tmp_path / "cache").exists()
 
 
 def refused(rows_of, name, message):

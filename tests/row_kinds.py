@@ -1,4 +1,4 @@
-"""Rows of text written as every kind of data that is read: KINDS is name -> writer of (folder, rows), which returns the name."""
+"""Rows of text written as every kind of data that is read: KINDS is name -> writer of (folder, rows) -> name of the data."""
 
 import csv
 import gzip

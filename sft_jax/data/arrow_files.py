@@ -68,7 +68,7 @@ def open_parquet(file: File) -> TableFile:
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     def load(group: int) -> pa.Table:
-        with pq.ParquetFile(file.path, metadata=metadata) as opened:
+        with pq.ParquetFile(file.path, metadata=metadata, page_checksum_verification=True) as opened:
             return opened.read_row_group(group)
 
     return TableFile(file, "parquet", counts, load)
@@ -122,7 +122,8 @@ def _batches(source: pa.NativeFile, schema: pa.Schema, label: str) -> tuple[list
             return offsets, counts
         if message.type == "dictionary":
             raise UserError(
-                f"{label}: is an Arrow stream with dictionary columns, whose batches cannot be read on their own; save it as Parquet."
+                f"{label}: is an Arrow stream with dictionary columns, whose batches cannot be read on their own; save it as "
+                "Parquet."
             )
         offsets.append(offset)
         counts.append(pa.ipc.read_record_batch(message, schema).num_rows)

@@ -57,7 +57,8 @@ def _fields(data: bytes, delimiter: str) -> list[str]:
     try:
         (fields,) = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
     except csv.Error as error:
-        raise RowError(f"is not valid CSV ({str(error).partition(' - ')[0]}); a quote inside a quoted field is written twice.") from error
+        reason = str(error).partition(" - ")[0]
+        raise RowError(f"is not valid CSV ({reason}); a quote inside a quoted field is written twice.") from error
     return fields
 
 
@@ -87,7 +88,8 @@ def _index(piece: Piece, begin: int, delimiter: str, label: str) -> Index:
         except csv.Error as error:
             if position == piece.size and "unexpected end of data" in str(error):
                 raise UserError(
-                    f"{label}:{first}: a double quote in this row is never closed, so the rest of the file is in it; correct the row."
+                    f"{label}:{first}: a double quote in this row is never closed, so the rest of the file is in it; correct "
+                    "the row."
                 ) from error
             fields = [""]  # a row of its own, of which reading says what is wrong
         if fields:
@@ -113,6 +115,7 @@ def _header(piece: Piece, index: Index, delimiter: str, label: str) -> list[str]
     other = next((mark for mark in (",", ";", "\t") if mark != delimiter and mark in names[0]), None)
     if len(names) == 1 and other:
         raise UserError(
-            f"{place}: the header is one field, {names[0]!r}; fields are separated by {delimiter!r} in this kind of file, not by {other!r}."
+            f"{place}: the header is one field, {names[0]!r}; fields are separated by {delimiter!r} in this kind of file, "
+            f"not by {other!r}."
         )
     return names

@@ -49,9 +49,9 @@ def open_saved(folder: str, name: str, label: str, shared: Shared, split: str = 
     if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
         splits = _read(Path(folder, "dataset_dict.json"), "splits", label)
         if split not in splits:
-            which = f"has no split '{split}'" if split else "has several splits"
+            which = f"has no split '{split}' but" if split else "has the splits"
             example = f"{PREFIX}{folder}:{splits[0] if splits else 'train'}"
-            raise UserError(f"{label}: {which}, but {', '.join(map(str, splits))}; name one of them, such as {example}.")
+            raise UserError(f"{label}: {which} {', '.join(map(str, splits))}; name one of them, such as {example}.")
         folder = os.path.join(folder, split)
     elif split:
         own = _state(folder, label).get("_split")
@@ -64,9 +64,9 @@ def open_saved(folder: str, name: str, label: str, shared: Shared, split: str = 
             "flatten_indices() of it."
         )
     files = state.get("_data_files")
-    if not isinstance(files, list) or not all(isinstance(each, dict) and isinstance(each.get("filename"), str) for each in files):
+    if not isinstance(files, list) or not all(isinstance(each, dict) and "filename" in each for each in files):
         raise UserError(f"{label}: its state.json names no files; save it again.")
-    paths = [Path(folder, os.path.basename(each["filename"])) for each in files]
+    paths = [Path(folder, os.path.basename(str(each["filename"]))) for each in files]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{label}: {path} is missing, which its state.json names; copy it again.")
@@ -103,7 +103,7 @@ def _prepared(repository: str, config: str | None, split: str, label: str) -> li
     folder = cache / (f"{owner}___{short}" if owner else short)
     configs = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not config and len(configs) > 1 and "default" not in configs:
-        raise UserError(f"{label}: has several configurations, {', '.join(configs)}; name one: {PREFIX}{repository}/{configs[0]}:{split}.")
+        raise _several(configs, repository, split, label)
     config = config or ("default" if "default" in configs else configs[0] if configs else "default")
     versions = (folder / config).rglob("dataset_info.json")
     for info in sorted(versions, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True):
@@ -160,10 +160,15 @@ def _from_hub(repository: str, config: str | None, split: str, label: str, share
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise UserError(
             f"{label}: is neither a folder here nor in the caches, and cannot be had as Parquet from the Hugging Face hub "
-            f"({reason_of(error)}); check the name, the network and your access, or download it where there is a network, save it "
-            "with save_to_disk and name that folder."
+            f"({reason_of(error)}); check the name, the network and your access, or download it where there is a network, save "
+            "it with save_to_disk and name that folder."
         ) from error
     return [Path(folder, file) for file in files]
+
+
+def _several(configs: list[str], repository: str, split: str, label: str) -> UserError:
+    example = f"{PREFIX}{repository}/{configs[0]}:{split}"
+    return UserError(f"{label}: has several configurations, {', '.join(configs)}; name one, such as {example}.")
 
 
 def _files_of(config: str | None, split: str, files: list[str], repository: str, label: str) -> list[str]:
@@ -174,7 +179,7 @@ def _files_of(config: str | None, split: str, files: list[str], repository: str,
         if len(parts) == 3 and file.endswith(".parquet"):
             found.setdefault(parts[0], {}).setdefault(parts[1], []).append(file)
     if config is None and len(found) > 1 and "default" not in found:
-        raise UserError(f"{label}: has several configurations, {', '.join(found)}; name one: {PREFIX}{repository}/{next(iter(found))}:{split}.")
+        raise _several(list(found), repository, split, label)
     config = config or ("default" if "default" in found else next(iter(found), "default"))
     splits = found.get(config, {})
     if f"partial-{split}" in splits:

@@ -14,7 +14,10 @@ from sft_jax.errors import UserError, reason_of
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # What an object store says of the content of a file; the name of each differs between stores.
-_VERSIONS = ("etag", "ETag", "md5Hash", "crc32c", "generation", "content_md5", "checksum", "LastModified", "last_modified", "updated", "mtime", "created")
+_VERSIONS = (
+    "etag", "ETag", "md5Hash", "crc32c", "generation", "content_md5", "checksum", "LastModified", "last_modified", "updated",
+    "mtime", "created",
+)  # fmt: skip
 
 
 def is_url(path: str) -> bool:
@@ -29,17 +32,26 @@ def is_url(path: str) -> bool:
 def find(url: str, label: str) -> list[str]:
     """Returns the URLs of the files that a URL or a glob of them names, sorted. Raises UserError where there are none."""
     system, path = _system(url, label)
-    if _call(label, lambda: system.isfile(path)):
+    info = _call(label, lambda: _info(system, path))
+    if info and info["type"] == "file":
         return [url]
     if glob.has_magic(path):
         found = _call(label, lambda: system.glob(path, detail=True))
-        names = sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
+        names = sorted(system.unstrip_protocol(name) for name, each in found.items() if each["type"] == "file")
         if not names:
             raise UserError(f"{label}: matches no file; check the URL and the pattern.")
         return names
-    if _call(label, lambda: system.isdir(path)):
+    if info:
         raise UserError(f"{label}: is a directory; name a file or a glob such as {url.rstrip('/')}/*.jsonl.")
-    raise UserError(f"{label}: there is no such file; check the URL, and that you may read it.")
+    raise UserError(f"{label}: there is no such file; check the URL.")
+
+
+def _info(system: Any, path: str) -> dict[str, Any] | None:
+    """Returns what the store says of a path, None where there is nothing. (`isfile` would take every error for that.)"""
+    try:
+        return system.info(path)
+    except FileNotFoundError:
+        return None
 
 
 def copy(url: str, label: str, shared: Shared) -> str:
@@ -73,7 +85,9 @@ def copy(url: str, label: str, shared: Shared) -> str:
             raise UserError(f"{label}: {copied:,} of {size:,} bytes were copied; start again.")
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(f"{folder}: cannot hold a copy of {url} ({reason_of(error)}); free space there, or set data.cache_dir.") from error
+        raise UserError(
+            f"{folder}: cannot hold a copy of {url} ({reason_of(error)}); free space there, or set data.cache_dir."
+        ) from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

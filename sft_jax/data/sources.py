@@ -21,7 +21,7 @@ from sft_jax.data.parts import Blocks, File, Part, Shared
 from sft_jax.data.pieces import PACKINGS, Pieces, packing
 from sft_jax.data.text_files import suffix_of
 from sft_jax.data.tfds_sets import open_tfds
-from sft_jax.errors import UserError
+from sft_jax.errors import UserError, reason_of
 
 # A further kind of file is a function and a line. It raises UserError for what is no such file; OSError is told here.
 READERS: dict[str, Callable[[File], Part]] = {
@@ -116,7 +116,8 @@ def open_rows(
         try:
             found = _open(name, label, shared)
         except OSError as error:
-            raise UserError(f"{label}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+            reason = error.strerror or reason_of(error)
+            raise UserError(f"{label}: cannot be read ({reason}); check the file and its permissions.") from error
         if not sum(map(len, found)):
             state = "holds no rows" if any(part.size for part in found) else "is empty"
             raise UserError(f"{label}: {state}; leave it out, or write it again.")
@@ -181,6 +182,8 @@ def _check_suffix(name: str, what: str) -> None:
     suffix = suffix_of(name)
     if suffix not in READERS:
         kinds, packed = ", ".join(READERS), ", ".join(PACKINGS)
-        raise UserError(f"{what}: {name}: is no kind of file that is read here; use {kinds}; those of text also with {packed}.")
+        raise UserError(
+            f"{what}: {name}: is no kind of file that is read here; use {kinds}; those of text also with {packed}."
+        )
     if packing(name) and suffix not in PACKED:
         raise UserError(f"{what}: {name}: files of kind {suffix} are not read packed; unpack it first.")

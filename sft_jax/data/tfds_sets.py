@@ -14,6 +14,7 @@ from sft_jax.data.examples import RowError
 from sft_jax.data.json_rows import text_or_bytes
 from sft_jax.data.parts import File, Part, Row, Shared
 from sft_jax.data.pieces import file_sha256
+from sft_jax.data.remote import is_url
 from sft_jax.errors import UserError, reason_of
 
 PREFIX = "tfds:"
@@ -29,7 +30,9 @@ def open_tfds(name: str, label: str, shared: Shared) -> list[Part]:
     """
     found = _NAME.fullmatch(name)
     if not found:
-        raise UserError(f"{label}: names no split of a TFDS data set; write it as tfds:name:split or tfds:name/config:split.")
+        raise UserError(
+            f"{label}: names no split of a TFDS data set; write it as tfds:name:split or tfds:name/config:split."
+        )
     builder = _builder(found["set"], label)
     try:
         instructions = builder.info.splits[found["split"]].file_instructions
@@ -41,13 +44,18 @@ def open_tfds(name: str, label: str, shared: Shared) -> list[Part]:
     parts: list[Part] = []
     for number, each in enumerate(instructions):
         path = os.fspath(each.filename)
+        if is_url(path):
+            raise UserError(
+                f"{label}: lies in {os.path.dirname(path)}; copy it to a local disk and set TFDS_DATA_DIR to the folder there."
+            )
         file = File(f"{name}/{os.path.basename(path)}", label, path, shared)
         if any(part.name == file.name for part in parts):  # of a sum of slices of one file
             file = file._replace(name=f"{file.name}#{number}")
         available = record_count(file)
         count = each.take if each.take >= 0 else available - each.skip
         if each.skip + count > available:
-            raise UserError(f"{label}: {path} has {available} of {each.skip + count} records; prepare the data set again.")
+            needed = each.skip + count
+            raise UserError(f"{label}: {path} has {available} of {needed} records; prepare the data set again.")
         content = f"tfds {builder.info.full_name} {kind} {each.skip} {count} {file_sha256(path)}"
         parts.append(RecordFile(file, content, each.skip, count, partial(_parse, features)))
     return parts
@@ -62,18 +70,19 @@ def _builder(name: str, label: str) -> Any:
         prepared = builder.is_prepared()
     except (ValueError, ImportError, AssertionError, OSError) as error:
         raise UserError(
-            f"{label}: TFDS knows and has no such data set ({reason_of(error)}); check its name, and TFDS_DATA_DIR, the folder "
-            "in which it was prepared."
+            f"{label}: TFDS knows and has no such data set ({reason_of(error)}); check its name, and TFDS_DATA_DIR, the "
+            "folder in which it was prepared."
         ) from error
     if not prepared:
         raise UserError(
-            f"{label}: is not prepared in {builder.data_path}; prepare it in Python with {prepare}, or set TFDS_DATA_DIR to the "
-            "folder in which it was prepared."
+            f"{label}: is not prepared in {builder.data_path}; prepare it in Python with {prepare}, or set TFDS_DATA_DIR to "
+            "the folder in which it was prepared."
         )
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"{label}: is prepared as {file_format}, which has no rows by number; prepare it as ArrayRecord, in Python with {prepare}."
+            f"{label}: is prepared as {file_format}, which has no rows by number; prepare it as ArrayRecord, in Python with "
+            f"{prepare}."
         )
     return builder
 
@@ -83,7 +92,8 @@ def _parse(features: Any, record: bytes) -> Row:
     try:
         row = features.deserialize_example_np(record)
     except Exception as error:  # every feature has a decoder of its own, whose errors could be any
-        raise RowError(f"cannot be decoded by TFDS ({type(error).__name__}: {reason_of(error)}); leave the data set out.") from error
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise RowError(f"cannot be decoded by TFDS ({reason}); prepare the data set again.") from error
     return _plain(features, row)
 
 

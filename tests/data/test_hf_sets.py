@@ -60,8 +60,8 @@ def test_several_splits(datasets, tmp_path):
     assert list(rows_of(f"hf:{tmp_path}/saved:test", tmp_path)) == CONTENT[:2]
     assert list(rows_of(tmp_path / "saved/train", tmp_path)) == CONTENT
     name = f"hf:{tmp_path}/saved:train"
-    refused(tmp_path / "saved", tmp_path, f": has several splits, but train, test; name one of them, such as {name}.")
-    refused(f"hf:{tmp_path}/saved:dev", tmp_path, f": has no split 'dev', but train, test; name one of them, such as {name}.")
+    refused(tmp_path / "saved", tmp_path, f": has the splits train, test; name one of them, such as {name}.")
+    refused(f"hf:{tmp_path}/saved:dev", tmp_path, f": has no split 'dev' but train, test; name one of them, such as {name}.")
     refused(f"hf:{tmp_path}/saved/train:test", tmp_path, ": is one data set and has no split 'test'; leave it out.")
 
 
@@ -117,7 +117,7 @@ def test_what_load_dataset_has_left(datasets, tmp_path):
     assert list(rows_of("hf:some-one/MathRows/main:test", tmp_path)) == CONTENT[:3]
     Rows(cache_dir=cache, repo_id="some-one/MathRows", dataset_name="MathRows", config_name="other").download_and_prepare()
     refused(
-        "hf:some-one/MathRows:train", tmp_path, ": has several configurations, main, other; name one: hf:some-one/MathRows/main:train."
+        "hf:some-one/MathRows:train", tmp_path, ": has several configurations, main, other; name one, such as hf:some-one/MathRows/main:train."
     )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_configurations_and_splits_of_the_hub(hub, tmp_path):
     hub.files.update({"a/train/0000.parquet": CONTENT, "b/partial-train/0000.parquet": CONTENT})
     assert list(rows_of("hf:some-one/rows/a:train", tmp_path)) == CONTENT
     name = "hf:some-one/rows"
-    refused(f"{name}:train", tmp_path, f": has several configurations, a, b; name one: {name}/a:train.")
+    refused(f"{name}:train", tmp_path, f": has several configurations, a, b; name one, such as {name}/a:train.")
     refused(f"{name}/a:test", tmp_path, f": there is no such split; the hub has {name}/a:train, {name}/b:partial-train.")
     refused(
         f"{name}/b:train", tmp_path,

@@ -85,7 +85,7 @@ def refused(rows_of, name, message):
 
 def test_urls_that_name_no_file(bucket, rows_of):
     bucket("folder/a.jsonl", b"{}\n")
-    refused(rows_of, f"{bucket.url}/b.jsonl", ": there is no such file; check the URL, and that you may read it.")
+    refused(rows_of, f"{bucket.url}/b.jsonl", ": there is no such file; check the URL.")
     refused(rows_of, f"{bucket.url}/*.csv", ": matches no file; check the URL and the pattern.")
     refused(rows_of, f"{bucket.url}/folder", f": is a directory; name a file or a glob such as {bucket.url}/folder/*.jsonl.")
     refused(rows_of, bucket("a.jsonl", b""), ": is empty; leave it out, or write it again.")
@@ -112,7 +112,7 @@ def test_a_scheme_that_nothing_reads(rows_of):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("call", ["isfile", "info", "get_file"])
+@pytest.mark.parametrize("call", ["info", "get_file"])
 def test_a_store_that_cannot_be_reached(bucket, rows_of, monkeypatch, call, tmp_path):
     url = bucket("a.jsonl", b"{}\n")
 
@@ -126,6 +126,19 @@ def test_a_store_that_cannot_be_reached(bucket, rows_of, monkeypatch, call, tmp_
         "to a local disk.",
     )  # fmt: skip
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_pattern_in_a_store_that_cannot_be_reached(bucket, rows_of, monkeypatch):
+    def fail(*args, **kwargs):
+        raise PermissionError(13, "Forbidden")
+
+    bucket("a.jsonl", b"{}\n")
+    monkeypatch.setattr(MemoryFileSystem, "glob", fail)
+    refused(
+        rows_of, f"{bucket.url}/*.jsonl",
+        ": cannot be read from there (PermissionError: [Errno 13] Forbidden); check the URL, the network and your credentials, or copy the "
+        "data to a local disk.",
+    )  # fmt: skip
 
 
 def test_a_copy_that_is_cut_short(bucket, rows_of, monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ READERS: dict[str, Callable[[File], Part]] = {
 PACKED = frozenset((".jsonl", ".ndjson", ".json", ".csv", ".tsv"))  # kinds that are read from .gz and .zst, too
 # A further kind of data set, which is named by more than a path: name, label for messages -> its parts.
 SETS: dict[str, Callable[[str, str, Shared], list[Part]]] = {"tfds:": open_tfds, "hf:": open_hugging_face}
+_HUB_ID = re.compile(r"[\w-]+/[\w-]+")
 
 
 class Where(NamedTuple):
@@ -171,7 +173,8 @@ def _matches(path: str, what: str) -> list[str]:
     if os.path.lexists(full):
         return [path]
     if not glob.has_magic(full):
-        raise UserError(f"{what}: {path}: there is no such file; check the path.")
+        hint = f" A data set of the Hugging Face hub is written hf:{path}:train." if _HUB_ID.fullmatch(path) else ""
+        raise UserError(f"{what}: {path}: there is no such file; check the path.{hint}")
     found = sorted(name for name in glob.glob(full, recursive=True) if not os.path.isdir(name))
     if not found:
         raise UserError(f"{what}: {path}: matches no file; check the path and the pattern.")

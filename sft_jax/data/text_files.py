@@ -1,6 +1,7 @@
 """Files in which a row is a range of bytes: JSON and CSV, also packed."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from sft_jax.data.pieces import Piece, changed, packing
 from sft_jax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
+_SHARD = re.compile(r"-\d+-of-\d+$")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -60,10 +62,10 @@ def begin_of_text(piece: Piece, label: str) -> int:
 
 
 def suffix_of(path: str) -> str:
-    """Returns the suffix of a file without that of its packing, in lower case.
+    """Returns the suffix of a file without that of its packing and without a number of a shard, in lower case.
 
-    >>> suffix_of("rows.JSONL.gz")
-    '.jsonl'
+    >>> suffix_of("rows.JSONL.gz"), suffix_of("rows.array_record-00000-of-00002")
+    ('.jsonl', '.array_record')
     """
     path = path.lower()
-    return os.path.splitext(path.removesuffix(packing(path)))[1]
+    return os.path.splitext(_SHARD.sub("", path.removesuffix(packing(path))))[1]

@@ -34,6 +34,12 @@ def test_random_rows_come_back_equal(content):
         assert list(open_rows([f"{folder}/a.array_record"], "data.train")) == content
 
 
+def test_shards_are_files_of_their_kind(tmp_path):
+    for number in range(2):
+        write_records(tmp_path / f"a.array_record-0000{number}-of-00002", [b'{"n": %d}' % number])
+    assert list(open_rows([f"{tmp_path}/a.array_record-*"], "data.train")) == [{"n": 0}, {"n": 1}]
+
+
 def test_an_example_is_its_features():
     made = tf_example_pb2.Example()
     feature = made.features.feature

@@ -95,6 +95,7 @@ def refused(paths, message):
 
 def test_paths_that_name_no_file(tmp_path):
     refused([tmp_path / "no.jsonl"], "no.jsonl: there is no such file")
+    refused(["openai/gsm8k"], "openai/gsm8k: there is no such file; check the path. A data set .* is written hf:openai/gsm8k:train.$")
     refused([tmp_path / "*.jsonl"], "matches no file")
     refused([tmp_path], "is a directory; name a file or a glob")
     refused([], "names no file")

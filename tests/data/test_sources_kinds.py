@@ -158,6 +158,25 @@ def test_a_file_that_changes_while_it_is_used(kind, make):
         rows[0]
 
 
+@pytest.mark.parametrize("kind", [name for name in BINARY if name not in ("hf", "tfds")], indirect=True)
+def test_any_bytes_are_rows_or_errors_that_are_told(kind, make):
+    name = make(ROWS)
+    data, generator = Path(name).read_bytes(), random.Random(1)
+    used = [place for place, byte in enumerate(data) if byte]  # an ArrayRecord file is mostly zeros
+    for _ in range(60):
+        damaged = bytearray(data)
+        for place in generator.sample(used, generator.choice([1, 2, 8])):
+            damaged[place] = generator.randrange(256)
+        Path(name).write_bytes(damaged)
+        try:
+            rows = make.open(name)
+            found = rows.read(0, len(rows))
+        except UserError as error:
+            assert name in str(error)
+        else:
+            assert all(isinstance(row, (dict, RowError)) for row in found)
+
+
 def test_an_error_of_a_row_is_of_that_row_only(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes(b'a,b\n1,2\n3\n"\xff",4\n5,6\n')

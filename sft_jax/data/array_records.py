@@ -19,12 +19,14 @@ _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # of random access, in t
 
 
 class RecordFile:
-    """A Part whose rows are records of an ArrayRecord file, [skip, skip + count) of them, which `parse` reads."""
+    """A Part whose rows are [skip, skip + count) of the `available` records of an ArrayRecord file, which `parse` reads."""
 
-    def __init__(self, file: File, content: str, skip: int, count: int, parse: Callable[[bytes], Row]):
+    def __init__(
+        self, file: File, content: str, available: int, skip: int, count: int, parse: Callable[[bytes], Row]
+    ):
         self.name, self._path, self._blocks = file.name, file.path, file.shared.blocks
         self.size, self.content = os.path.getsize(file.path), content
-        self._skip, self._count, self._parse = skip, count, parse
+        self._available, self._skip, self._count, self._parse = available, skip, count, parse
 
     def __len__(self) -> int:
         return self._count
@@ -48,7 +50,9 @@ class RecordFile:
                 raise changed(self.name)
             reader = ArrayRecordReader(self._path, _OPTIONS)
             try:
-                records = reader.read(block * BLOCK, min((block + 1) * BLOCK, reader.num_records()))
+                if reader.num_records() != self._available:
+                    raise changed(self.name)
+                records = reader.read(block * BLOCK, min((block + 1) * BLOCK, self._available))
             finally:
                 reader.close()
         except OSError as error:
@@ -61,7 +65,7 @@ class RecordFile:
 def open_array_record(file: File) -> RecordFile:
     """Opens an ArrayRecord file. Raises UserError where it is none."""
     count = record_count(file)
-    return RecordFile(file, f"array_record {file_sha256(file.path)}", 0, count, parse_record)
+    return RecordFile(file, f"array_record {file_sha256(file.path)}", count, 0, count, parse_record)
 
 
 def record_count(file: File) -> int:

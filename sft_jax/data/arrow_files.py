@@ -55,6 +55,8 @@ class TableFile:
                 raise damaged(self.name, error) from error
             except OSError as error:  # pyarrow raises it for damage too, but then without a number
                 raise (no_longer_read if error.errno else damaged)(self.name, error) from error
+            if table.num_rows != self._bases[number + 1] - self._bases[number]:
+                raise changed(self.name)
             return table, table.nbytes
 
         return self._blocks.get((self._path, number), load)

@@ -57,7 +57,7 @@ def open_tfds(name: str, label: str, shared: Shared) -> list[Part]:
             needed = each.skip + count
             raise UserError(f"{label}: {path} has {available} of {needed} records; prepare the data set again.")
         content = f"tfds {builder.info.full_name} {kind} {each.skip} {count} {file_sha256(path)}"
-        parts.append(RecordFile(file, content, each.skip, count, partial(_parse, features)))
+        parts.append(RecordFile(file, content, available, each.skip, count, partial(_parse, features)))
     return parts
 
 

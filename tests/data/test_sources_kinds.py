@@ -182,3 +182,17 @@ def test_an_error_of_a_row_is_of_that_row_only(tmp_path):
     path.write_bytes(b'a,b\n1,2\n3\n"\xff",4\n5,6\n')
     rows = open_rows([str(path)], "data.train")
     assert [isinstance(row, RowError) for row in rows.read(0, 4)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "array_record"], indirect=True)
+def test_a_file_of_as_many_bytes_with_other_rows(kind, make):
+    """It is replaced before it is read, with the same size and time."""
+    name, fewer = make(ROWS), make(ROWS[:200])
+    rows, state, data = make.open(name), os.stat(name), Path(fewer).read_bytes()
+    if kind == "parquet":  # whose footer is at the end; an ArrayRecord file is filled up to 64 KB
+        data = b"PAR1" + b"\0" * (state.st_size - len(data)) + data[4:]
+    assert len(data) == state.st_size
+    Path(name).write_bytes(data)
+    os.utime(name, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(UserError, match="has changed since|is damaged"):
+        rows.read(0, len(ROWS))

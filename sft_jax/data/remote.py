@@ -16,7 +16,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # What an object store says of the content of a file; the name of each differs between stores.
 _VERSIONS = (
     "etag", "ETag", "md5Hash", "crc32c", "generation", "content_md5", "checksum", "LastModified", "last_modified", "updated",
-    "mtime", "created",
+    "mtime", "created", "blob_id",
 )  # fmt: skip
 
 

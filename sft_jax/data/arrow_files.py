@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from sft_jax.data.arrow_values import table_rows
 from sft_jax.data.examples import RowError
-from sft_jax.data.parts import Blocks, File, Row
+from sft_jax.data.parts import File, Row
 from sft_jax.data.pieces import changed, damaged, file_sha256, no_longer_read
 from sft_jax.errors import UserError, reason_of
 

@@ -3,8 +3,9 @@
     python -m sft_jax.train --config configs/sft.py --workdir runs/mine \\
         --config.model.path=MODEL --config.data.train=train.jsonl --config.data.eval=held_out.jsonl
 
-`MODEL` is a Hugging Face directory or hub id, the workdir of an earlier run, or an adapter of PEFT. Rows are JSONL or JSON (`.gz` too):
-chats, prompt/completion pairs, alpaca, ShareGPT, plain text, segments or tokens; the format is detected. Flags that are often wanted:
+`MODEL` is a Hugging Face directory or hub id, the workdir of an earlier run, or an adapter of PEFT. Rows are in
+JSONL, JSON, CSV, Parquet, Arrow or ArrayRecord files, here or behind a URL, `tfds:name:split` or `hf:owner/name:split`: chats,
+prompt/completion pairs, alpaca, ShareGPT, plain text, segments or tokens; the format is detected. Flags that are often wanted:
 
     --config.data.max_length=4096             tokens in a packed row (documents share rows and never see each other)
     --config.data.columns.prompt=question     names of the fields, where they are not the standard ones

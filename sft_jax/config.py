@@ -63,7 +63,7 @@ class ColumnsConfig:
 class DataSetConfig:
     """One data set of `data.train` or `data.eval`. What it leaves out it takes from the `data` section."""
 
-    path: tuple[str, ...]  # files or globs
+    path: tuple[str, ...]  # files, globs, URLs, folders of save_to_disk, tfds:name/config:split, hf:owner/name/config:split
     name: str = ""
     weight: float | None = None  # share, see data.weight_by; None = every document once an epoch; not of an eval set
     format: FormatName = "auto"
@@ -76,6 +76,7 @@ class DataSetConfig:
 class DataConfig:
     """What is trained on and evaluated on."""
 
+    # a path (see DataSetConfig and sft_jax.data.sources.READERS), a list of them, or data sets by name
     train: tuple[DataSetConfig, ...] = ()
     eval: tuple[DataSetConfig, ...] = ()
     weight_by: Literal["documents", "supervised_tokens"] = "documents"  # what the weights of data sets are shares of
@@ -93,7 +94,7 @@ class DataConfig:
     #                                   template writes: "<|im_start|>,<|im_end|>"
     allow_special_tokens_in_content: bool = False
     bad_rows: Literal["error", "skip"] = "error"  # a row that cannot be used stops the run, or is counted and left out
-    cache_dir: str = ""  # of prepared data; empty = the user's cache folder
+    cache_dir: str = ""  # of prepared data and of copies of remote files; empty = the user's cache folder
     workers: int = 0  # processes that prepare data; 0 = one a core
     row_timeout: float = 20.0  # seconds that rendering one row may take
     row_memory_mb: int = 2048  # memory that rendering may take in a worker, beyond what it starts with
@@ -363,9 +364,6 @@ def _data_sets(value, split: str, data: DataConfig) -> tuple[DataSetConfig, ...]
         check_columns(f"{where}columns", item.get("columns") or {})
         if isinstance(item.get("columns"), dict):
             item["columns"] = {**inherited["columns"], **item["columns"]}
-        for path in item["path"] if isinstance(item["path"], (list, tuple)) else ():
-            if isinstance(path, str):
-                check_local(label, path)
         if isinstance(item.get("supervise"), str):
             check_supervise(f"{where}supervise", item["supervise"])
         if split == "eval" and "weight" in item:

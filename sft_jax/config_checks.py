@@ -42,12 +42,10 @@ def is_expression(column: str) -> bool:
 
 
 def check_local(key: str, path: str) -> None:
-    """Raises UserError for a URL: data are read, and kept prepared, on a local disk only."""
+    """Raises UserError for a URL: prepared data are read through memory maps."""
     found = _URL.match(path)
     if found:
-        raise UserError(
-            f"{key}: '{path}': {found.group()} is not read here; copy the data to a local disk first, and name that path."
-        )
+        raise UserError(f"{key}: '{path}': {found.group()} is not a local disk; name a folder on one.")
 
 
 def check_finite(key: str, value: float) -> float:

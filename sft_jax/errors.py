@@ -19,6 +19,15 @@ class StoppedBySignal(Exception):
     """The run was asked to stop; what there was to save is saved: exit code 75, start the same command again."""
 
 
+def reason_of(error: Exception) -> str:
+    """Returns the first line of what a library says, for messages.
+
+    >>> reason_of(ValueError("no such thing\\nsee elsewhere"))
+    'no such thing'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown name: the nearest known one, then all of them.
 

@@ -10,7 +10,7 @@ import jinja2.sandbox
 
 from sft_jax.config_checks import is_expression
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import kind_of
+from sft_jax.data.json_rows import kind_of
 from sft_jax.errors import UserError
 
 

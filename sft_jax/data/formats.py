@@ -15,7 +15,7 @@ from sft_jax.data.conversation import Conversation, Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.expressions import evaluate, fields_of
 from sft_jax.data.messages import LEAST, MOST, read_message, read_turn, text_of, unread_fields, weight_of
-from sft_jax.data.sources import kind_of
+from sft_jax.data.json_rows import kind_of
 from sft_jax.data.tool_calls import NOTHING, read_tools
 from sft_jax.errors import UserError, did_you_mean
 

@@ -1,74 +1,24 @@
 """Where the rows of a JSON or JSON Lines file begin and end, in bytes, so that any row can be read on its own."""
 
-import gzip
 import hashlib
 import json
-import os
-import tempfile
-import zlib
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from sft_jax.data.json_rows import parse_row
+from sft_jax.data.parts import File
+from sft_jax.data.pieces import BLOCK, Piece
+from sft_jax.data.text_files import Index, TextFile, begin_of_text, suffix_of
 from sft_jax.errors import UserError
 
-BLOCK = 1 << 24  # bytes that are looked at in one go
-BOM = b"\xef\xbb\xbf"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 SPACE = b" \t\r\n"
 
 
-class Index(NamedTuple):
-    """Row i is bytes [starts[i], ends[i]) and begins on line lines[i], counted from 1."""
-
-    starts: np.ndarray  # int64 [n]
-    ends: np.ndarray  # int64 [n]
-    lines: np.ndarray  # int64 [n]
-
-
-class Piece(NamedTuple):
-    """`size` bytes of an open file from `start` on: a file, or one of several that were unpacked into one."""
-
-    descriptor: int
-    start: int
-    size: int
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Returns the bytes [offset, offset + count), fewer where the piece or the file ends before that."""
-        parts, end = [], min(offset + count, self.size)
-        while offset < end:
-            part = os.pread(self.descriptor, end - offset, self.start + offset)
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def unpack(path: str, name: str, target: BinaryIO) -> Piece:
-    """Decompresses the .gz file `path` to the end of `target`. Raises UserError calling the file `name`.
-
-    A gzip stream cannot be entered in the middle, and rows are read in any order; memory would be needed for all of it.
-    """
-    start = target.seek(0, os.SEEK_END)
-    try:
-        with gzip.open(path, "rb") as source:
-            while block := source.read(BLOCK):
-                _write(target, block)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{name}: is not a whole gzip file ({error}); copy it again.") from error
-    return Piece(target.fileno(), start, target.tell() - start)
-
-
-def _write(file, block: bytes) -> None:
-    try:
-        file.write(block)
-        file.flush()
-    except OSError as error:
-        raise UserError(
-            f"{tempfile.gettempdir()}: cannot hold an unpacked data file ({error.strerror}); free space there, point "
-            "TMPDIR elsewhere, or unpack the .gz file yourself."
-        ) from error
+def open_json(file: File) -> TextFile:
+    """Opens a file of JSON objects: lines of them, or in `.json` an array. Raises UserError as `index_file` does."""
+    piece = file.shared.pieces.open(file.path, file.label)
+    index, content = index_file(piece, file.label, suffix_of(file.path))
+    return TextFile(file, piece.size, content, index, parse_row)
 
 
 def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
@@ -77,10 +27,8 @@ def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
     A `.json` file is an array of rows, or holds a row on each line like `.jsonl`; its first character tells. Raises
     UserError, calling the file `name`, where it is empty, in UTF-16, or an array that is malformed.
     """
+    begin = begin_of_text(piece, name)
     head = piece.read(0, 4096)
-    if head.startswith(UTF16):
-        raise UserError(f"{name}: is in UTF-16; save it as UTF-8.")
-    begin = len(BOM) if head.startswith(BOM) else 0
     while not (text := head[begin:].lstrip(SPACE)) and (more := piece.read(len(head), 4096)):
         head += more
     if suffix == ".json" and text.startswith(b"["):

@@ -5,13 +5,13 @@ what comes after it (over-length policy, mixture, packing) takes seconds and hap
 """
 
 import datetime
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sft_jax.config import DataConfig, data_set_key
+from sft_jax.data.cache import default_cache
 from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.data_report import describe_set, describe_stream
@@ -71,7 +71,7 @@ def prepare(
     """
     cache = cache_folder(config)
     opened = [  # before the tokenizer, which may take seconds to load: a wrong path is told at once
-        (split, key, item, open_rows(item.path, key))
+        (split, key, item, open_rows(item.path, key, cache, log))
         for split, items in (("train", config.train), ("eval", config.eval))
         for index, item in enumerate(items)
         for key in [data_set_key(split, index, item.name, len(items))]
@@ -130,12 +130,6 @@ def prepare(
 def cache_folder(config: DataConfig) -> Path:
     """Returns the folder in which prepared data are kept."""
     return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
-
-
-def default_cache() -> Path:
-    """Returns the user's cache folder for prepared data."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "sft_jax"
 
 
 def _apply_overlength(corpus: Corpus, sets: list[DataSet], max_length: int):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import kind_of, parse_json
+from sft_jax.data.json_rows import kind_of, parse_value
 
 NOTHING = (None, "", "[]", "{}", [], {})  # how rows write that there are no tools, calls, images
 
@@ -171,7 +171,7 @@ def _parsed(text: str, where: str) -> Any:
     """Returns what a JSON text in a row says, read as strictly as the row itself. Raises RowError."""
     _check_unicode(text, where)
     try:
-        return parse_json(text)
+        return parse_value(text.encode())
     except RowError as error:
         raise RowError(f"'{where}' {error}") from error
 

@@ -9,7 +9,7 @@ import time
 import jax
 from jax._src import xla_bridge  # has no public equivalent of backends_are_initialized
 
-from sft_jax.data.prepare import default_cache
+from sft_jax.data.cache import default_cache
 from sft_jax.errors import UserError
 
 _START_SECONDS = 300.0  # within which all processes of a run must have started

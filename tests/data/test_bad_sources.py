@@ -1,6 +1,5 @@
 """One message for everything that can be wrong with a file or a row."""
 
-import builtins
 import json
 import os
 import pickle
@@ -11,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_files import lines, write
+from row_kinds import zstd
 
-from sft_jax.data import json_files
+from sft_jax.data import pieces
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import open_rows, parse_row
+from sft_jax.data.json_rows import parse_row
+from sft_jax.data.sources import open_rows
 from sft_jax.errors import UserError
 
 
@@ -94,10 +95,12 @@ def refused(paths, message):
 
 def test_paths_that_name_no_file(tmp_path):
     refused([tmp_path / "no.jsonl"], "no.jsonl: there is no such file")
+    refused(["openai/gsm8k"], "openai/gsm8k: there is no such file; check the path. A data set .* is written hf:openai/gsm8k:train.$")
     refused([tmp_path / "*.jsonl"], "matches no file")
     refused([tmp_path], "is a directory; name a file or a glob")
     refused([], "names no file")
-    refused([write(tmp_path, "rows.csv", "a,b")], "no kind of file.*jsonl")
+    refused([write(tmp_path, "rows.txt", "a,b")], "no kind of file.*jsonl.*those of text also with .gz, .zst")
+    refused([write(tmp_path, "rows.parquet.gz", "a,b")], "files of kind .parquet are not read packed; unpack it first")
     path = write(tmp_path, "a.jsonl", lines({"a": 1}))
     refused([path, tmp_path / "*.jsonl"], "is the same file as")
 
@@ -134,16 +137,30 @@ def test_a_damaged_gz(tmp_path):
         refused([path], "is not a whole gzip file")
 
 
+def test_a_damaged_zst(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    data = zstd(lines(*({"a": os.urandom(50).hex()} for _ in range(100))).encode())
+    for damaged, reason in (
+        (data[:-20], "Truncated compressed stream"),
+        (b"plain text", "ZSTD decompress failed: Unknown frame descriptor"),
+        (data + b"more", "ZSTD decompress failed: Unknown frame descriptor"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as caught:
+            open_rows([str(path)], "data.train")
+        assert str(caught.value) == f"data.train: {path}: is not a whole zstd file ({reason}); copy it again."
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = write(tmp_path, "a.jsonl", lines({"a": 1}))
-    real = builtins.open
+    real = os.open
 
     def refuse(file, *args, **kwargs):
         if str(file) == path:
             raise PermissionError(13, "Permission denied", path)
         return real(file, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     refused([path], "cannot be read .Permission denied.")
 
 
@@ -153,8 +170,8 @@ def test_a_disk_too_full_to_unpack(tmp_path, monkeypatch):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
 
-    real = json_files._write
-    monkeypatch.setattr(json_files, "_write", lambda file, block: real(_Full(), block))
+    real = pieces._write
+    monkeypatch.setattr(pieces, "_write", lambda file, block: real(_Full(), block))
     with pytest.raises(UserError, match="cannot hold an unpacked data file .No space left on device.*TMPDIR"):
         open_rows([path], "data.train")
     assert not list(scratch.iterdir())

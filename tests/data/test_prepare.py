@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from row_kinds import KINDS
 from sentencepiece import sentencepiece_model_pb2
 from synthetic_data import documents_of
 
 from sft_jax.config import parse_config
 from sft_jax.data import build, stores, tokenizer_cache
+from sft_jax.data.cache import default_cache
 from sft_jax.data.chat import build_rows
 from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.prepare import default_cache, prepare
+from sft_jax.data.prepare import prepare
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokenizer_cache import open_tokenizer
 from sft_jax.data.tokens import load_tokenizer
@@ -94,6 +96,20 @@ def documents_by_line(stream) -> dict[tuple[str, int, int], tuple[list[int], lis
             name, file, line, turn = stream.identity(number)
             assert found.setdefault((name, line, turn), (ids, weights)) == (ids, weights)
     return found
+
+
+def test_rows_of_every_kind_become_the_same_documents(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    rows = pairs(40)
+    expected = None
+    for kind in ("jsonl", "csv", "parquet", "array_record", "hf", "tfds", "memory"):
+        (tmp_path / kind).mkdir()
+        stream = run(KINDS[kind](tmp_path / kind, rows)).train
+        found = [(ids.tolist(), weights.tolist()) for _, ids, weights in map(stream.document, range(stream.document_count))]
+        expected = expected or found
+        assert found == expected and len(found) == 40
+    (copy,) = (tmp_path / "cache/remote").rglob("*.jsonl")
+    assert any(f"copying {copy.stat().st_size:,} bytes to {copy}" in line for line in run.lines)
 
 
 def test_documents_are_what_build_rows_makes_of_each_row(run, tmp_path, tokenizer):

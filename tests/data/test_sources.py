@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_files import lines, read, write
+from row_kinds import zstd
 
 from sft_jax.data import json_files
 from sft_jax.data.examples import RowError
@@ -161,6 +163,23 @@ def test_the_fingerprint_follows_the_bytes_and_the_order(tmp_path):
 
     assert fingerprint(one) == fingerprint(same) == fingerprint(packed)
     assert len({fingerprint(*paths) for paths in ((one,), (two,), (one, two), (two, one), (array,))}) == 5
+
+
+def test_the_fingerprint_of_json_is_a_hash_of_the_bytes(tmp_path):
+    """Prepared data are found by it, so it never changes."""
+    paths = [write(tmp_path, "1.jsonl", lines({"a": 1})), write(tmp_path, "2.json", '[{"a": 2}]')]
+    digests = "".join(f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}\n" for path in paths)
+    assert open_rows(paths, "data.train").fingerprint == hashlib.sha256(digests.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("zst", zstd)])
+def test_an_archive_of_several_parts(tmp_path, suffix, pack):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(pack(b'{"n": 1}\n{"n"') + pack(b"") + pack(b": 2}\n"))
+    assert read(path)[0] == [{"n": 1}, {"n": 2}]
+    path.write_bytes(pack(b""))
+    with pytest.raises(UserError, match="is empty"):
+        read(path)
 
 
 def test_real_data_sets(assets):

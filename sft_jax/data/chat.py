@@ -238,7 +238,8 @@ class RowBuilder:
             weights[end:] = plan.spans[-1].weight
         weights[:1] = 0
         turn_starts = (found[len(edges) :] + first).astype(np.int32)
-        return Example(whole, weights, plan.turn, turn_starts, plan.roles)
+        text = plan.text if job.encoder is self._plain_encoder else self._guard.restore(plan.text)
+        return Example(whole, weights, plan.turn, turn_starts, plan.roles, text)
 
     def _result(self, row: int, rows, examples, seams, bad) -> BuiltRow | BadRow:
         if row in bad:

@@ -107,6 +107,16 @@ class RowStream:
         )  # fmt: skip
 
     @property
+    def corpus(self) -> Corpus:
+        """The examples that documents are made of."""
+        return self._corpus
+
+    @property
+    def documents(self) -> Documents:
+        """What rows are made of, each piece of an example once, in the order of the files."""
+        return self._documents
+
+    @property
     def document_count(self) -> int:
         """Documents that rows are made of, each counted once however often it comes up."""
         return len(self._documents)

@@ -14,7 +14,7 @@ from sft_jax.batch import Batch
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.mixture import make_mixture
 from sft_jax.data.overlength import Documents, supervised_targets, target_weights
-from sft_jax.data.packing import plan_rows
+from sft_jax.data.packing import PackPlan, plan_rows
 from sft_jax.data.rows import fill_rows, read_documents
 from sft_jax.errors import UserError
 
@@ -115,6 +115,11 @@ class RowStream:
     def documents(self) -> Documents:
         """What rows are made of, each piece of an example once, in the order of the files."""
         return self._documents
+
+    @property
+    def plan(self) -> PackPlan:
+        """Which documents are in which row."""
+        return self._plan
 
     @property
     def document_count(self) -> int:

@@ -2,6 +2,7 @@
 
 import bisect
 import heapq
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def wanted_rows(subject: Subject, filters: Filters) -> Wanted:
     if not wanted:
         files = sorted({name for item in sets for name in item.rows.names})
         if not any(_is_file(name, file) for name in files):
-            raise UserError(f"--row: no data set has a file '{file}'; {did_you_mean(file, files)}.")
+            raise UserError(f"--row: no data set has a file '{file}'; {did_you_mean(file, {os.path.basename(name) for name in files})}.")
         raise UserError(f"--row: no row begins at line {number} of {file}.")
     return wanted
 

@@ -1,12 +1,10 @@
-"""Shows what is trained on: python -m sft_jax.inspect_data --config configs/sft.py --config.model.path=MODEL --config.data.train=FILE
+"""Shows what is trained on: python -m sft_jax.inspect_data --config configs/sft.py [--config.KEY=VALUE ...]
 
-Examples as they are rendered, with the weight of every token; with --rows the packed rows of training; with --html FILE both in
-one page, with statistics of all data; with --json one object an example. It needs a tokenizer and no weights. Rows that cannot
-be used are shown with the reason. Exit codes: 0 done; 2 wrong input.
+The recipe and its keys are those of training. Examples as they are rendered, with the weight of every token; with --rows the
+packed rows of training; with --html FILE both in one page, with statistics of all data; with --json one object an example. It
+needs a tokenizer and no weights. Rows that cannot be used are shown with the reason. Exit codes: 0 done; 2 wrong input.
 """
 
-import dataclasses
-import itertools
 import sys
 from pathlib import Path
 
@@ -24,7 +22,9 @@ _IDS = flags.DEFINE_bool("ids", False, "Show every token with its id and weight;
 _WHITESPACE = flags.DEFINE_bool("whitespace", False, "Make spaces, tabs and newlines visible.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Show so many, at most; 0 = all. Default: 10, in a page 500, with --json all.")
 _SET = flags.DEFINE_string("set", "", "Only the data set of this name.")
-_ROW = flags.DEFINE_string("row", "", "Only this row: its number in the data set, or file:line; with --rows the number of a packed row.")
+_ROW = flags.DEFINE_string(
+    "row", "", "Only this row: its number in the data set, or file:line; with --rows the number of a packed row."
+)
 _LONGEST = flags.DEFINE_integer("longest", 0, "Only so many of the longest examples, longest first.")
 _CUT = flags.DEFINE_bool("cut", False, "Only examples cut at the seam of an answer (class cut), or too long for a row.")
 _ZERO_WEIGHT = flags.DEFINE_bool("zero_weight", False, "Only what has no token that is trained on.")
@@ -58,7 +58,11 @@ def main() -> None:
 
 def _check_flags() -> None:
     """Raises UserError for flags that contradict each other."""
-    shown = [name for name, value in (("--html", _HTML.value), ("--json", _JSON.value), ("--rows", _ROWS.value)) if value not in (None, False)]
+    shown = [
+        name
+        for name, value in (("--html", _HTML.value), ("--json", _JSON.value), ("--rows", _ROWS.value))
+        if value not in (None, False)
+    ]
     if len(shown) > 1:
         raise UserError(f"{', '.join(shown)}: only one of them; a page has the packed rows too, and --json is of examples.")
     for name, holder in (("--limit", _LIMIT), ("--longest", _LONGEST)):
@@ -77,11 +81,13 @@ def _with_tokenizer(config: Config) -> tuple[Config, str]:
         return config, config.model.path
 
     from sft_jax.hf.source import has_adapter, is_run
-    from sft_jax.training.adapting import tokenizer_place
-    from sft_jax.training.run import resolved
 
     if not config.adapter.path and not is_run(folder) and not has_adapter(folder):
         return config, config.model.path
+
+    from sft_jax.training.adapting import tokenizer_place
+    from sft_jax.training.run import resolved
+
     config = resolved(config)
     return config, str(tokenizer_place(config))
 
@@ -97,10 +103,9 @@ def _show(subject, filters) -> None:
     limit = _TERMINAL_LIMIT if _LIMIT.value is None else _LIMIT.value
     shown = 0
     view.legend()
-    for item in selection:
-        if not limit or shown < limit:
-            show(item)
-            shown += 1
+    for item in selection.take(limit):
+        show(item)
+        shown += 1
     rest = " Show more with --limit." if shown < selection.matched else ""
     view.say(f"\nShown: {shown:,} of {selection.matched:,} {what} that match, of {selection.of:,}.{rest}")
 
@@ -110,12 +115,12 @@ def _write_json(subject, filters) -> None:
     from sft_jax.inspection.records import line
 
     selection = Selection(subject, filters)
-    limit, written = _LIMIT.value or None, 0
-    for detail in itertools.islice(selection, limit):
+    written = 0
+    for detail in selection.take(_LIMIT.value or 0):
         sys.stdout.write(line(detail, subject.data.tokenizer) + "\n")
         written += 1
     sys.stdout.flush()
-    _say(f"Written: {written:,} examples" + (f" that match {filters.describe()}" if filters.describe() else "") + ".")
+    _say(f"Written: {written:,} of {selection.matched:,} examples that match, of {selection.of:,}.")
 
 
 def _write_page(subject, filters) -> None:

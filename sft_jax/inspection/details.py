@@ -97,9 +97,7 @@ def _details(item: InspectedSet, number: int, result: BuiltRow | BadRow) -> Iter
     if len(examples) != len(stored):
         raise _differs(item, number, f"{len(stored)} example(s), now {len(examples)}", result)
     if isinstance(result, BadRow):
-        yield Detail(
-            item.split, item.name, where.file, where.line, number + 1, -1, "", *_NOTHING, "", result.reason, 0, False
-        )
+        yield Detail(item.split, item.name, where.file, where.line, number + 1, -1, "", *_NOTHING, "", result.reason, 0, False)
         return
     corpus = item.stream.corpus
     for example, place in zip(examples, stored, strict=True):
@@ -118,6 +116,7 @@ def _details(item: InspectedSet, number: int, result: BuiltRow | BadRow) -> Iter
 def _differs(item: InspectedSet, number: int, what: str, result: BuiltRow | BadRow) -> UserError:
     reason = f" ({result.reason})" if isinstance(result, BadRow) else ""
     return UserError(
-        f"{item.rows.where(number)}: the prepared data hold {what}{reason}. A chat template that does not always write the same does "
-        f"that, and a row at the limits of data.row_timeout or data.row_memory_mb; to prepare again remove {item.store.folder}."
+        f"{item.rows.where(number)}: the prepared data hold {what}{reason}. A chat template that does not always write "
+        "the same does that, and a row at the limits of data.row_timeout or data.row_memory_mb; to prepare again remove "
+        f"{item.store.folder}."
     )

@@ -1,6 +1,7 @@
 """Which rows and examples are shown: filters that combine, and how many they let through."""
 
 import bisect
+import collections
 import heapq
 import os
 import re
@@ -27,6 +28,10 @@ class Filters:
     search: str = ""  # text that the render or the problem holds, in any case
     regex: str = ""  # pattern that is found in one of them
 
+    def of_examples(self) -> bool:
+        """Returns whether only an example that has been built tells whether it is let through."""
+        return bool(self.longest or self.cut or self.zero_weight or self.problems or self.search or self.regex)
+
     def describe(self) -> str:
         """Returns the filters as flags, "" where there are none."""
         values = {name: value for name, value in vars(self).items() if value}
@@ -34,9 +39,9 @@ class Filters:
 
 
 class Selection:
-    """Examples that filters let through. Iterate once; then `matched` and `of` say how many there were.
+    """Examples that filters let through. After `take`, `matched` says how many there are, and `of` among how many.
 
-    `of` counts examples, and rows that cannot be used, in the rows that were looked at: all, but for `set` and `row`.
+    Both count examples, and rows that cannot be used; `of` those in the rows that `set` and `row` name.
     """
 
     def __init__(self, subject: Subject, filters: Filters):
@@ -46,10 +51,22 @@ class Selection:
         self._pattern = _pattern(filters)
         self._wanted: Wanted = wanted_rows(subject, filters)
 
-    def __iter__(self) -> Iterator[Detail]:
+    def take(self, limit: int = 0) -> Iterator[Detail]:
+        """Yields the examples, at most `limit` (0 = all). Call it once.
+
+        The others are built too where only that tells whether they match; else they are counted in the stores.
+        """
         found = self._matching(read_details(self._subject, self._wanted))
-        longest = self._filters.longest
-        return iter(heapq.nlargest(longest, found, key=lambda detail: len(detail.ids))) if longest else found
+        if self._filters.longest:
+            found = iter(heapq.nlargest(self._filters.longest, found, key=lambda detail: len(detail.ids)))
+        for number, detail in enumerate(found, start=1):
+            yield detail
+            if number == limit:
+                break
+        if self._filters.of_examples() or self._filters.row:
+            collections.deque(found, maxlen=0)  # counts them
+        else:
+            self.matched = self.of = sum(len(item.store) + len(item.store.bad_rows) for item, _ in self._wanted)
 
     def _matching(self, details: Iterable[Detail]) -> Iterator[Detail]:
         filters = self._filters
@@ -82,7 +99,9 @@ def wanted_rows(subject: Subject, filters: Filters) -> Wanted:
         return [(item, np.arange(len(item.rows))) for item in sets]
     file, _, line = filters.row.rpartition(":")
     if not line.isdecimal():
-        raise UserError(f"--row: '{filters.row}' is neither the number of a row nor file:line; write --row=17 or --row=train.jsonl:17.")
+        raise UserError(
+            f"--row: '{filters.row}' is neither the number of a row nor file:line; write --row=17 or --row=train.jsonl:17."
+        )
     number = int(line)
     if not file:
         wanted = [(item, np.array([number - 1])) for item in sets if 1 <= number <= len(item.rows)]
@@ -94,7 +113,9 @@ def wanted_rows(subject: Subject, filters: Filters) -> Wanted:
     if not wanted:
         files = sorted({name for item in sets for name in item.rows.names})
         if not any(_is_file(name, file) for name in files):
-            raise UserError(f"--row: no data set has a file '{file}'; {did_you_mean(file, {os.path.basename(name) for name in files})}.")
+            raise UserError(
+                f"--row: no data set has a file '{file}'; {did_you_mean(file, {os.path.basename(name) for name in files})}."
+            )
         raise UserError(f"--row: no row begins at line {number} of {file}.")
     return wanted
 
@@ -120,6 +141,12 @@ def _pattern(filters: Filters) -> re.Pattern | None:
     if filters.search and filters.regex:
         raise UserError("--search, --regex: only one of them; --regex 'one|two' finds either of two texts.")
     try:
-        return re.compile(filters.regex) if filters.regex else re.compile(re.escape(filters.search), re.I) if filters.search else None
+        return (
+            re.compile(filters.regex)
+            if filters.regex
+            else re.compile(re.escape(filters.search), re.I)
+            if filters.search
+            else None
+        )
     except re.error as error:
         raise UserError(f"--regex: '{filters.regex}' is no regular expression ({error}); --search finds plain text.") from error

@@ -22,6 +22,7 @@ def _fragment(piece: Fragment) -> str:
     classes = " ".join([*(["w", name] if name != "none" else []), *(["control"] if piece.control else [])])
     weight = "" if name in ("none", "one") else f' title="weight {piece.weight:.4g}"'
     text = "".join(
-        f'<span class="unsafe">{escape(part)}</span>' if unsafe else html.escape(part) for part, unsafe in split_unsafe(piece.text)
+        f'<span class="unsafe">{escape(part)}</span>' if unsafe else html.escape(part)
+        for part, unsafe in split_unsafe(piece.text)
     )
     return f'<span class="{classes}"{weight}>{text}</span>' if classes else text

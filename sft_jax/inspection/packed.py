@@ -71,7 +71,7 @@ def read_row(stream: RowStream, name: str, number: int) -> PackedRow:
 
 
 class PackedSelection:
-    """Packed rows that filters let through, in the order of training. Iterate once; then `matched` and `of` say how many."""
+    """Packed rows that filters let through, in the order of training. After `take`, `matched` and `of` say how many."""
 
     def __init__(self, subject: Subject, filters: Filters):
         """Takes the rows in which a document of the set, or of the row file:line, lies; or one packed row by its number.
@@ -92,7 +92,8 @@ class PackedSelection:
                 raise UserError(f"--row: there is no packed row {filters.row}; they are numbered from 1 to {most:,}.")
             self._number = int(filters.row)
 
-    def __iter__(self) -> Iterator[PackedRow]:
+    def take(self, limit: int = 0) -> Iterator[PackedRow]:
+        """Yields the rows, at most `limit` (0 = all); the others are counted. Call it once."""
         streams: dict[int, list[InspectedSet]] = {}
         for item in self._sets:
             streams.setdefault(id(item.stream), []).append(item)
@@ -101,7 +102,8 @@ class PackedSelection:
             self.of += stream.total_rows
             for number in self._numbers(stream, sets):
                 self.matched += 1
-                yield read_row(stream, name, number)
+                if not limit or self.matched <= limit:
+                    yield read_row(stream, name, number)
 
     def _numbers(self, stream: RowStream, sets: list[InspectedSet]) -> Iterator[int]:
         if self._number:
@@ -118,7 +120,9 @@ class PackedSelection:
     def _examples(self, sets: list[InspectedSet]) -> np.ndarray | None:
         """Returns the numbers of the examples of which a row must hold one, None where every row will do."""
         if self._wanted is not None:
-            return np.array([n for item, rows in self._wanted if item in sets for row in rows for n in item.examples_of(row)], np.int64)
+            return np.array(
+                [n for item, rows in self._wanted if item in sets for row in rows for n in item.examples_of(row)], np.int64
+            )
         if not self._filters.set:
             return None
         return np.concatenate([np.arange(item.first, item.first + len(item.store)) for item in sets])

@@ -54,13 +54,17 @@ def write_page(
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--html: {path} cannot be written ({error.strerror}); name a file in a folder that is there.") from error
+        raise UserError(
+            f"--html: {path} cannot be written ({error.strerror}); name a file in a folder that is there."
+        ) from error
     return f"{path}: {what}"
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """Returns an HTML document. Scripts other than its own are refused by its content security policy."""
-    style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = (
+        resources.files(__package__).joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     links = "".join(f'<a href="#{part.anchor}">{escape(part.heading)}</a>' for part in sections)

@@ -1,7 +1,6 @@
 """The parts of the page that show examples and packed rows token by token."""
 
 from collections.abc import Iterable
-from itertools import islice
 
 import numpy as np
 
@@ -31,14 +30,15 @@ def example_section(subject: Subject, filters: Filters, most: int) -> tuple[str,
     names = dict.fromkeys(item.name for item in subject.sets)
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
     kinds = (
-        ("problem", "with a problem"), ("short", "too long for a row"), ("cut", "class cut"), ("per-turn", "class per-turn"),
+        ("problem", "with a problem"), ("too-long", "too long for a row"), ("cut", "class cut"), ("per-turn", "class per-turn"),
         ("untrained", "nothing trained on"),
     )  # fmt: skip
     only = "".join(f'<option value="{value}">{text}</option>' for value, text in kinds)
     form = (
         '<form id="filters" role="search" hidden><input type="search" name="search" aria-label="Search in the examples" '
-        'placeholder="Search in the examples below"><select name="set" aria-label="Data set"><option value="">every set</option>'
-        f'{options}</select><select name="only" aria-label="Kind"><option value="">every kind</option>{only}</select>'
+        'placeholder="Search in the examples below"><select name="set" aria-label="Data set">'
+        f'<option value="">every set</option>{options}</select>'
+        f'<select name="only" aria-label="Kind"><option value="">every kind</option>{only}</select>'
         '<span id="status" role="status"></span></form>'
     )
     return f"<p>{escape(what)}</p>{_LEGEND}{form}{articles}", what
@@ -48,13 +48,16 @@ def row_section(subject: Subject, most: int) -> str:
     """Returns the first training rows, at most `most`, and a few of each held-out set."""
     train, tokenizer = subject.data.train, subject.data.tokenizer
     parts = []
-    for name, stream, count in [("train", train, most), *((name, stream, _EVAL_ROWS) for name, stream in subject.data.eval.items())]:
+    for name, stream, count in [
+        ("train", train, most),
+        *((name, stream, _EVAL_ROWS) for name, stream in subject.data.eval.items()),
+    ]:
         shown = min(count, stream.total_rows)
         parts.append(f"<h3>{escape(name)}: the first {shown:,} of {stream.total_rows:,} rows, in the order of the run</h3>")
         parts += [_row(row, tokenizer) for row in _rows(stream, name, shown)]
     told = (
-        "<p>Documents share a row and never see each other. At each position the model reads a token and is trained on the next one of "
-        "its document, so the first token of a document is never a target.</p>"
+        "<p>Documents share a row and never see each other. At each position the model reads a token and is trained on the "
+        "next one of its document, so the first token of a document is never a target.</p>"
     )
     return told + "".join(parts)
 
@@ -62,10 +65,10 @@ def row_section(subject: Subject, most: int) -> str:
 def _chosen(subject: Subject, filters: Filters, most: int) -> tuple[list[Detail], str]:
     if not most or filters != Filters():
         selection = Selection(subject, filters)
-        details = list(islice(selection, most or None))
+        details = list(selection.take(most))
         asked = f" that match {filters.describe()}" if filters.describe() else ""
-        first = f"the first {len(details):,} examples" if most and len(details) == most else f"all {len(details):,} examples"
-        return details, f"The page holds {first}{asked}."
+        how_many = "all" if len(details) == selection.matched else f"the first {len(details):,} of"
+        return details, f"The page holds {how_many} {selection.matched:,} examples{asked}."
     wanted = wanted_rows(subject, filters)
     total = sum(len(numbers) for _, numbers in wanted)
     if total <= most:
@@ -74,7 +77,10 @@ def _chosen(subject: Subject, filters: Filters, most: int) -> tuple[list[Detail]
     spread = [(item, _spread(numbers, max(1, most * len(numbers) // total))) for item, numbers in wanted]
     details = list(read_details(subject, spread))
     rows = sum(len(numbers) for _, numbers in spread)
-    return details, f"The page holds {len(details):,} examples: those of {rows:,} of all {total:,} rows, evenly spread over each set."
+    return (
+        details,
+        f"The page holds {len(details):,} examples: those of {rows:,} of all {total:,} rows, evenly spread over each set.",
+    )
 
 
 def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
@@ -83,9 +89,8 @@ def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
 
 
 def _example(detail: Detail, tokenizer: Tokenizer) -> str:
-    kinds = [
-        class_name(detail), "problem" if detail.problem else "", "short" if detail.shortened else "", "" if detail.trained else "untrained",
-    ]  # fmt: skip
+    marks = [("problem", detail.problem), ("too-long", detail.shortened), ("untrained", not detail.trained)]
+    kinds = [class_name(detail), *(name for name, holds in marks if holds)]
     turn = f" · assistant turn {detail.turn}" if detail.turn >= 0 else ""
     facts = f"set {detail.set} · row {detail.row:,}{turn}"
     body = f'<p class="problem">{escape(detail.problem)}</p>' if detail.problem else ""
@@ -106,8 +111,14 @@ def _row(row: PackedRow, tokenizer: Tokenizer) -> str:
         turn = f" · assistant turn {segment.turn}" if segment.turn >= 0 else ""
         end = segment.start + len(segment.tokens) - 1
         facts = f"document {number} · positions {segment.start:,} to {end:,} · {segment.where} · set {segment.set}{turn}"
-        documents.append(f'<div class="document"><p class="meta">{escape(facts)}</p>{_tokens(tokenizer, segment.ids, segment.id_weights)}</div>')
-    facts = f"{len(row.segments)} document(s) · {row.used:,} of {row.length:,} positions, {padding:,} padding · {row.supervised:,} supervised"
+        documents.append(
+            f'<div class="document"><p class="meta">{escape(facts)}</p>'
+            f"{_tokens(tokenizer, segment.ids, segment.id_weights)}</div>"
+        )
+    facts = (
+        f"{len(row.segments)} document(s) · {row.used:,} of {row.length:,} positions, {padding:,} padding · "
+        f"{row.supervised:,} supervised"
+    )
     return (
         f'<article><header><h3>packed row {row.number:,}</h3><span class="meta">{facts}</span></header>'
         f'<div class="strip" role="img" aria-label="documents along the row">{strip}<span style="flex:{padding}"></span></div>'

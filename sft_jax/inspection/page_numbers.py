@@ -27,7 +27,7 @@ def fact_section(subject: Subject) -> str:
         ("problems", f"{found:,}"),
     ]
     boxes = "".join(
-        f'<div{" class=alert" if name == "problems" and found else ""}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>'
+        f"<div{' class=alert' if name == 'problems' and found else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in facts
     )
     rows = [_set_row(item) for item in subject.sets]
@@ -41,8 +41,9 @@ def _set_row(item: InspectedSet) -> list[str]:
     files = ", ".join(item.rows.names[:3]) + (f" and {len(item.rows.names) - 3:,} more" if len(item.rows.names) > 3 else "")
     tokens, supervised = int(sizes.tokens.sum()), int(sizes.supervised.sum())
     return [
-        f"{item.name} ({item.split})", files, store.meta["format"], f"{len(item.rows):,}", f"{len(store.bad_rows):,}", f"{len(store):,}",
-        kinds, f"{tokens:,}", f"{supervised:,} ({100 * supervised / tokens:.1f}%)", f"{int(sizes.tokens.max()):,}",
+        f"{item.name} ({item.split})", files, store.meta["format"], f"{len(item.rows):,}", f"{len(store.bad_rows):,}",
+        f"{len(store):,}", kinds, f"{tokens:,}", f"{supervised:,} ({100 * supervised / tokens:.1f}%)",
+        f"{int(sizes.tokens.max()):,}",
     ]  # fmt: skip
 
 
@@ -55,14 +56,21 @@ def plot_section(subject: Subject) -> str:
         figures.append(length_histogram(sizes.tokens, limit, label))
         figures.append(
             share_histogram(
-                sizes.supervised / np.maximum(1, sizes.tokens - 1), f"{label}: examples by supervised share",
-                "tokens that are supervised", "examples",
+                sizes.supervised / np.maximum(1, sizes.tokens - 1),
+                f"{label}: examples by supervised share",
+                "tokens that are supervised",
+                "examples",
             )  # fmt: skip
         )
     streams = {"training": subject.data.train, **{f"{name} (eval)": stream for name, stream in subject.data.eval.items()}}
     for name, stream in streams.items():
         figures.append(
-            share_histogram(row_fill(stream) / stream.max_length, f"{name}: packed rows by how full they are", "positions that hold a token", "rows")
+            share_histogram(
+                row_fill(stream) / stream.max_length,
+                f"{name}: packed rows by how full they are",
+                "positions that hold a token",
+                "rows",
+            )
         )
     names, parts = [item.name for item in subject.sets if item.split == "train"], shares(subject)
     groups = [("documents", parts.documents), ("supervised tokens", parts.supervised)]
@@ -79,12 +87,15 @@ def _length_losses(subject: Subject) -> str:
         lost, supervised = int(sizes.positions_lost.sum()), int(sizes.supervised_lost.sum())
         share = 100 * supervised / max(1, int(sizes.supervised.sum()))
         rows.append(
-            [f"{item.name} ({item.split})", sizes.policy, f"{int(long.sum()):,}", f"{int((sizes.pieces[long] == 0).sum()):,}", f"{lost:,}",
-             f"{supervised:,} ({share:.2f}%)"]
+            [f"{item.name} ({item.split})", sizes.policy, f"{int(long.sum()):,}", f"{int((sizes.pieces[long] == 0).sum()):,}",
+             f"{lost:,}", f"{supervised:,} ({share:.2f}%)"]
         )  # fmt: skip
-    told = f"<p>An example of more than {limit:,} tokens does not fit (data.max_length {limit - 1:,}, and one more that is a target only)."
+    told = (
+        f"<p>An example of more than {limit:,} tokens does not fit (data.max_length {limit - 1:,}, and one more that is a "
+        "target only)."
+    )
     if any(item.config.overlength == "error" and item.shortened.too_long().any() for item in subject.sets):
-        told += " Under data.overlength=error a run stops at it; packed rows are shown here as data.overlength=split would make them."
+        told += " Under data.overlength=error a run stops at it; packed rows are shown here as with data.overlength=split."
     head = ("set", "data.overlength", "too long", "of them left out", "tokens lost", "supervised tokens lost")
     return f"{told}</p>{table(head, rows, numbers={2, 3, 4, 5})}"
 
@@ -96,13 +107,19 @@ def problem_section(subject: Subject) -> str:
         return "<p>None: every row can be used, and every example fits a row.</p>"
     found = islice((problem for item in subject.sets for problem in problems(item)), MOST_PROBLEMS)
     rows = [[f"{one.set.name} ({one.set.split})", f"{one.file}:{one.line}", one.reason] for one in found]
-    more = f"The first {MOST_PROBLEMS:,} of {total:,}; --json --problems writes all." if total > MOST_PROBLEMS else f"{total:,} in all."
+    more = (
+        f"The first {MOST_PROBLEMS:,} of {total:,}; --json --problems writes all."
+        if total > MOST_PROBLEMS
+        else f"{total:,} in all."
+    )
     unused = sum(len(item.store.bad_rows) for item in subject.sets)
     told = f"<p>{unused:,} rows cannot be used, {total - unused:,} examples do not fit a row. {more}</p>"
     return told + table(("set", "row", "problem"), rows, where=1, tall=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: set[int] = frozenset(), where: int = -1, tall: bool = False) -> str:
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: set[int] = frozenset(), where: int = -1, tall: bool = False
+) -> str:
     """Returns a table of texts. Columns `numbers` stand to the right; column `where` has files, which may be long."""
 
     def cell(tag: str, column: int, text: str) -> str:
@@ -111,4 +128,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: set[in
 
     header = "".join(cell("th", column, text) for column, text in enumerate(head))
     body = "".join(f"<tr>{''.join(cell('td', column, text) for column, text in enumerate(row))}</tr>" for row in rows)
-    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = "scroll tall" if tall else "scroll"
+    return f'<div class="{kind}" tabindex="0"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'

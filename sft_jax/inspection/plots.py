@@ -51,7 +51,9 @@ def grouped_bars(names: Sequence[str], groups: Sequence[tuple[str, np.ndarray]],
     parts += [f'<line class="axis" x1="{left}" y1="{base}" x2="{left + width}" y2="{base}"/>']
     parts += [_axis_text(left + width * at / 100, base + 15, f"{at}%", "middle") for at in range(0, 101, 25)]
     parts.append(_axis_text(left + width / 2, base + 34, x_label, "middle"))
-    keys = "".join(f'<span class="key"><i class="swatch bar{kind}"></i>{escape(group)}</span>' for kind, (group, _) in enumerate(groups))
+    keys = "".join(
+        f'<span class="key"><i class="swatch bar{kind}"></i>{escape(group)}</span>' for kind, (group, _) in enumerate(groups)
+    )
     return _figure(parts, title, height, keys)
 
 
@@ -85,15 +87,21 @@ def _histogram(
         left, right = x(edges[number]), x(edges[number + 1])
         if count:
             shown = min(y(count), base - 1)  # one among thousands is seen too
-            parts.append(_bar(left + 0.5, shown, right - left - 1, base - shown, f"{ranges[number]}: {count:,} {y_label}", "bar bar0"))
+            parts.append(
+                _bar(left + 0.5, shown, right - left - 1, base - shown, f"{ranges[number]}: {count:,} {y_label}", "bar bar0")
+            )
     parts.append(f'<line class="axis" x1="{_LEFT}" y1="{base}" x2="{_WIDTH - _RIGHT}" y2="{base}"/>')
     parts += [_axis_text(x(at), base + 15, text, "middle") for at, text in ticks]
     parts.append(_axis_text(_LEFT + width / 2, base + 34, x_label, "middle"))
-    parts.append(f'<text class="label" transform="translate(12 {_TOP + height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(
+        f'<text class="label" transform="translate(12 {_TOP + height / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
     if marker:
         at = x(marker[0])
+        anchor = "end" if at > _WIDTH / 2 else "start"
         parts.append(f'<line class="limit" x1="{at:.1f}" y1="{_TOP - 6}" x2="{at:.1f}" y2="{base}"/>')
-        parts.append(f'<text class="limit-label" x="{at - 5:.1f}" y="{_TOP - 8}" text-anchor="{"end" if at > _WIDTH / 2 else "start"}">{escape(marker[1])}</text>')
+        parts.append(f'<text class="limit-label" x="{at:.1f}" y="{_TOP - 9}" text-anchor="{anchor}">{escape(marker[1])}</text>')
     return _figure(parts, title, _HEIGHT)
 
 

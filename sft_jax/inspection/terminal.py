@@ -56,7 +56,7 @@ class TerminalView:
     def example(self, detail: Detail) -> None:
         """Prints one example, or a row that cannot be used with the reason."""
         turn = f" · assistant turn {detail.turn}" if detail.turn >= 0 else ""
-        facts = f"set {detail.set} · row {detail.row:,}{turn}"
+        facts = f"set {printable(detail.set)} · row {detail.row:,}{turn}"
         if len(detail.ids):
             supervised = int((detail.weights > 0).sum())
             facts += f" · {len(detail.ids):,} tokens, {supervised:,} supervised · {class_name(detail)}"
@@ -70,7 +70,8 @@ class TerminalView:
         """Prints one packed row, document by document."""
         head = Text("\n").append(f"packed row {row.number:,} of {row.of:,} of {printable(row.stream)}", "bold")
         head.append(
-            f" · {len(row.segments)} document(s) · {row.used:,} of {row.length:,} positions used · {row.supervised:,} supervised"
+            f" · {len(row.segments)} document(s) · {row.used:,} of {row.length:,} positions used · "
+            f"{row.supervised:,} supervised"
         )
         self._print(head)
         for number, segment in enumerate(row.segments, start=1):

@@ -21,7 +21,11 @@ TEMPLATE = """{%- for message in messages -%}
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    corpus = [f"What says the {a} {b} number {i}? It says {i * 7919 % 1000}." for i in range(100) for a, b in [("red", "fox"), ("old", "owl")]]
+    corpus = [
+        f"What says the {a} {b} number {i}? It says {i * 7919 % 1000}."
+        for i in range(100)
+        for a, b in [("red", "fox"), ("old", "owl")]
+    ]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe",
         byte_fallback=True, hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity",

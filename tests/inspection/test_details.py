@@ -1,11 +1,10 @@
-"""Examples with their texts: against build_rows called row by row, the template, the store, and sums over the policy's counts."""
+"""Examples with their texts: against build_rows called row by row, the template, the store, and the policy's own counts."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
-
 from inspected_rows import ROWS, everything
 
 from sft_jax.data.chat import build_rows
@@ -15,6 +14,7 @@ from sft_jax.data.templates import resolve_template
 from sft_jax.errors import UserError
 from sft_jax.inspection.fragments import supervised_text
 from sft_jax.inspection.records import line
+
 
 def test_details_are_what_build_rows_makes_of_each_row(inspected, written):
     path = written(ROWS)
@@ -52,7 +52,8 @@ def test_supervised_text_is_the_answer_and_its_end(inspected, written):
     subject = inspected(written(ROWS))
     found = [supervised_text(subject.data.tokenizer, d.ids, d.weights) for d in everything(subject)]
     assert found == [
-        "It says 9.<|im_end|>", "No.<|im_end|>", "", "<think>hm</think>\nfirst<|im_end|>", "<think>so</think>\nsecond<|im_end|>", "",
+        "It says 9.<|im_end|>", "No.<|im_end|>", "", "<think>hm</think>\nfirst<|im_end|>",
+        "<think>so</think>\nsecond<|im_end|>", "",
     ]  # fmt: skip
 
 
@@ -126,14 +127,18 @@ def test_a_row_that_differs_from_the_prepared_data_is_named(inspected, written):
     path = written(ROWS[:1])
     subject = inspected(path)
     source, name = subject.setup.template
-    for change, what in ((source.replace("{{ message.content }}", "{{ message.content }}!"), "other tokens"), ("{{ raise_exception('no') }}", "1 example(s), now 0")):
+    for change, what in (
+        (source.replace("{{ message.content }}", "{{ message.content }}!"), "other tokens"),
+        ("{{ raise_exception('no') }}", "1 example(s), now 0"),
+    ):
         other = dataclasses.replace(subject, setup=subject.setup._replace(template=(change, name)))
         with pytest.raises(UserError) as error:
             everything(other)
         reason = f" ({name} does not accept the conversation: no)" if "now 0" in what else ""
         assert str(error.value) == (
-            f"{path}:1: the prepared data hold {what}{reason}. A chat template that does not always write the same does that, and a row "
-            f"at the limits of data.row_timeout or data.row_memory_mb; to prepare again remove {subject.sets[0].store.folder}."
+            f"{path}:1: the prepared data hold {what}{reason}. A chat template that does not always write the same does that, "
+            "and a row at the limits of data.row_timeout or data.row_memory_mb; to prepare again remove "
+            f"{subject.sets[0].store.folder}."
         )
     store = subject.sets[0].store
     store_weights = subject.data.train.corpus._run_weights

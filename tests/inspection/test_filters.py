@@ -36,7 +36,7 @@ def test_a_filter_lets_through_what_it_says(subject, filters, fits):
 
     selection = Selection(subject, filters)
     expected = names(d for d in everything(subject) if fits(d))
-    assert names(selection) == expected and expected
+    assert names(selection.take()) == expected and expected
     assert selection.matched == len(expected)
     if not (filters.set or filters.row):
         assert selection.of == len(everything(subject))
@@ -45,8 +45,17 @@ def test_a_filter_lets_through_what_it_says(subject, filters, fits):
 def test_the_longest_come_longest_first_after_the_other_filters(subject):
     selection = Selection(subject, Filters(set="pairs", longest=3))
     lengths = sorted((len(d.ids) for d in everything(subject, set="pairs")), reverse=True)
-    assert [len(d.ids) for d in selection] == lengths[:3]
+    assert [len(d.ids) for d in selection.take()] == lengths[:3]
     assert (selection.matched, selection.of) == (12, 12)
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(set="pairs"), Filters(row="4"), Filters(cut=True), Filters(longest=9)])
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_a_limit_changes_what_is_built_and_not_what_is_counted(subject, filters, limit):
+    whole, part = Selection(subject, filters), Selection(subject, filters)
+    everything = [d.where for d in whole.take()]
+    assert [d.where for d in part.take(limit)] == everything[:limit]
+    assert (part.matched, part.of) == (whole.matched, whole.of)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +66,16 @@ def test_the_longest_come_longest_first_after_the_other_filters(subject):
         ({"row": "13"}, "--row: there is no row 13; rows are numbered from 1 to 12."),
         ({"row": "0", "set": "chats"}, "--row: there is no row 0; rows are numbered from 1 to 5."),
         ({"row": "pairs.jsonl:99"}, "--row: no row begins at line 99 of pairs.jsonl."),
-        ({"row": "parts.jsonl:1"}, "--row: no data set has a file 'parts.jsonl'; did you mean 'pairs.jsonl'? Known: chats.jsonl, pairs.jsonl."),
+        (
+            {"row": "parts.jsonl:1"},
+            "--row: no data set has a file 'parts.jsonl'; did you mean 'pairs.jsonl'? Known: chats.jsonl, pairs.jsonl.",
+        ),
         ({"search": "a", "regex": "b"}, "--search, --regex: only one of them; --regex 'one|two' finds either of two texts."),
-        ({"regex": "("}, "--regex: '(' is no regular expression (missing ), unterminated subpattern at position 0); --search finds plain text."),
+        (
+            {"regex": "("},
+            "--regex: '(' is no regular expression (missing ), unterminated subpattern at position 0); --search finds plain "
+            "text.",
+        ),
     ],
 )
 def test_a_filter_that_names_nothing_is_refused(subject, filters, message):

@@ -1,4 +1,4 @@
-"""Tokens as text: pieces of one weight put together are what the ids decode to; nothing that acts on a terminal gets through."""
+"""Tokens as text: pieces of one weight put together are what the ids decode to; nothing acts on a terminal."""
 
 import unicodedata
 

@@ -15,16 +15,24 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def inspect(model, cache, written, tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
-    data = written([*ROWS, *({"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "x"}]} for i in range(20))])
+    data = written(
+        [
+            *ROWS,
+            *({"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "x"}]} for i in range(20)),
+        ]
+    )
 
     def go(*arguments, keys=(), popen=False):
         command = [
-            sys.executable, "-m", "sft_jax.inspect_data", "--config", str(ROOT / "configs" / "sft.py"), f"--config.model.path={model}",
-            f"--config.data.train={data}", f"--config.data.cache_dir={cache}", "--config.data.chat_template", str(model / "template.jinja"),
+            sys.executable, "-m", "sft_jax.inspect_data", "--config", str(ROOT / "configs" / "sft.py"),
+            f"--config.model.path={model}", f"--config.data.train={data}", f"--config.data.cache_dir={cache}",
+            f"--config.data.chat_template={model / 'template.jinja'}",
             "--config.data.add_tokens=<|im_start|>,<|im_end|>", "--config.data.workers=1", *keys, *arguments,
         ]  # fmt: skip
         if popen:
-            return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            return subprocess.Popen(
+                command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
         return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     return go
@@ -36,13 +44,13 @@ def test_json_is_all_there_is_on_standard_output(inspect):
     assert done.returncode == 0, done.stderr
     assert [record["line"] for record in records] == [1, 2, 3, 4, 4, *range(5, 26)]
     assert [record["line"] for record in records if record["problem"]] == [3, 5]
-    assert done.stderr.endswith("Written: 26 examples.\n")
+    assert done.stderr.endswith("Written: 26 of 26 examples that match, of 26.\n")
 
 
 def test_json_is_filtered_too(inspect):
     done = inspect("--json", "--problems", "--limit=1")
     assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [3]
-    assert done.stderr.endswith("Written: 1 examples that match --problems.\n")
+    assert done.stderr.endswith("Written: 1 of 2 examples that match, of 26.\n")
 
 
 def test_a_reader_that_goes_away_is_no_traceback(inspect):
@@ -88,11 +96,13 @@ def test_a_set_without_a_usable_row_is_refused_with_its_reasons(inspect, written
 
 
 def test_jax_is_not_imported(inspect, model, cache, written):
+    data = {"train": written(PLAIN), "chat_template": "none", "cache_dir": str(cache)}
+    config = {"model": {"path": str(model)}, "data": data}
     code = (
         "import sys; from sft_jax.config import parse_config; from sft_jax.inspection.subject import open_subject\n"
         "import sft_jax.inspection.page, sft_jax.inspection.terminal, sft_jax.inspect_data\n"
-        f"open_subject(parse_config({{'model': {{'path': {str(model)!r}}}, 'data': {{'train': {written(PLAIN)!r}, 'chat_template': 'none', "
-        f"'cache_dir': {str(cache)!r}}}}}), {str(model)!r}, log=lambda line: None)\n"
+        f"config = parse_config({config!r})\n"
+        "open_subject(config, config.model.path, log=lambda line: None)\n"
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0

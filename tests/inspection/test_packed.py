@@ -32,25 +32,32 @@ def test_segments_put_together_are_the_row(subject):
 
 def test_every_row_is_shown_training_first(subject):
     selection = PackedSelection(subject, Filters())
-    names = [(row.stream, row.number) for row in selection]
+    names = [(row.stream, row.number) for row in selection.take()]
     train, held_out = subject.data.train.total_rows, subject.data.eval["eval"].total_rows
     assert names == [*(("train", n + 1) for n in range(train)), *(("eval", n + 1) for n in range(held_out))]
     assert selection.matched == selection.of == train + held_out
 
 
 def test_rows_of_a_set_and_of_a_row_of_the_data(subject):
-    everything = list(PackedSelection(subject, Filters()))
+    everything = list(PackedSelection(subject, Filters()).take())
 
     def numbers(fits):
         return [(row.stream, row.number) for row in everything if any(fits(s) for s in row.segments)]
 
     def found(**filters):
-        return [(row.stream, row.number) for row in PackedSelection(subject, Filters(**filters))]
+        return [(row.stream, row.number) for row in PackedSelection(subject, Filters(**filters)).take()]
 
     assert found(set="chats") == numbers(lambda s: s.set == "chats")
     assert found(row="chats.jsonl:4") == numbers(lambda s: s.file.endswith("/chats.jsonl") and s.line == 4) != []
     assert found(set="eval", row="1") == [("eval", 1)]
     assert found(row="1") == [("train", 1), ("eval", 1)]
+
+
+def test_a_limit_is_of_what_is_read_and_not_of_what_is_counted(subject):
+    whole, part = (PackedSelection(subject, Filters(set="chats")) for _ in range(2))
+    rows = list(whole.take())
+    assert [row.number for row in part.take(1)] == [rows[0].number]
+    assert (part.matched, part.of) == (whole.matched, whole.of) and whole.matched == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from sft_jax.inspection.plots import grouped_bars, length_histogram, share_histo
 
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>\"' onmouseover=alert(1) <!-- ]]> &lt;\x1b\u202e"
 PAGE_TAGS = set(
-    "html head meta title style body header h1 nav a main section h2 h3 dl div dt dd p table thead tbody tr th td figure figcaption svg "
-    "rect line text span i form input select option article pre details summary script".split()
+    "html head meta title style body header h1 nav a main section h2 h3 dl div dt dd p table thead tbody tr th td figure "
+    "figcaption svg rect line text span i form input select option article pre details summary script".split()
 )  # fmt: skip
 
 
@@ -55,9 +55,9 @@ class Page(HTMLParser):
             self.text += data
 
 
-def written_page(tmp_path, subject, filters=Filters(), **options):
+def written_page(tmp_path, subject, filters=None, **options):
     path = tmp_path / "page.html"
-    said = write_page(path, subject, filters, **{"most_examples": 500, "most_rows": 20, **options})
+    said = write_page(path, subject, filters or Filters(), **{"most_examples": 500, "most_rows": 20, **options})
     text = path.read_text(encoding="utf-8")
     return text, Page(text), said
 
@@ -66,7 +66,10 @@ def written_page(tmp_path, subject, filters=Filters(), **options):
 def hostile(inspected, written):
     rows = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
     bad = ['{"messages": "' + HOSTILE.replace('"', "").replace("\x1b", "") + '"}', '{"<script>alert(1)</script>": 1}']
-    train = {"<script>alert(2)</script>\"'": written(rows + bad, "</script><b>.jsonl".replace("/", "")), "chats": written(ROWS, "chats.jsonl")}
+    train = {
+        "<script>alert(2)</script>\"'": written(rows + bad, "</script><b>.jsonl".replace("/", "")),
+        "chats": written(ROWS, "chats.jsonl"),
+    }
     return inspected(train)
 
 
@@ -84,15 +87,22 @@ def test_nothing_is_loaded_and_no_other_script_may_run(tmp_path, hostile):
     _, parsed, _ = written_page(tmp_path, hostile)
     links = [value for _, name, value in parsed.attributes if name in ("src", "href", "action", "srcset")]
     assert links and all(link.startswith("#") for link in links)
-    (policy,) = [value for tag, name, value in parsed.attributes if tag == "meta" and name == "content" and "default-src" in value]
+    (policy,) = [
+        value for tag, name, value in parsed.attributes if tag == "meta" and name == "content" and "default-src" in value
+    ]
     digest = base64.b64encode(hashlib.sha256(parsed.scripts[0].encode()).digest()).decode()
-    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert (
+        policy
+        == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def test_all_problems_and_examples_are_there_without_scripts(tmp_path, inspected, written):
     subject = inspected(written(ROWS))
     _, parsed, said = written_page(tmp_path, subject)
-    assert parsed.text.count("is not valid JSON (Expecting value at column 15); correct or remove it.") == 2  # table and example
+    assert (
+        parsed.text.count("is not valid JSON (Expecting value at column 15); correct or remove it.") == 2
+    )  # table and example
     assert "2 rows cannot be used, 0 examples do not fit a row. 2 in all." in parsed.text
     assert said.endswith("page.html: The page holds all 6 examples of the 5 rows.")
     assert parsed.tags.count("article") == 6 + subject.data.train.total_rows
@@ -115,25 +125,32 @@ def test_a_page_of_filtered_examples_says_which(tmp_path, inspected, written):
     assert said.endswith("The page holds all 3 examples that match --search=fox 1.")
     assert len(re.findall('<article class="example"', text)) == 3
     _, _, said = written_page(tmp_path, subject, Filters(search="fox"), most_examples=4)
-    assert said.endswith("The page holds the first 4 examples that match --search=fox.")
+    assert said.endswith("The page holds the first 4 of 12 examples that match --search=fox.")
 
 
 def test_what_does_not_fit_is_in_the_table(tmp_path, inspected, written):
     _, parsed, _ = written_page(tmp_path, inspected(written(PLAIN), max_length=40))
     assert "data.max_length 40 has room for 41: data.overlength=error stops the run." in parsed.text
-    assert "a run stops at it; packed rows are shown here as data.overlength=split would make them." in parsed.text
+    assert "a run stops at it; packed rows are shown here as with data.overlength=split." in parsed.text
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, inspected, written):
     path = tmp_path / "nowhere" / "page.html"
     with pytest.raises(UserError) as error:
         write_page(path, inspected(written(PLAIN)), Filters(), most_examples=1, most_rows=1)
-    assert str(error.value) == f"--html: {path} cannot be written (No such file or directory); name a file in a folder that is there."
+    assert (
+        str(error.value)
+        == f"--html: {path} cannot be written (No such file or directory); name a file in a folder that is there."
+    )
 
 
 def test_sections_can_be_added():
     parsed = Page(page("A <title>", [Section("mine", "Heading <b>", "<p>body</p>")]))
-    assert "Heading <b>" in parsed.text and ("section", "id", "mine") in parsed.attributes and ("a", "href", "#mine") in parsed.attributes
+    assert (
+        "Heading <b>" in parsed.text
+        and ("section", "id", "mine") in parsed.attributes
+        and ("a", "href", "#mine") in parsed.attributes
+    )
 
 
 @given(st.text())

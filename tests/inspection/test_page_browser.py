@@ -20,8 +20,8 @@ def browse(chromium, tmp_path_factory):
 
     def go(address, *options):
         command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={profile}", "--window-size=1200,900",
-            *(options or ["--dump-dom"]), address,
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+            f"--user-data-dir={profile}", "--window-size=1200,900", *(options or ["--dump-dom"]), address,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
@@ -62,7 +62,7 @@ def test_the_page_has_no_errors_and_runs_nothing_of_its_content(browse, address)
         ("set=pairs+%26+%3Cmore%3E&search=fox+7", ["pairs.jsonl:8"]),
         ("only=problem", ["chats.jsonl:3", "chats.jsonl:5", "pairs.jsonl:4"]),
         ("only=per-turn", ["chats.jsonl:4", "chats.jsonl:4"]),
-        ("only=short", ["pairs.jsonl:4"]),
+        ("only=too-long", ["pairs.jsonl:4"]),
         ("only=untrained&set=chats", ["chats.jsonl:3", "chats.jsonl:5"]),
         ("search=there is no such text", []),
     ],

@@ -54,7 +54,9 @@ def test_another_weight_than_one_is_written_in_the_mark(shown):
 
 
 def test_a_row_that_cannot_be_used_is_shown_with_its_problem(shown):
-    assert "train.jsonl:2 · set train · row 2\nproblem: is not valid JSON (Expecting value at column 15)" in shown([ROWS[0], ROWS[2]])
+    assert "train.jsonl:2 · set train · row 2\nproblem: is not valid JSON (Expecting value at column 15)" in shown(
+        [ROWS[0], ROWS[2]]
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])

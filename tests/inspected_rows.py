@@ -1,5 +1,7 @@
 """Rows to look at, good and bad, and all examples that they become."""
 
+import json
+
 from sft_jax.inspection.details import read_details
 from sft_jax.inspection.filters import Filters, wanted_rows
 
@@ -24,6 +26,12 @@ ROWS = [
 ]
 
 PLAIN = [{"prompt": f"What says fox {i}?", "completion": " It says 9." * (1 + i % 4)} for i in range(12)]
+
+
+def write(path, rows):
+    """Writes rows to a file and returns its name; a text is a line as it is."""
+    path.write_text("".join(row + "\n" if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def everything(subject, **filters):

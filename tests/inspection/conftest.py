@@ -1,9 +1,8 @@
 """A model directory with nothing but a small tokenizer, and a way to open data with it for inspection."""
 
-import json
-
 import pytest
 import sentencepiece
+from inspected_rows import write
 
 from sft_jax.config import parse_config
 from sft_jax.inspection.subject import open_subject
@@ -40,7 +39,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def inspected(model, cache):
     """Opens data for inspection, with one worker and given keys of `data`."""
 
@@ -57,19 +56,6 @@ def inspected(model, cache):
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes rows to a file; a text is a line as it is."""
+    """Writes rows to a file of a name."""
 
-    def go(rows, name="train.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join(row + "\n" if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return go
-
-
-def turn(role, content, **more):
-    return {"role": role, "content": content, **more}
-
-
-def chat(*turns):
-    return {"messages": [turn(role, content) for role, content in turns]}
+    return lambda rows, name="train.jsonl": write(tmp_path / name, rows)

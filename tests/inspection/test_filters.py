@@ -1,16 +1,22 @@
 """Filters: each against a comprehension over all examples; what names nothing is refused with the whole message."""
 
 import pytest
-from inspected_rows import PLAIN, ROWS, everything
+from inspected_rows import PLAIN, ROWS, everything, write
 
 from sft_jax.errors import UserError
 from sft_jax.inspection.filters import Filters, Selection
 
 
-@pytest.fixture
-def subject(inspected, written):
-    train = {"chats": written(ROWS, "chats.jsonl"), "pairs": {"path": written(PLAIN, "pairs.jsonl")}}
+@pytest.fixture(scope="module")
+def subject(inspected, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    train = {"chats": write(folder / "chats.jsonl", ROWS), "pairs": {"path": write(folder / "pairs.jsonl", PLAIN)}}
     return inspected(train, max_length=40, overlength="truncate_right")
+
+
+@pytest.fixture(scope="module")
+def details(subject):
+    return everything(subject)
 
 
 CASES = [
@@ -30,32 +36,33 @@ CASES = [
 
 
 @pytest.mark.parametrize(("filters", "fits"), CASES, ids=[case[0].describe() or "none" for case in CASES])
-def test_a_filter_lets_through_what_it_says(subject, filters, fits):
+def test_a_filter_lets_through_what_it_says(subject, details, filters, fits):
     def names(details):
         return [(d.set, d.line, d.turn) for d in details]
 
     selection = Selection(subject, filters)
-    expected = names(d for d in everything(subject) if fits(d))
+    expected = names(d for d in details if fits(d))
     assert names(selection.take()) == expected and expected
     assert selection.matched == len(expected)
     if not (filters.set or filters.row):
-        assert selection.of == len(everything(subject))
+        assert selection.of == len(details)
 
 
-def test_the_longest_come_longest_first_after_the_other_filters(subject):
+def test_the_longest_come_longest_first_after_the_other_filters(subject, details):
     selection = Selection(subject, Filters(set="pairs", longest=3))
-    lengths = sorted((len(d.ids) for d in everything(subject, set="pairs")), reverse=True)
+    lengths = sorted((len(d.ids) for d in details if d.set == "pairs"), reverse=True)
     assert [len(d.ids) for d in selection.take()] == lengths[:3]
     assert (selection.matched, selection.of) == (12, 12)
 
 
 @pytest.mark.parametrize("filters", [Filters(), Filters(set="pairs"), Filters(row="4"), Filters(cut=True), Filters(longest=9)])
-@pytest.mark.parametrize("limit", [1, 3, 1000])
-def test_a_limit_changes_what_is_built_and_not_what_is_counted(subject, filters, limit):
-    whole, part = Selection(subject, filters), Selection(subject, filters)
-    everything = [d.where for d in whole.take()]
-    assert [d.where for d in part.take(limit)] == everything[:limit]
-    assert (part.matched, part.of) == (whole.matched, whole.of)
+def test_a_limit_changes_what_is_built_and_not_what_is_counted(subject, filters):
+    whole = Selection(subject, filters)
+    found = [d.where for d in whole.take()]
+    for limit in (1, 3, 1000):
+        part = Selection(subject, filters)
+        assert [d.where for d in part.take(limit)] == found[:limit]
+        assert (part.matched, part.of) == (whole.matched, whole.of)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from inspected_rows import PLAIN, ROWS
+from inspected_rows import PLAIN, ROWS, write
 
 from sft_jax.errors import UserError
 from sft_jax.inspection.filters import Filters
@@ -10,10 +10,11 @@ from sft_jax.inspection.packed import PackedSelection, read_row
 from sft_jax.inspection.statistics import row_fill, shares
 
 
-@pytest.fixture
-def subject(inspected, written):
-    train = {"chats": written(ROWS, "chats.jsonl"), "pairs": {"path": written(PLAIN, "pairs.jsonl")}}
-    return inspected(train, eval=written(PLAIN[:3], "held_out.jsonl"), settings={"train": {"epochs": 2.0}})
+@pytest.fixture(scope="module")
+def subject(inspected, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    train = {"chats": write(folder / "chats.jsonl", ROWS), "pairs": {"path": write(folder / "pairs.jsonl", PLAIN)}}
+    return inspected(train, eval=write(folder / "held_out.jsonl", PLAIN[:3]), settings={"train": {"epochs": 2.0}})
 
 
 def test_segments_put_together_are_the_row(subject):

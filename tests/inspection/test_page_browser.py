@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from inspected_rows import ROWS
+from inspected_rows import ROWS, write
 
 from sft_jax.inspection.filters import Filters
 from sft_jax.inspection.page import write_page
@@ -29,12 +29,14 @@ def browse(chromium, tmp_path_factory):
     return go
 
 
-@pytest.fixture
-def address(tmp_path, inspected, written):
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, inspected):
+    folder = tmp_path_factory.mktemp("data")
     hostile = [{"messages": [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]}]
     plain = [{"prompt": f"What says fox {i}?", "completion": " It says 9." * (1 + 199 * (i == 3))} for i in range(8)]
-    train = {"chats": written(ROWS + hostile, "chats.jsonl"), "pairs & <more>": {"path": written(plain, "pairs.jsonl")}}
-    path = tmp_path / "page.html"
+    pairs = {"path": write(folder / "pairs.jsonl", plain)}
+    train = {"chats": write(folder / "chats.jsonl", ROWS + hostile), "pairs & <more>": pairs}
+    path = folder / "page.html"
     write_page(path, inspected(train, max_length=400), Filters(), most_examples=500, most_rows=3)
     return path.as_uri()
 

@@ -33,8 +33,8 @@ def fragments(tokenizer: Tokenizer, ids: np.ndarray, weights: np.ndarray, each_t
     """
     if not len(ids):
         return []
-    names = _control_names(tokenizer)
-    control = np.isin(ids, np.fromiter(names, np.int64, len(names)))
+    names, numbers = _control_tokens(tokenizer)
+    control = np.isin(ids, numbers)
     begins = (weights[1:] != weights[:-1]) | (control[1:] != control[:-1]) | each_token
     bounds = [0, *(np.flatnonzero(begins) + 1).tolist(), len(ids)]
     found, values = [], ids.tolist()
@@ -92,10 +92,10 @@ def _escaped(character: str) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _control_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """Returns id -> text of the tokens that are markup; runs of white space that a vocabulary lists are none."""
+def _control_tokens(tokenizer: Tokenizer) -> tuple[dict[int, str], np.ndarray]:
+    """Returns id -> text of the tokens that are markup, and the ids; runs of white space that a vocabulary lists are none."""
     names = {token: text for text, token in tokenizer.added_tokens.items() if text.strip(" \t\r\n\u2581")}
     for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id), ("pad_token", tokenizer.pad_id)):
         if token is not None:
             names.setdefault(token, tokenizer.special_tokens.get(name, name))
-    return names
+    return names, np.array(sorted(names), np.int64)

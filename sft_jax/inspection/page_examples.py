@@ -53,7 +53,7 @@ def row_section(subject: Subject, most: int) -> str:
         *((name, stream, _EVAL_ROWS) for name, stream in subject.data.eval.items()),
     ]:
         shown = min(count, stream.total_rows)
-        parts.append(f"<h3>{escape(name)}: the first {shown:,} of {stream.total_rows:,} rows, in the order of the run</h3>")
+        parts.append(f"<h3>{escape(name)}: the first {shown:,} of {stream.total_rows:,} rows, in order</h3>")
         parts += [_row(row, tokenizer) for row in _rows(stream, name, shown)]
     told = (
         "<p>Documents share a row and never see each other. At each position the model reads a token and is trained on the "

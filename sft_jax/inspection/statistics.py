@@ -16,7 +16,6 @@ class Problem(NamedTuple):
     set: InspectedSet
     file: str
     line: int
-    row: int | None  # number in its data set, from 1 on, of a row that cannot be used
     reason: str
 
 
@@ -32,10 +31,10 @@ def problems(item: InspectedSet) -> Iterator[Problem]:
     """Yields all problems of a set in the order of the data."""
     store = item.store
     too_long = np.flatnonzero(item.shortened.too_long()).tolist()
-    bad = [(entry["file"], entry["line"], entry["row"] + 1, entry["reason"]) for entry in store.bad_rows]
-    long = [(int(store.files[n]), int(store.lines[n]), None, item.shortened.problem(n)) for n in too_long]
-    for file, line, row, reason in sorted(bad + long, key=lambda entry: entry[:2]):
-        yield Problem(item, store.file_names[file], line, row, reason)
+    bad = [(entry["file"], entry["line"], entry["reason"]) for entry in store.bad_rows]
+    long = [(int(store.files[n]), int(store.lines[n]), item.shortened.problem(n)) for n in too_long]
+    for file, line, reason in sorted(bad + long, key=lambda entry: entry[:2]):
+        yield Problem(item, store.file_names[file], line, reason)
 
 
 def problem_count(item: InspectedSet) -> int:

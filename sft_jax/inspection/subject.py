@@ -20,7 +20,7 @@ from sft_jax.data.tokenizer_cache import open_tokenizer
 from sft_jax.inspection.overlength import Shortened, shortened
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InspectedSet:
     """One set of data.train or data.eval."""
 
@@ -59,7 +59,7 @@ class InspectedSet:
         return shortened(self.stream, self.index, self.config.overlength)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """The data of a run, ready to be looked at."""
 

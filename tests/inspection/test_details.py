@@ -11,7 +11,9 @@ from sft_jax.data.chat import build_rows
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.sources import open_rows
 from sft_jax.data.templates import resolve_template
+from sft_jax.data.workers import WorkerPool
 from sft_jax.errors import UserError
+from sft_jax.inspection import details as inspection_details
 from sft_jax.inspection.fragments import supervised_text
 from sft_jax.inspection.records import line
 
@@ -146,3 +148,23 @@ def test_a_row_that_differs_from_the_prepared_data_is_named(inspected, written):
     with pytest.raises(UserError, match="the prepared data hold other weights"):
         everything(subject)
     assert len(store) == 1
+
+
+def test_a_row_that_ran_into_the_watchdog_is_told_and_not_tried_again(inspected, written, model, tmp_path, monkeypatch):
+    """It costs its whole time: looking at the data again must not pay that for every such row."""
+    template = tmp_path / "loops.jinja"
+    forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    loop = "{% if messages[0].content == 'loop' %}" + forever + "{% endif %}"
+    template.write_text(loop + (model / "template.jinja").read_text())
+    rows = [ROWS[0], {"messages": [{"role": "user", "content": "loop"}, {"role": "assistant", "content": "x"}]}, ROWS[1]]
+    subject = inspected(written(rows), chat_template=str(template), row_timeout=1.0)
+    given = []
+
+    class Watched(WorkerPool):
+        def run(self, chunks):
+            return super().run([given.extend(item.row for item in items) or items for items in chunks])
+
+    monkeypatch.setattr(inspection_details, "WorkerPool", Watched)
+    details = everything(subject)
+    assert given == [rows[0], None, rows[2]]
+    assert [d.problem for d in details] == ["", "preparing it took longer than 1 seconds; see data.row_timeout.", ""]

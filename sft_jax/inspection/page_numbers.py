@@ -129,4 +129,7 @@ def table(
     header = "".join(cell("th", column, text) for column, text in enumerate(head))
     body = "".join(f"<tr>{''.join(cell('td', column, text) for column, text in enumerate(row))}</tr>" for row in rows)
     kind = "scroll tall" if tall else "scroll"
-    return f'<div class="{kind}" tabindex="0"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="{kind}" role="region" aria-label="Table" tabindex="0">'
+        f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from inspected_rows import PLAIN, ROWS
 
+from sft_jax.config import parse_config, to_dict
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -93,6 +95,19 @@ def test_a_set_without_a_usable_row_is_refused_with_its_reasons(inspect, written
     path = written([{"prompt": "q"}] * 2, "none.jsonl")
     done = inspect(keys=[f"--config.data.train={path}", "--config.data.format=prompt_completion"])
     assert done.returncode == 2 and f"{path}:1: field 'completion' is missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_is_looked_at_with_its_own_tokenizer_and_template(inspect, tmp_path):
+    """As the next run that begins with it would train: its export has the tokenizer, its configuration the template."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "export").symlink_to(ROOT / "models" / "nano")
+    config = parse_config({"model": {"path": str(ROOT / "models" / "nano")}, "data": {"train": "x.jsonl"}})
+    (workdir / "config.json").write_text(json.dumps(to_dict(config)))
+    keys = [f"--config.model.path={workdir}", "--config.data.chat_template=auto", "--config.data.add_tokens="]
+    done = inspect("--row=1", keys=keys)
+    assert done.returncode == 0, done.stderr
+    assert "<s><|user|>What says the fox?<|end|><|assistant|>[[It says 9.<|end|>]]" in done.stdout
 
 
 def test_jax_is_not_imported(inspect, model, cache, written):

@@ -1,6 +1,7 @@
 """Shared fixtures. Eight CPU devices are made before jax is imported, so that every layout can be tested."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,11 +18,19 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def pytest_report_header():
+    return f"browser: {CHROMIUM or 'none, so tests marked browser are deselected; install chromium to run them'}"
+
+
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        slow = [item for item in items if "slow" in item.keywords]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if "slow" not in item.keywords]
+    left_out = {"slow"} if not config.getoption("--slow") else set()
+    if CHROMIUM is None:
+        left_out.add("browser")
+    config.hook.pytest_deselected(items=[item for item in items if left_out & item.keywords.keys()])
+    items[:] = [item for item in items if not left_out & item.keywords.keys()]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,6 +39,12 @@ def compiled_programs_of_a_module():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser, for tests marked browser."""
+    return CHROMIUM
 
 
 @pytest.fixture(scope="session")

@@ -173,7 +173,7 @@ class RowBuilder:
                 "were made with."
             )
         weights[0] = 0
-        return Example(ids, weights, -1, np.zeros(1, np.int32), ("other",))
+        return Example(ids, weights, -1, np.zeros(1, np.int32), ("other",), "")
 
     def _jobs(self, row: int, plan: RowPlan, guarded: bool) -> list[_Job]:
         texts = [*([plan.main] if plan.main else []), *plan.own]
@@ -264,7 +264,8 @@ class RowBuilder:
             weights[end:] = plan.spans[-1].weight
         weights[:1] = 0
         turn_starts = (found[len(edges) :] + first).astype(np.int32)
-        return Example(whole, weights, plan.turn, turn_starts, plan.roles)
+        text = plan.text if job.encoder is self._plain_encoder else self._guard.restore(plan.text)
+        return Example(whole, weights, plan.turn, turn_starts, plan.roles, text)
 
     def _result(self, row: int, rows, examples, seams, bad) -> BuiltRow | BadRow:
         if row in bad:

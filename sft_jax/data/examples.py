@@ -15,7 +15,8 @@ class Example(NamedTuple):
     The first token is never a target, so its weight is 0. `turn` is -1, or the assistant turn (0, 1, ... among the
     assistant messages of the row) that the example was made for. Message m begins at token `turn_starts[m]`: at its
     header where that can be told from the text, else at its content; what stands before `turn_starts[0]` (BOS, say)
-    belongs to no message.
+    belongs to no message. `text` is what was tokenised: the render, without what `plain_prefix` and EOS add as tokens;
+    "" where the data bring tokens.
     """
 
     ids: np.ndarray  # int32 [n]
@@ -23,6 +24,7 @@ class Example(NamedTuple):
     turn: int
     turn_starts: np.ndarray  # int32 [m]
     turn_roles: tuple[str, ...]  # [m]
+    text: str
 
 
 class BuiltRow(NamedTuple):

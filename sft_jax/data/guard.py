@@ -45,6 +45,7 @@ class Guard:
         if len(texts) > _LAST_ALIAS - _FIRST_ALIAS:
             raise ValueError(f"{len(texts)} added tokens are more than there are aliases for them")
         self._aliases = {text: chr(_FIRST_ALIAS + number) for number, text in enumerate(texts)}
+        self._originals = {ord(alias): text for text, alias in self._aliases.items()}
         self._alias = re.compile(f"[{chr(_FIRST_ALIAS)}-{chr(_FIRST_ALIAS + len(texts))}]")
         self._any = _pattern(texts)
         self._other = _pattern([text for text in texts if text not in REASONING])
@@ -146,6 +147,10 @@ class Guard:
             plan.complete,
             plan.ends_with_eos,
         )
+
+    def restore(self, text: str) -> str:
+        """Returns a text that `rewrite` made as it was before: no alias was in it then."""
+        return text.translate(self._originals)
 
     def leaks(self, plans: Sequence[TextPlan], encodings: Sequence[Encoding]) -> list[int]:
         """Returns the numbers of the plans in which content became a control token after all.

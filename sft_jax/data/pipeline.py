@@ -14,7 +14,7 @@ from sft_jax.batch import Batch
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.mixture import make_mixture
 from sft_jax.data.overlength import Documents, supervised_targets, target_weights
-from sft_jax.data.packing import plan_rows
+from sft_jax.data.packing import PackPlan, plan_rows
 from sft_jax.data.rows import fill_rows, read_documents
 from sft_jax.errors import UserError
 
@@ -105,6 +105,21 @@ class RowStream:
             self._corpus, self._documents, self._plan, first, count,
             max_length=self.max_length, max_segments=self.max_segments, scales=self._scales,
         )  # fmt: skip
+
+    @property
+    def corpus(self) -> Corpus:
+        """The examples that documents are made of."""
+        return self._corpus
+
+    @property
+    def documents(self) -> Documents:
+        """What rows are made of, each piece of an example once, in the order of the files."""
+        return self._documents
+
+    @property
+    def plan(self) -> PackPlan:
+        """Which documents are in which row."""
+        return self._plan
 
     @property
     def document_count(self) -> int:

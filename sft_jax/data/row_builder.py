@@ -1,4 +1,7 @@
-"""What a worker process does with rows: read the format, render, tokenise, and hand examples back as flat arrays."""
+"""What a worker process does with rows: read the format, render, tokenise, and hand examples back.
+
+For stores they come back as flat arrays, for looking at them one by one with their texts; all else is the same code.
+"""
 
 import datetime
 from collections import Counter
@@ -14,6 +17,7 @@ from sft_jax.data.templates import ChatTemplate
 from sft_jax.data.tokens import load_stored_tokenizer
 
 TARGET = f"{__name__}:make_builder"  # for WorkerPool
+DETAILS_TARGET = f"{__name__}:make_detailer"
 _ROLE_CODES = {role: code for code, role in enumerate(ROLES)} | {"developer": ROLES.index("system")}
 
 
@@ -56,8 +60,26 @@ class Built(NamedTuple):
     read_clock: bool  # the template has asked for the date since the worker began
 
 
+class _Results(NamedTuple):
+    """What became of rows, one by one."""
+
+    rows: list[tuple[int, BuiltRow | BadRow]]
+    bad: list[tuple[int, str]]  # rows that their format does not read, (row number, reason)
+    unused: Counter[str]
+    read_clock: bool
+
+
 def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
     """Returns the function that builds a list of rows, all of one data set."""
+    return _with_results(setup, _collect)
+
+
+def make_detailer(setup: Setup) -> Callable[[list[Item]], list[tuple[int, BuiltRow | BadRow]]]:
+    """Returns the function that builds a list of rows, all of one data set, as (row number, what it became) in order."""
+    return _with_results(setup, _in_order)
+
+
+def _with_results(setup: Setup, finish: Callable[[_Results], Any]) -> Callable[[list[Item]], Any]:
     tokenizer = load_stored_tokenizer(setup.tokenizer_folder)
     template: list[ChatTemplate] = []
 
@@ -67,7 +89,7 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
             template.append(ChatTemplate(source, tokenizer.special_tokens, name=name, now=setup.now))
         return template[0] if template else None
 
-    def build(items: list[Item]) -> Built:
+    def build(items: list[Item]) -> Any:
         chat_template = compiled()
         numbers, conversations, bad = [], [], []
         unused: Counter[str] = Counter()
@@ -86,7 +108,7 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
             template_kwargs=setup.template_kwargs, allow_special_tokens=setup.allow_special_tokens,
         )  # fmt: skip
         read_clock = chat_template is not None and chat_template.read_clock
-        return _collect(list(zip(numbers, results, strict=True)), bad, unused, read_clock)
+        return finish(_Results(list(zip(numbers, results, strict=True)), bad, unused, read_clock))
 
     if setup.checked:
         for index in range(len(setup.sets)):
@@ -94,11 +116,14 @@ def make_builder(setup: Setup) -> Callable[[list[Item]], Built]:
     return build
 
 
-def _collect(
-    results: list[tuple[int, BuiltRow | BadRow]], bad: list[tuple[int, str]], unused: Counter[str], read_clock: bool
-) -> Built:
-    examples, kinds, counts = [], Counter(), Counter()
-    for number, result in results:
+def _in_order(results: _Results) -> list[tuple[int, BuiltRow | BadRow]]:
+    unread = [(number, BadRow(reason)) for number, reason in results.bad]
+    return sorted(results.rows + unread, key=lambda entry: entry[0])
+
+
+def _collect(results: _Results) -> Built:
+    examples, bad, kinds, counts = [], list(results.bad), Counter(), Counter()
+    for number, result in results.rows:
         if isinstance(result, BadRow):
             bad.append((number, result.reason))
             continue
@@ -107,4 +132,4 @@ def _collect(
         for example in result.examples:  # each has a supervised token behind its first
             roles = [_ROLE_CODES.get(role, 0) for role in example.turn_roles]
             examples.append((number, example.ids, example.weights, example.turn, example.turn_starts, roles))
-    return Built(encode(examples), sorted(bad), kinds, counts, unused, read_clock)
+    return Built(encode(examples), sorted(bad), kinds, counts, results.unused, results.read_clock)

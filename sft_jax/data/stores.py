@@ -93,7 +93,7 @@ class StoreMaker:
             str(self.tokenizer_folder), self.template, self.circumstances.now, config.chat_template_kwargs,
             config.allow_special_tokens_in_content, tuple(options),
         )  # fmt: skip
-        count = min(config.workers or _cores(), sum(-(-len(item.rows) // build.CHUNK) for item in sets))
+        count = min(config.workers or cores(), sum(-(-len(item.rows) // build.CHUNK) for item in sets))
         with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
             self._check_options(pool, sets)
             pool.setup = setup._replace(checked=True)  # of workers that start later
@@ -117,5 +117,6 @@ class StoreMaker:
                     raise UserError(f"{name}: preparing for it {build.describe(outcome)} Check data.chat_template.")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Returns how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -63,7 +63,7 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         StoppedBySignal: SIGTERM, Ctrl-C or `train.stop_after_steps`; whatever there was to save is saved.
     """
     check_versions()
-    config = _resolved(config if isinstance(config, Config) else parse_config(config))
+    config = resolved(config if isinstance(config, Config) else parse_config(config))
     phases = Phases()
     with contextlib.ExitStack() as stack:  # what is opened last is closed first: the lock outlives every save
         stop = stack.enter_context(StopSignal())
@@ -75,7 +75,7 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         return _fit(config, work, stop, phases, stack)
 
 
-def _resolved(config: Config) -> Config:
+def resolved(config: Config) -> Config:
     """Returns the configuration as it is recorded: the base wherever the run is used from; an earlier run's template and tokens."""
     model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
     adapter = dataclasses.replace(config.adapter, path=lasting_path(config.adapter.path) if config.adapter.path else "")

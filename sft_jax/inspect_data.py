@@ -1,0 +1,139 @@
+"""Shows what is trained on: python -m sft_jax.inspect_data --config configs/sft.py [--config.KEY=VALUE ...]
+
+The recipe and its keys are those of training. Examples as they are rendered, with the weight of every token; with --rows the
+packed rows of training; with --html FILE both in one page, with statistics of all data; with --json one object an example. It
+needs a tokenizer and no weights. Rows that cannot be used are shown with the reason. Exit codes: 0 done; 2 wrong input.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.config import Config
+from sft_jax.errors import UserError
+
+_CONFIG = cli.define_config_flag()
+_HTML = flags.DEFINE_string("html", None, "Write one page with everything to this file.")
+_JSON = flags.DEFINE_bool("json", False, "Write one JSON object an example to standard output, in the order of the data.")
+_ROWS = flags.DEFINE_bool("rows", False, "Show packed rows of training instead of examples.")
+_IDS = flags.DEFINE_bool("ids", False, "Show every token with its id and weight; with --rows also its target.")
+_WHITESPACE = flags.DEFINE_bool("whitespace", False, "Make spaces, tabs and newlines visible.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Show so many, at most; 0 = all. Default: 10, in a page 500, with --json all.")
+_SET = flags.DEFINE_string("set", "", "Only the data set of this name.")
+_ROW = flags.DEFINE_string(
+    "row", "", "Only this row: its number in the data set, or file:line; with --rows the number of a packed row."
+)
+_LONGEST = flags.DEFINE_integer("longest", 0, "Only so many of the longest examples, longest first.")
+_CUT = flags.DEFINE_bool("cut", False, "Only examples cut at the seam of an answer (class cut), or too long for a row.")
+_ZERO_WEIGHT = flags.DEFINE_bool("zero_weight", False, "Only what has no token that is trained on.")
+_PROBLEMS = flags.DEFINE_bool("problems", False, "Only what has a problem.")
+_SEARCH = flags.DEFINE_string("search", "", "Only examples whose text or problem holds this, in any case.")
+_REGEX = flags.DEFINE_string("regex", "", "Only examples in whose text or problem this pattern is found.")
+
+_TERMINAL_LIMIT, _PAGE_LIMIT, _PAGE_ROWS = 10, 500, 20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def main() -> None:
+    config = cli.read_config(_CONFIG)
+    _check_flags()
+
+    from sft_jax.inspection.filters import Filters
+    from sft_jax.inspection.subject import open_subject
+
+    filters = Filters(
+        _SET.value, _ROW.value, _LONGEST.value, _CUT.value, _ZERO_WEIGHT.value, _PROBLEMS.value, _SEARCH.value, _REGEX.value
+    )
+    config, place = _with_tokenizer(config)
+    subject = open_subject(config, place, log=_say)
+    if _HTML.value is not None:
+        _write_page(subject, filters)
+    elif _JSON.value:
+        _write_json(subject, filters)
+    else:
+        _show(subject, filters)
+
+
+def _check_flags() -> None:
+    """Raises UserError for flags that contradict each other."""
+    shown = [
+        name
+        for name, value in (("--html", _HTML.value), ("--json", _JSON.value), ("--rows", _ROWS.value))
+        if value not in (None, False)
+    ]
+    if len(shown) > 1:
+        raise UserError(f"{', '.join(shown)}: only one of them; a page has the packed rows too, and --json is of examples.")
+    for name, holder in (("--limit", _LIMIT), ("--longest", _LONGEST)):
+        if (holder.value or 0) < 0:
+            raise UserError(f"{name}: must be 0 (all) or more, not {holder.value}.")
+    for name, holder in (("--ids", _IDS), ("--whitespace", _WHITESPACE)):
+        if holder.value and shown and shown != ["--rows"]:
+            raise UserError(f"{name}: is of what is shown in the terminal; leave out {name} or {shown[0]}.")
+
+
+def _with_tokenizer(config: Config) -> tuple[Config, str]:
+    """Returns the configuration as a run resolves it, and where its tokenizer lies."""
+    folder = Path(config.model.path).expanduser()
+    here = not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    if not config.adapter.path and here:  # nothing to resolve, so that jax need not be imported
+        return config, config.model.path
+
+    from sft_jax.hf.source import has_adapter, is_run
+
+    if not config.adapter.path and not is_run(folder) and not has_adapter(folder):
+        return config, config.model.path
+
+    from sft_jax.training.adapting import tokenizer_place
+    from sft_jax.training.run import resolved
+
+    config = resolved(config)
+    return config, str(tokenizer_place(config))
+
+
+def _show(subject, filters) -> None:
+    from sft_jax.inspection.filters import Selection
+    from sft_jax.inspection.packed import PackedSelection
+    from sft_jax.inspection.terminal import TerminalView
+
+    view = TerminalView(subject.data.tokenizer, ids=_IDS.value, whitespace=_WHITESPACE.value)
+    selection = PackedSelection(subject, filters) if _ROWS.value else Selection(subject, filters)
+    show, what = (view.row, "packed rows") if _ROWS.value else (view.example, "examples")
+    limit = _TERMINAL_LIMIT if _LIMIT.value is None else _LIMIT.value
+    shown = 0
+    view.legend()
+    for item in selection.take(limit):
+        show(item)
+        shown += 1
+    rest = " Show more with --limit." if shown < selection.matched else ""
+    view.say(f"\nShown: {shown:,} of {selection.matched:,} {what} that match, of {selection.of:,}.{rest}")
+
+
+def _write_json(subject, filters) -> None:
+    from sft_jax.inspection.filters import Selection
+    from sft_jax.inspection.records import line
+
+    selection = Selection(subject, filters)
+    written = 0
+    for detail in selection.take(_LIMIT.value or 0):
+        sys.stdout.write(line(detail, subject.data.tokenizer) + "\n")
+        written += 1
+    sys.stdout.flush()
+    _say(f"Written: {written:,} of {selection.matched:,} examples that match, of {selection.of:,}.")
+
+
+def _write_page(subject, filters) -> None:
+    from sft_jax.inspection.page import write_page
+
+    path = Path(_HTML.value).expanduser()
+    limit = _PAGE_LIMIT if _LIMIT.value is None else _LIMIT.value
+    _say(write_page(path, subject, filters, most_examples=limit, most_rows=_PAGE_ROWS))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,74 @@
+"""What the over-length policy makes of each example: what is lost, in words and in numbers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sft_jax.data.overlength import Documents, supervised_targets
+from sft_jax.data.pipeline import RowStream
+
+
+class Shortened(NamedTuple):
+    """Of every example of one set; all arrays are [examples]."""
+
+    policy: str
+    max_length: int
+    tokens: np.ndarray  # int64, of the whole example
+    supervised: np.ndarray  # int64, supervised targets of the whole example
+    pieces: np.ndarray  # int64, documents that are made of it
+    positions_lost: np.ndarray  # int64
+    supervised_lost: np.ndarray  # int64
+
+    def too_long(self) -> np.ndarray:
+        """Returns which examples do not fit a row, bool [examples]. A row holds max_length positions, so one token more."""
+        return self.tokens > self.max_length + 1
+
+    def cut(self, example: int) -> bool:
+        """Returns whether the policy changes an example."""
+        return bool(self.tokens[example] > self.max_length + 1)
+
+    def trained(self, example: int) -> int:
+        """Returns how many supervised targets of an example are left."""
+        return int(self.supervised[example] - self.supervised_lost[example])
+
+    def problem(self, example: int) -> str:
+        """Returns what the policy does to an example that does not fit, else ""."""
+        tokens = int(self.tokens[example])
+        if not self.cut(example):
+            return ""
+        begin = f"has {tokens:,} tokens, and data.max_length {self.max_length} has room for {self.max_length + 1:,}: "
+        if self.policy == "error":
+            return f"{begin}data.overlength=error stops the run."
+        pieces, lost = int(self.pieces[example]), int(self.positions_lost[example])
+        supervised = int(self.supervised_lost[example])
+        if not pieces:
+            return f"{begin}data.overlength={self.policy} leaves it out, with {supervised:,} supervised tokens."
+        if pieces > 1:
+            losing = f", without {lost:,} tokens, {supervised:,} of them supervised" if lost else ""
+            return f"{begin}data.overlength={self.policy} makes {pieces} documents of it{losing}."
+        return f"{begin}data.overlength={self.policy} cuts off {lost:,} tokens, {supervised:,} of them supervised."
+
+
+def shortened(stream: RowStream, index: int, policy: str) -> Shortened:
+    """Returns what has become of the examples of set `index` of a stream.
+
+    Args:
+        policy: as configured; under "error" nothing counts as lost, since there is no run.
+    """
+    corpus, documents = stream.corpus, stream.documents
+    first, end = corpus.bases[index : index + 2].tolist()
+    tokens = corpus.lengths[first:end]
+    zeros = np.zeros(end - first, np.int64)
+    supervised = supervised_targets(corpus, Documents(np.arange(first, end), zeros, zeros, tokens))
+    own = documents.select((documents.example >= first) & (documents.example < end))
+    place = own.example - first
+
+    def total(amounts: np.ndarray | None) -> np.ndarray:
+        return np.bincount(place, amounts, minlength=end - first).astype(np.int64)
+
+    if policy == "error":
+        return Shortened(policy, stream.max_length, tokens, supervised, total(None), zeros, zeros)
+    kept, kept_supervised = total(own.lengths), total(supervised_targets(corpus, own))
+    return Shortened(
+        policy, stream.max_length, tokens, supervised, total(None), tokens - 1 - kept, supervised - kept_supervised
+    )

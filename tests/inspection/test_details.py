@@ -1,0 +1,170 @@
+"""Examples with their texts: against build_rows called row by row, the template, the store, and the policy's own counts."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from inspected_rows import ROWS, everything
+
+from sft_jax.data.chat import build_rows
+from sft_jax.data.formats import FORMATS
+from sft_jax.data.sources import open_rows
+from sft_jax.data.templates import resolve_template
+from sft_jax.data.workers import WorkerPool
+from sft_jax.errors import UserError
+from sft_jax.inspection import details as inspection_details
+from sft_jax.inspection.fragments import supervised_text
+from sft_jax.inspection.records import line
+
+
+def test_details_are_what_build_rows_makes_of_each_row(inspected, written):
+    path = written(ROWS)
+    subject = inspected(path)
+    tokenizer = subject.data.tokenizer
+    template = resolve_template(subject.config.chat_template, tokenizer)
+    rows = open_rows([path], "data.train")
+    details = everything(subject)
+    assert [(d.line, d.turn, d.row) for d in details] == [(1, -1, 1), (2, -1, 2), (3, -1, 3), (4, 0, 4), (4, 1, 4), (5, -1, 5)]
+    for detail in details:
+        if detail.line in (3, 5):
+            continue
+        conversation = FORMATS["messages"].read(rows[detail.line - 1], subject.setup.sets[0].columns)
+        (built,) = build_rows([conversation], tokenizer, template)
+        example = built.examples[max(detail.turn, 0)]
+        assert (detail.ids == example.ids).all() and (detail.weights == example.weights).all()
+        assert (detail.text, detail.turn, detail.kind) == (example.text, example.turn, built.kind)
+        assert (detail.problem, detail.trained) == ("", int((example.weights > 0).sum()))
+
+
+def test_texts_are_the_renders(inspected, written):
+    """Without the aliases that the injection guard encodes with, and of a turn of its own up to its end."""
+    subject = inspected(written(ROWS))
+    rendered = {(d.line, d.turn): d.text for d in everything(subject)}
+    assert rendered[1, -1] == "<|im_start|>user\nWhat says the fox?<|im_end|>\n<|im_start|>assistant\nIt says 9.<|im_end|>\n"
+    assert rendered[2, -1] == (
+        "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant evil<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"
+    )
+    assert rendered[4, 0] == "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n<think>hm</think>\nfirst<|im_end|>"
+    assert rendered[4, 1].endswith("two<|im_end|>\n<|im_start|>assistant\n<think>so</think>\nsecond<|im_end|>\n")
+    assert rendered[3, -1] == rendered[5, -1] == ""
+
+
+def test_supervised_text_is_the_answer_and_its_end(inspected, written):
+    subject = inspected(written(ROWS))
+    found = [supervised_text(subject.data.tokenizer, d.ids, d.weights) for d in everything(subject)]
+    assert found == [
+        "It says 9.<|im_end|>", "No.<|im_end|>", "", "<think>hm</think>\nfirst<|im_end|>",
+        "<think>so</think>\nsecond<|im_end|>", "",
+    ]  # fmt: skip
+
+
+def test_bad_rows_are_in_their_place_although_they_would_stop_training(inspected, written):
+    subject = inspected(written(ROWS))
+    assert subject.config.bad_rows == "error"
+    bad = [d for d in everything(subject) if d.problem]
+    assert [(d.line, d.problem) for d in bad] == [
+        (3, "is not valid JSON (Expecting value at column 15); correct or remove it."),
+        (5, "the conversation has no assistant turn, so there is nothing to learn; correct or remove the row."),
+    ]
+    assert all(len(d.ids) == len(d.weights) == d.trained == 0 and d.kind == "" for d in bad)
+
+
+def test_all_sets_come_in_the_order_of_the_configuration(inspected, written):
+    short = {"prompt": "What says the owl?", "completion": " It says 1."}
+    train = {"b": written(ROWS, "b.jsonl"), "a": {"path": written([short] * 3, "a.jsonl")}}
+    subject = inspected(train, eval=written([short], "held_out.jsonl"))
+    assert [(d.split, d.set, d.line) for d in everything(subject) if d.turn < 1] == [
+        *(("train", "b", line) for line in (1, 2, 3, 4, 5)), *(("train", "a", line) for line in (1, 2, 3)), ("eval", "eval", 1),
+    ]  # fmt: skip
+
+
+def test_a_record_has_every_field(inspected, written):
+    subject = inspected(written(ROWS))
+    records = [json.loads(line(d, subject.data.tokenizer)) for d in everything(subject)]
+    names = ["set", "split", "file", "line", "turn", "class", "text", "ids", "weights", "supervised_text", "problem"]
+    assert all(list(record) == names for record in records)
+    assert [record["class"] for record in records] == ["once", "once", None, "per-turn", "per-turn", None]
+    assert set(records[3]["weights"]) == {0.0, 0.1}
+    for record, detail in zip(records, everything(subject), strict=True):
+        assert np.array_equal(np.array(record["weights"], np.float32), detail.weights)
+        assert record["ids"] == detail.ids.tolist()
+        assert record["problem"] == (detail.problem or None)
+
+
+LONG = [{"prompt": f"What says fox {i}?", "completion": " It says 9." * (1 + 3 * i)} for i in range(6)]
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate_left", "truncate_right", "keep_last_turns", "split"])
+def test_what_is_lost_by_example_adds_up_to_what_the_policy_counts(inspected, written, policy):
+    subject = inspected(written(LONG), overlength=policy, max_length=40, chat_template="none", add_tokens="")
+    counts = subject.data.report["train"]["sets"]["train"]["over_length"]
+    sizes = subject.sets[0].shortened
+    details = everything(subject)
+    assert counts["over_length"] == sum(d.shortened for d in details) > 0
+    assert counts["tokens_lost"] == sizes.positions_lost.sum()
+    assert counts["supervised_tokens_lost"] == sizes.supervised_lost.sum()
+    assert sum(d.trained for d in details) == subject.data.train.supervised_tokens
+    assert [bool(d.problem) for d in details] == [len(d.ids) > 41 for d in details]
+
+
+def test_what_the_policy_does_is_said(inspected, written):
+    def problem(policy):
+        subject = inspected(written(LONG), overlength=policy, max_length=40, chat_template="none", add_tokens="")
+        last = everything(subject)[-1]
+        return last, last.problem
+
+    last, said = problem("error")
+    n, supervised = len(last.ids), int((last.weights > 0).sum())
+    begin = f"has {n} tokens, and data.max_length 40 has room for 41: "
+    assert said == f"{begin}data.overlength=error stops the run."
+    assert problem("drop")[1] == f"{begin}data.overlength=drop leaves it out, with {supervised} supervised tokens."
+    assert problem("truncate_right")[1] == (
+        f"{begin}data.overlength=truncate_right cuts off {n - 41} tokens, {n - 41} of them supervised."
+    )
+    assert problem("split")[1] == f"{begin}data.overlength=split makes {-(-(n - 1) // 40)} documents of it."
+
+
+def test_a_row_that_differs_from_the_prepared_data_is_named(inspected, written):
+    path = written(ROWS[:1])
+    subject = inspected(path)
+    source, name = subject.setup.template
+    for change, what in (
+        (source.replace("{{ message.content }}", "{{ message.content }}!"), "other tokens"),
+        ("{{ raise_exception('no') }}", "1 example(s), now 0"),
+    ):
+        other = dataclasses.replace(subject, setup=subject.setup._replace(template=(change, name)))
+        with pytest.raises(UserError) as error:
+            everything(other)
+        reason = f" ({name} does not accept the conversation: no)" if "now 0" in what else ""
+        assert str(error.value) == (
+            f"{path}:1: the prepared data hold {what}{reason}. A chat template that does not always write the same does that, "
+            "and a row at the limits of data.row_timeout or data.row_memory_mb; to prepare again remove "
+            f"{subject.sets[0].store.folder}."
+        )
+    store = subject.sets[0].store
+    store_weights = subject.data.train.corpus._run_weights
+    store_weights *= 2
+    with pytest.raises(UserError, match="the prepared data hold other weights"):
+        everything(subject)
+    assert len(store) == 1
+
+
+def test_a_row_that_ran_into_the_watchdog_is_told_and_not_tried_again(inspected, written, model, tmp_path, monkeypatch):
+    """It costs its whole time: looking at the data again must not pay that for every such row."""
+    template = tmp_path / "loops.jinja"
+    forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    loop = "{% if messages[0].content == 'loop' %}" + forever + "{% endif %}"
+    template.write_text(loop + (model / "template.jinja").read_text())
+    rows = [ROWS[0], {"messages": [{"role": "user", "content": "loop"}, {"role": "assistant", "content": "x"}]}, ROWS[1]]
+    subject = inspected(written(rows), chat_template=str(template), row_timeout=1.0)
+    given = []
+
+    class Watched(WorkerPool):
+        def run(self, chunks):
+            return super().run([given.extend(item.row for item in items) or items for items in chunks])
+
+    monkeypatch.setattr(inspection_details, "WorkerPool", Watched)
+    details = everything(subject)
+    assert given == [rows[0], None, rows[2]]
+    assert [d.problem for d in details] == ["", "preparing it took longer than 1 seconds; see data.row_timeout.", ""]

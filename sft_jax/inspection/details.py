@@ -109,8 +109,8 @@ def _details(item: InspectedSet, number: int, result: BuiltRow | BadRow, tokeniz
             raise _differs(item, number, "other weights" if same else "other tokens", result)
         text = example.text or tokenizer.decode(example.ids.tolist())
         yield Detail(
-            item.split, item.name, where.file, where.line, number + 1, example.turn, text, example.ids, example.weights, result.kind, item.shortened.problem(local), item.shortened.trained(local),
-            item.shortened.cut(local),
+            item.split, item.name, where.file, where.line, number + 1, example.turn, text, example.ids, example.weights,
+            result.kind, item.shortened.problem(local), item.shortened.trained(local), item.shortened.cut(local),
         )  # fmt: skip
 
 

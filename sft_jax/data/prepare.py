@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_jax.config import DataConfig, data_set_key
+from sft_jax.data.cap import apply_cap
 from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.data_report import describe_set, describe_stream
 from sft_jax.data.fingerprint import combine, tokens_fingerprint
+from sft_jax.data.mixture import documents_an_epoch
 from sft_jax.data.overlength import apply_overlength
 from sft_jax.data.pipeline import RowStream
 from sft_jax.data.sources import open_rows
@@ -58,7 +60,8 @@ def prepare(
     Args:
         model_path: directory or hub id with the model's tokenizer and chat template.
         vocab_size: token ids that the model has, from 0 on; None where there is no model to check the data against.
-        seed: of the order of the training rows.
+        seed: of the order of the training rows, and of the sample of a set with a cap; that of a held-out set is always
+            the same.
         epochs: passes over the training data; a fraction is rounded up to whole rows.
         rows: when above 0, exactly so many training rows, whatever `epochs` says.
         normalize: "examples" gives every training example the same weight, "tokens" every supervised token. Held-out
@@ -100,18 +103,18 @@ def prepare(
         )
 
     corpus = Corpus([item.config.name for item in sets["train"]], [item.store for item in sets["train"]])
-    documents, report = _apply_overlength(corpus, sets["train"], config.max_length)
+    documents, report = _documents_of(corpus, sets["train"], config.max_length, seed)
     train = RowStream(
         corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
-        weights=[item.config.weight for item in sets["train"]], weight_by=config.weight_by, seed=seed, epochs=epochs,
-        rows=rows, normalize=normalize, log=log,
+        weights=[item.config.weight for item in sets["train"]], weight_by=config.weight_by,
+        set_epochs=[item.config.epochs for item in sets["train"]], seed=seed, epochs=epochs, rows=rows, normalize=normalize, log=log,
     )  # fmt: skip
     reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}, "eval": {}}
     held_out = {}
     for item in sets["eval"]:
         name = item.config.name
         corpus = Corpus([name], [item.store])
-        documents, report = _apply_overlength(corpus, [item], config.max_length)
+        documents, report = _documents_of(corpus, [item], config.max_length, seed=0)
         held_out[name] = RowStream(
             corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
             shuffle=False,
@@ -138,7 +141,7 @@ def default_cache() -> Path:
     return Path(base).expanduser() / "sft_jax"
 
 
-def _apply_overlength(corpus: Corpus, sets: list[DataSet], max_length: int):
+def _documents_of(corpus: Corpus, sets: list[DataSet], max_length: int, seed: int):
     """Returns (documents of each set, report of each set by name)."""
     documents, reports = [], {}
     for index, item in enumerate(sets):
@@ -149,6 +152,12 @@ def _apply_overlength(corpus: Corpus, sets: list[DataSet], max_length: int):
                 f"data.max_length {max_length} and data.overlength is '{item.config.overlength}'; raise "
                 "data.max_length or choose another policy."
             )
+        found, beyond_cap = apply_cap(corpus, index, found, item.config.cap, seed)
+        if documents_an_epoch(len(found), item.config.epochs) < 1:
+            raise UserError(
+                f"{item.key}.epochs: {item.config.epochs:g} of its {len(found):,} documents is less than one in an epoch; raise it "
+                f"to 1/{len(found)} or more."
+            )
         documents.append(found)
-        reports[item.config.name] = describe_set(corpus, index, found, counts)
+        reports[item.config.name] = describe_set(corpus, index, found, counts, beyond_cap)
     return documents, reports

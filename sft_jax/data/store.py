@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = 1  # of the files; part of the manifest and of the tokens fingerprint
+FORMAT = 2  # of the files; part of the manifest and of the tokens fingerprint
 ROLES = ("other", "system", "user", "assistant", "tool")  # codes of `turn_roles`
 
 FIELDS = {
@@ -28,6 +28,7 @@ FIELDS = {
     "run_counts": "<u4",  # [examples], weight runs of each example
     "run_lengths": "<u4",  # [runs], tokens; those of an example sum to its length
     "run_weights": "<f4",  # [runs]
+    "rows": "<i8",  # [examples], number of the row in its data set
     "files": "<i4",  # [examples], index into the manifest's "files"
     "lines": "<i8",  # [examples]
     "turns": "<i4",  # [examples], -1 or the assistant turn of a per-turn example
@@ -35,7 +36,7 @@ FIELDS = {
     "turn_starts": "<u4",  # [messages], token offset at which a message begins
     "turn_roles": "<u1",  # [messages], code of the role
 }
-_IDENTITY = ("files", "lines", "turns")  # fields that say where an example is from, not what it holds
+_IDENTITY = ("rows", "files", "lines", "turns")  # fields that say where an example is from, not what it holds
 
 
 class Encoded(NamedTuple):
@@ -76,6 +77,7 @@ class Store:
         self.run_counts = column("run_counts").astype(np.int64)
         self.run_lengths = column("run_lengths").astype(np.int64)
         self.run_weights = column("run_weights")
+        self.rows = column("rows")
         self.files = column("files")
         self.lines = column("lines")
         self.turns = column("turns")

@@ -201,7 +201,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
-        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, data.train.epoch_at,
+        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, partial(report.used_data, data.train),
     )  # fmt: skip
 
     # ---- train

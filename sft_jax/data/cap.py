@@ -21,7 +21,7 @@ def apply_cap(corpus: Corpus, set_index: int, documents: Documents, cap: int | N
     if cap is None:
         return documents, 0
     store = corpus.stores[set_index]
-    row_of = store.rows[documents.example - corpus.bases[set_index]]  # [documents]
+    row_of = store.rows.whole()[documents.example - corpus.bases[set_index]]  # [documents]
     rows = np.unique(row_of)
     bits = random_bits(derive_key(seed, "cap", corpus.names[set_index]), int(rows[-1]) + 1)[rows]
     taken = rows[np.argsort(bits, kind="stable")[:cap]]

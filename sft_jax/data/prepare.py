@@ -121,8 +121,8 @@ def prepare(
         )  # fmt: skip
         reports["eval"][name] = {**report[name], "stream": describe_stream(held_out[name])}
     fingerprints = {
-        "tokens": combine({item.config.name: item.store.folder.name for item in sets["train"]}),
-        "eval": combine({item.config.name: item.store.folder.name for item in sets["eval"]}),
+        "tokens": combine({item.config.name: item.store.name for item in sets["train"]}),
+        "eval": combine({item.config.name: item.store.name for item in sets["eval"]}),
         "tokenizer": tokenizer_hash,
         "plan": train.plan_hash,
     }

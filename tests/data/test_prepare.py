@@ -195,9 +195,9 @@ def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkey
     def pool(*args):
         raise PreparedAgain
 
-    def opened(folder):
-        folders.add(folder.name.partition("-")[0])
-        return real_open(folder)
+    def opened(folder, suffix):
+        folders.add(folder.name)
+        return real_open(folder, suffix)
 
     real_open = stores.open_store
     monkeypatch.setattr(stores, "WorkerPool", pool)
@@ -336,16 +336,16 @@ def test_a_damaged_store_is_named_and_made_again(run, tmp_path):
     rows = write(tmp_path / "rows.jsonl", pairs(30))
     base = run(rows)
     (store,) = (run.cache / "tokens").iterdir()
-    ids = store / "00000.ids"
+    ids = store / "00000" / "ids"
     content = bytearray(ids.read_bytes())
     content[11] ^= 1
     ids.write_bytes(content)
     data = run(rows)
-    assert any("damaged" in line and "00000.ids" in line for line in run.lines)
+    assert any("damaged" in line and "00000/ids" in line for line in run.lines)
     assert (data.train.read(0, 3).tokens == base.train.read(0, 3).tokens).all()
     ids.write_bytes(content[:-2])
     run(rows)
-    assert sum("damaged" in line for line in run.lines) == 2
+    assert sum("the prepared data are damaged" in line for line in run.lines) == 2
 
 
 def test_a_damaged_stored_tokenizer_is_loaded_again(model, tmp_path, tokenizer):
@@ -596,8 +596,8 @@ def test_bad_rows_of_one_reason_are_one_entry(run, tmp_path):
 def fails(run, *args, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
         run(*args, **kwargs)
-    stores = run.cache / "tokens"
-    assert not stores.exists() or list(stores.iterdir()) == []  # nothing is left that could be taken for prepared data
+    assert not list(run.cache.glob("tokens/*/manifest*"))  # nothing is left that could be taken for prepared data
+    assert not list(run.cache.glob("tokens/*/*.tmp.*"))
     return str(caught.value)
 
 

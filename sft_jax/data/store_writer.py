@@ -127,10 +127,15 @@ def write_manifest(folder: Path, suffix: str, shards: Sequence[Shard], files: Se
     entries = [{"folder": shard.folder.name, "hash": shard.record["hash"]} for shard in shards]
     path = manifest_path(folder, suffix)
     with disk_errors(folder):
-        temporary = path.with_name(f"{path.name}.tmp.{uuid.uuid4().hex}")
-        _write_record(temporary, {"format": FORMAT, "files": list(files), "meta": meta, "shards": entries})
-        os.replace(temporary, path)
-        _sync_folder(folder)
+        _remove_abandoned(folder)
+        temporary, lock = _locked_folder(path)
+        try:
+            _write_record(temporary / path.name, {"format": FORMAT, "files": list(files), "meta": meta, "shards": entries})
+            os.replace(temporary / path.name, path)
+            _sync_folder(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock.close()
 
 
 def remove_manifest(folder: Path, suffix: str = "") -> None:
@@ -238,8 +243,8 @@ def _locked_folder(folder: Path) -> tuple[Path, Any]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes unfinished shards in a folder that nobody works on any more."""
-    for entry in folder.glob("[0-9]*.tmp.*"):
+    """Removes what is unfinished in a folder and nobody works on any more."""
+    for entry in folder.glob("*.tmp.*"):
         with contextlib.suppress(OSError), open(entry / _LOCK, "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             shutil.rmtree(entry, ignore_errors=True)

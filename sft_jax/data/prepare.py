@@ -161,6 +161,7 @@ def _open_sets(
             data=files.fingerprint, format=item.format, columns=item.columns, supervise=item.supervise,
             template=template[0] if template else None, template_kwargs=config.chat_template_kwargs,
             allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer_hash,
+            add_tokens=config.add_tokens,
         )  # fmt: skip
         sets[split].append(DataSet(key, item, files, fingerprint))
     circumstances = Circumstances(date, config.row_timeout, config.row_memory_mb)

@@ -323,6 +323,17 @@ def test_a_file_that_moved_is_the_same_data_under_its_new_name(run, tmp_path, no
     assert data.train.identity(0)[1] == str(tmp_path / "moved.jsonl")
 
 
+def test_a_token_that_the_tokenizer_has_may_be_named_later(run, tmp_path, assets):
+    """It is counted then, in a store that was made for the name."""
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    model = assets / "models" / "stories260k"
+    base = run(rows, model_path=model, chat_template="chatml", max_length=300)
+    (token,) = [text for text, number in base.tokenizer.added_tokens.items() if number == base.tokenizer.eos_id]
+    named = run(rows, model_path=model, chat_template="chatml", max_length=300, add_tokens=token)
+    assert named.tokenizer.fingerprint == base.tokenizer.fingerprint
+    assert set(named.report["train"]["sets"]["train"]["added_tokens"]) == {token}
+
+
 def test_the_code_version_is_part_of_the_fingerprint(run, tmp_path, monkeypatch):
     from sft_jax.data import fingerprint
 

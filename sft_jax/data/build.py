@@ -66,6 +66,9 @@ class StoreBuilder:
     _first_bad: int = 0  # how many rows had been looked at before the first bad ones
     _reported: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self):
+        self._file_numbers = {name: index for index, name in enumerate(self.rows.names)}
+
     def build(self, meta: dict[str, Any]) -> bool:
         """Makes the shards of this part, but for those that are there, and the store where all others are there too.
 
@@ -147,10 +150,10 @@ class StoreBuilder:
         self._counts.add(counts)
         done, watched = self._counts.rows, self._counts.watched
         if self._bad and self.bad_rows == "error" and (watched or done - self._first_bad > LOOK_AHEAD):
-            raise bad_rows_error(self.what, self._bad, self.rows, done)
+            raise bad_rows_error(self.what, self._bad, self.rows, self._counts.rows)
         if watched >= WATCHDOG_ROWS:
             raise UserError(
-                f"{self.what}: {watched} of the first {done:,} rows ran into the limits of data.row_timeout or "
+                f"{self.what}: {watched} of the {done:,} rows read so far ran into the limits of data.row_timeout or "
                 f"data.row_memory_mb:{_list_of(self._bad, self.rows)}\nCheck the chat template, or raise the limits."
             )
 
@@ -179,9 +182,6 @@ class StoreBuilder:
         where = self.rows.where(number)
         return self._file_numbers[where.file], where.line
 
-    def __post_init__(self):
-        self._file_numbers = {name: index for index, name in enumerate(self.rows.names)}
-
     def _entry(self, number: int, reason: str, watched: bool) -> BadRowEntry:
         file, line = self._place(number)
         return {"row": number, "file": file, "line": line, "reason": reason, **({"watched": True} if watched else {})}
@@ -201,15 +201,16 @@ def _largest(part: Encoded, places: np.ndarray) -> dict[str, int]:
 
 def bad_rows_error(what: str, bad: list[BadRowEntry], rows: Rows, done: int) -> UserError:
     """Returns the error for rows that cannot be used. `done` is how many rows have been looked at."""
-    of = f"{done:,}" if done == len(rows) else f"the first {done:,}"
+    of = f"{done:,} rows" if done == len(rows) else f"the {done:,} rows read so far"
     return UserError(
-        f"{what}: {len(bad):,} of {of} rows cannot be used:{_list_of(bad, rows)}\n"
+        f"{what}: {len(bad):,} of {of} cannot be used:{_list_of(bad, rows)}\n"
         "Correct or remove them, or leave them out, counted, with data.bad_rows=skip."
     )
 
 
 def _list_of(bad: list[BadRowEntry], rows: Rows) -> str:
-    lines = [f"\n  {rows.names[entry['file']]}:{entry['line']}: {entry['reason']}" for entry in bad[:SHOWN]]
+    first = sorted(bad, key=lambda entry: entry["row"])[:SHOWN]
+    lines = [f"\n  {rows.names[entry['file']]}:{entry['line']}: {entry['reason']}" for entry in first]
     return "".join(lines) + (f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else "")
 
 

@@ -54,7 +54,6 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.folder)
             self.temporary, self._lock = _locked_folder(shard_path(self.folder, self.number))
             self._files = {name: _HashedFile(self.temporary / name) for name in FIELDS}
         return self
@@ -127,7 +126,6 @@ def write_manifest(folder: Path, suffix: str, shards: Sequence[Shard], files: Se
     entries = [{"folder": shard.folder.name, "hash": shard.record["hash"]} for shard in shards]
     path = manifest_path(folder, suffix)
     with disk_errors(folder):
-        _remove_abandoned(folder)
         temporary, lock = _locked_folder(path)
         try:
             _write_record(temporary / path.name, {"format": FORMAT, "files": list(files), "meta": meta, "shards": entries})
@@ -229,8 +227,10 @@ def _locked_folder(folder: Path) -> tuple[Path, Any]:
 
     The lock, not the number of a process, says whether somebody still writes there: containers that share a disk have
     the same numbers and often the same name. The folder gets a name that `_remove_abandoned` looks for only when the
-    lock is held.
+    lock is held. Removes what was abandoned on the way to the same `folder`; what is on the way to others may be that of
+    another host, whose locks not every shared disk shows.
     """
+    _remove_abandoned(folder)
     number = uuid.uuid4().hex
     hidden = folder.with_name(f".{folder.name}.{number}")
     hidden.mkdir()
@@ -243,8 +243,8 @@ def _locked_folder(folder: Path) -> tuple[Path, Any]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what is unfinished in a folder and nobody works on any more."""
-    for entry in folder.glob("*.tmp.*"):
+    """Removes what was to become `folder` and nobody works on any more."""
+    for entry in folder.parent.glob(f"{folder.name}.tmp.*"):
         with contextlib.suppress(OSError), open(entry / _LOCK, "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             shutil.rmtree(entry, ignore_errors=True)

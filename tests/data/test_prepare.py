@@ -629,7 +629,7 @@ def test_reading_stops_some_way_behind_the_first_bad_row(run, tmp_path, monkeypa
     rows = pairs(1000)
     rows[9] = "{\n"
     message = fails(run, write(tmp_path / "rows.jsonl", rows), format="prompt_completion")
-    assert f"{tmp_path}/rows.jsonl:10: " in message and "1 of the first " in message and "1,000" not in message
+    assert f"{tmp_path}/rows.jsonl:10: " in message and "1 of the " in message and " rows read so far cannot be used" in message and "1,000" not in message
 
 
 def test_skipped_bad_rows_stop_a_later_run_that_does_not_skip(run, tmp_path, no_workers):
@@ -702,7 +702,7 @@ def test_a_template_that_always_runs_wild_is_not_tried_on_every_row(run, tmp_pat
     ]
     template = chat_template(tmp_path / "template.jinja", LOOP)
     message = fails(run, write(tmp_path / "rows.jsonl", rows), chat_template=template, bad_rows="skip", row_timeout=0.3)
-    assert "2 of the first 2 rows ran into the limits of data.row_timeout" in message and "rows.jsonl:1" in message
+    assert "2 of the 2 rows read so far ran into the limits of data.row_timeout" in message and "rows.jsonl:1" in message
 
 
 def test_a_template_that_runs_wild_when_compiled_is_named(run, tmp_path):

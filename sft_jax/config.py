@@ -66,6 +66,8 @@ class DataSetConfig:
     path: tuple[str, ...]  # files, globs, URLs, folders of save_to_disk, tfds:name/config:split, hf:owner/name/config:split
     name: str = ""
     weight: float | None = None  # share, see data.weight_by; None = every document once an epoch; not of an eval set
+    epochs: float | None = None  # times that every document comes up in an epoch of the run, such as 2 or 0.5; None = 1
+    cap: int | None = None  # rows that are used at most, a random sample that is the same in every epoch; None = all
     format: FormatName = "auto"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     supervise: str = "assistant"
@@ -366,8 +368,9 @@ def _data_sets(value, split: str, data: DataConfig) -> tuple[DataSetConfig, ...]
             item["columns"] = {**inherited["columns"], **item["columns"]}
         if isinstance(item.get("supervise"), str):
             check_supervise(f"{where}supervise", item["supervise"])
-        if split == "eval" and "weight" in item:
-            raise UserError(f"{where}weight: a held-out set has none, since its loss is over all of its rows; leave it out.")
+        for only_trained in ("weight", "epochs"):
+            if split == "eval" and only_trained in item:
+                raise UserError(f"{where}{only_trained}: a held-out set has none, since its loss is over each of its rows once; leave it out.")
         merged = {**inherited, **item, "name": item.get("name") or name}
         sets.append(_build(DataSetConfig, merged, where))
     names = [item.name for item in sets]
@@ -377,6 +380,15 @@ def _data_sets(value, split: str, data: DataConfig) -> tuple[DataSetConfig, ...]
     weighted = [item for item in sets if item.weight is not None]
     for index, item in enumerate(sets):
         label = data_set_key(split, index, item.name, len(sets))
+        if weighted and item.epochs is not None:
+            raise UserError(
+                f"{label}.epochs: cannot stand beside a weight, which is a share of the whole; give every set a weight, or none and "
+                "those that come up more or less often than once epochs."
+            )
+        if item.epochs is not None and not item.epochs > 0:
+            raise UserError(f"{label}.epochs: must be above 0, not {item.epochs}; leave the set out to use nothing of it.")
+        if item.cap is not None and item.cap < 1:
+            raise UserError(f"{label}.cap: must be at least 1, not {item.cap}; leave it out to use every row.")
         if weighted and item.weight is None:
             raise UserError(f"{label}.weight: is missing although other sets have one; give all a weight, or none.")
         if weighted and not item.weight > 0:

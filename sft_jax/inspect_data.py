@@ -11,7 +11,6 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.config import Config
 from sft_jax.errors import UserError
 
 _CONFIG = cli.define_config_flag()
@@ -33,7 +32,6 @@ _SEARCH = flags.DEFINE_string("search", "", "Only examples whose text or problem
 _REGEX = flags.DEFINE_string("regex", "", "Only examples in whose text or problem this pattern is found.")
 
 _TERMINAL_LIMIT, _PAGE_LIMIT, _PAGE_ROWS = 10, 500, 20
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def main() -> None:
@@ -42,12 +40,13 @@ def main() -> None:
 
     from sft_jax.inspection.filters import Filters
     from sft_jax.inspection.subject import open_subject
+    from sft_jax.training.resolved import data_model
 
     filters = Filters(
         _SET.value, _ROW.value, _LONGEST.value, _CUT.value, _ZERO_WEIGHT.value, _PROBLEMS.value, _SEARCH.value, _REGEX.value
     )
-    config, place = _with_tokenizer(config)
-    subject = open_subject(config, place, log=_say)
+    config, tokenizer, vocab_size = data_model(config, _say)
+    subject = open_subject(config, tokenizer, vocab_size, log=_say)
     if _HTML.value is not None:
         _write_page(subject, filters)
     elif _JSON.value:
@@ -71,25 +70,6 @@ def _check_flags() -> None:
     for name, holder in (("--ids", _IDS), ("--whitespace", _WHITESPACE)):
         if holder.value and shown and shown != ["--rows"]:
             raise UserError(f"{name}: is of what is shown in the terminal; leave out {name} or {shown[0]}.")
-
-
-def _with_tokenizer(config: Config) -> tuple[Config, str]:
-    """Returns the configuration as a run resolves it, and where its tokenizer lies."""
-    folder = Path(config.model.path).expanduser()
-    here = not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    if not config.adapter.path and here:  # nothing to resolve, so that jax need not be imported
-        return config, config.model.path
-
-    from sft_jax.hf.source import has_adapter, is_run
-
-    if not config.adapter.path and not is_run(folder) and not has_adapter(folder):
-        return config, config.model.path
-
-    from sft_jax.training.adapting import tokenizer_place
-    from sft_jax.training.run import resolved
-
-    config = resolved(config)
-    return config, str(tokenizer_place(config))
 
 
 def _show(subject, filters) -> None:

@@ -12,7 +12,7 @@ from sft_jax.data.corpus import Corpus
 from sft_jax.data.overlength import apply_overlength
 from sft_jax.data.pipeline import RowStream
 from sft_jax.data.store import Store, encode, open_store
-from sft_jax.data.store_writer import StoreWriter
+from sft_jax.data.store_writer import ShardWriter, write_manifest
 
 VOCABULARY = 1000
 
@@ -49,12 +49,19 @@ def random_examples(count: int, seed: int = 0, min_tokens: int = 2, max_tokens: 
 
 def make_store(plain: list[Plain], folder: Path, shard_tokens: int = 50) -> Store:
     """Writes examples to a store and opens it. Example i is line i + 1 of "rows.jsonl"."""
-    with StoreWriter(folder, VOCABULARY, shard_tokens=shard_tokens) as writer:
-        for first in range(0, len(plain), 3):
-            part = list(enumerate(plain))[first : first + 3]
-            encoded = encode([(index, e.ids, e.weights, e.turn, e.turn_starts, e.turn_roles) for index, e in part])
-            writer.append(encoded, np.zeros(len(part), np.int64), np.array([index + 1 for index, _ in part]))
-        writer.finish(["rows.jsonl"], {"rows": len(plain)}, [])
+    shards, first = [], 0
+    while first < len(plain) or not shards:
+        stop, tokens = first, 0
+        while stop < len(plain) and tokens < shard_tokens:
+            tokens, stop = tokens + len(plain[stop].ids), stop + 1
+        with ShardWriter(folder, len(shards), (first, stop), VOCABULARY) as writer:
+            for start in range(first, stop, 3):
+                part = list(enumerate(plain))[start : min(start + 3, stop)]
+                encoded = encode([(index, e.ids, e.weights, e.turn, e.turn_starts, e.turn_roles) for index, e in part])
+                writer.append(encoded, np.zeros(len(part), np.int64), np.array([index + 1 for index, _ in part]))
+            shards.append(writer.finish({}, []))
+        first = stop
+    write_manifest(folder, "", shards, ["rows.jsonl"], {"rows": len(plain)})
     store = open_store(folder)
     assert store is not None
     return store

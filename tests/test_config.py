@@ -75,6 +75,31 @@ def test_every_field_can_be_overridden():
         ({"model__path": ""}, ["model.path"]),
         ({"data__train": None}, ["data.train"]),
         ({"data__train": [{"path": "a", "weight": 1.0}, {"path": "b"}]}, ["data.train[1].weight"]),
+        (
+            {"data__train": {"a": {"path": "x", "weight": 1.0}, "b": {"path": "y", "weight": 1.0, "epochs": 2}}},
+            [
+                "data.train.b.epochs: cannot stand beside a weight, which is a share of the whole; give every set a weight, or none and "
+                "those that come up more or less often than once epochs."
+            ],
+        ),
+        (
+            {"data__train": {"a": {"path": "x", "weight": 1.0}, "b": {"path": "y", "epochs": 2}}},
+            ["data.train.b.epochs: cannot stand beside a weight"],
+        ),
+        (
+            {"data__train": {"a": {"path": "x", "epochs": 0}}},
+            ["data.train.a.epochs: must be above 0, not 0.0; leave the set out to use nothing of it."],
+        ),
+        ({"data__train": {"a": {"path": "x", "epochs": -1.5}}}, ["data.train.a.epochs: must be above 0, not -1.5"]),
+        ({"data__train": {"a": {"path": "x", "epochs": float("inf")}}}, ["data.train.a.epochs", "finite"]),
+        ({"data__train": {"a": {"path": "x", "cap": 0}}}, ["data.train.a.cap: must be at least 1, not 0; leave it out to use every row."]),
+        ({"data__eval": {"a": {"path": "x", "cap": -3}}}, ["data.eval.a.cap: must be at least 1, not -3"]),
+        ({"data__train": {"a": {"path": "x", "cap": 1.5}}}, ["data.train.a.cap", "int"]),
+        (
+            {"data__eval": {"a": {"path": "x", "epochs": 2}}},
+            ["data.eval.a.epochs: a held-out set has none, since its loss is over each of its rows once; leave it out."],
+        ),
+        ({"data__train": {"a": {"path": "x", "epochs": 2}}, "data__weight_by": "supervised_tokens"}, ["data.weight_by", "weight"]),
         ({"data__train": {"a": {"path": "x", "fromat": "text"}}}, ["data.train.a.fromat", "'format'"]),
         ({"data__train": {"a": {"format": "text"}}}, ["data.train.a.path"]),
         ({"data__train": 7}, ["data.train"]),

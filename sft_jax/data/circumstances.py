@@ -1,9 +1,9 @@
-"""Circumstances: what a store may depend on beside its fingerprint, and whether it does is known only once it is made.
+"""Circumstances: what prepared rows may depend on beside their fingerprint, and whether they do is known only once they are made.
 
 A template that reads the clock makes other tokens on another day, and a row that ran into a limit of the watchdog may
-pass under a higher one. Most stores depend on neither and are used for ever. One that does carries the circumstances in
-the name of its folder, so it is used again under the same ones only; under others a store of its own is made beside it,
-and going back to the first ones finds the first store again.
+pass under a higher one. Most rows depend on neither and are used for ever. Shards and stores that do carry the
+circumstances in their names, so they are used again under the same ones only; under others new ones are made beside them,
+and going back to the first circumstances finds the first ones again.
 """
 
 import datetime
@@ -17,21 +17,20 @@ class Circumstances(NamedTuple):
     row_timeout: float  # seconds
     row_memory_mb: int
 
-    def folder_name(self, fingerprint: str, read_clock: bool, watched: bool) -> str:
-        """Returns the name of a store.
+    def suffix(self, read_clock: bool, watched: bool) -> str:
+        """Returns what the name of a shard or a manifest ends with.
 
         Args:
-            fingerprint: see sft_jax.data.fingerprint.tokens_fingerprint.
             read_clock: whether rendering asked for the date.
             watched: whether the watchdog ended the preparation of a row.
         """
         date = f"-{self.rendered_at.isoformat()}" if read_clock else ""
         limits = f"-{self.row_timeout:g}s-{self.row_memory_mb}mb" if watched else ""
-        return f"{fingerprint}{date}{limits}"
+        return f"{date}{limits}"
 
-    def folder_names(self, fingerprint: str) -> list[str]:
-        """Returns the names that a store which holds under these circumstances can have."""
-        return [self.folder_name(fingerprint, clock, watched) for watched in (True, False) for clock in (False, True)]
+    def suffixes(self) -> list[str]:
+        """Returns the suffixes of what holds under these circumstances."""
+        return [self.suffix(clock, watched) for watched in (True, False) for clock in (False, True)]
 
     @property
     def now(self) -> datetime.datetime:

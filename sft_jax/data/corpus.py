@@ -46,7 +46,7 @@ class Corpus:
             raise IndexError(f"example {example} of {len(self)}")
         index = self.set_of(example)
         store, local = self.stores[index], example - int(self.bases[index])
-        return self.names[index], store.file_names[store.files[local]], int(store.lines[local]), int(store.turns[local])
+        return self.names[index], store.file_names[store.files[local]], store.lines[local], store.turns[local]
 
     def where(self, example: int) -> str:
         """Returns "file:line" of an example."""
@@ -57,9 +57,7 @@ class Corpus:
         """Returns (token offsets at which the messages of an example begin, their role codes), see store.ROLES."""
         index = self.set_of(example)
         store, local = self.stores[index], example - int(self.bases[index])
-        ends = store.turn_ends
-        part = slice(int(ends[local - 1]) if local else 0, int(ends[local]))
-        return store.turn_starts[part], store.turn_roles[part]
+        return store.turns_of(local)
 
     def supervised_before(self, places: np.ndarray) -> np.ndarray:
         """Returns how many of all tokens before each place have a weight above 0, int64."""

@@ -14,8 +14,13 @@ _FIRST = 3  # rows that are named for each reason
 PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 100)
 
 
-def describe_set(corpus: Corpus, index: int, documents: Documents, counts: OverlengthCounts) -> dict[str, Any]:
-    """Returns the counts of one data set, before and after the over-length policy."""
+def describe_set(
+    corpus: Corpus, index: int, documents: Documents, counts: OverlengthCounts, beyond_cap: int
+) -> dict[str, Any]:
+    """Returns the counts of one data set, before and after the over-length policy and the cap.
+
+    `documents` are those that are left, `beyond_cap` the rows that the cap left out.
+    """
     store = corpus.stores[index]
     first, end = corpus.bases[index : index + 2].tolist()
     zeros = np.zeros(end - first, np.int64)
@@ -38,6 +43,7 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
         "added_tokens": meta["added_tokens"],
         "counts": meta["counts"],
         "over_length": counts.as_dict(),
+        "rows_beyond_cap": beyond_cap,
         "documents": len(documents),
         "tokens": tokens,
         "supervised_tokens": supervised,
@@ -50,14 +56,16 @@ def describe_set(corpus: Corpus, index: int, documents: Documents, counts: Overl
 
 
 def describe_stream(stream: RowStream) -> dict[str, Any]:
-    """Returns the totals of a stream of rows."""
+    """Returns the totals of a stream of rows, and what it holds of each set."""
+    epochs = stream.epochs_of_sets()
+    sets = {name: {**counts._asdict(), "epochs": epochs[name]} for name, counts in stream.set_counts(stream.total_rows).items()}
     return {
         "rows": stream.total_rows,
         "max_length": stream.max_length,
         "max_segments": stream.max_segments,
         "rows_of_each_epoch": list(stream.epoch_rows),
         "documents": stream.examples,
-        "documents_of_each_set": stream.set_documents,
+        "sets": sets,
         "tokens": stream.real_tokens,
         "supervised_tokens": stream.supervised_tokens,
         "supervised_share": stream.supervised_tokens / stream.real_tokens,

@@ -25,6 +25,7 @@ def tokens_fingerprint(
     template_kwargs: dict[str, Any],
     allow_special_tokens: bool,
     tokenizer: str,
+    add_tokens: Sequence[str],
 ) -> str:
     """Returns the fingerprint of the prepared examples of one data set.
 
@@ -33,6 +34,7 @@ def tokens_fingerprint(
         format, columns, supervise, template_kwargs, allow_special_tokens: as configured.
         template: source of the chat template, None for none.
         tokenizer: fingerprint of the tokenizer.
+        add_tokens: tokens whose occurrences are counted.
 
     The code of sft_jax.data and the versions of the libraries that make texts and ids enter too. What comes after the
     store (max_length, packing, mixture, seed) does not; see RowStream.plan_hash.
@@ -42,7 +44,7 @@ def tokens_fingerprint(
             "store": FORMAT, "code": source_hash(), "libraries": {name: metadata.version(name) for name in _LIBRARIES},
             "data": data, "format": format, "columns": dataclasses.asdict(columns), "supervise": supervise,
             "template": template, "template_kwargs": template_kwargs, "allow_special_tokens": allow_special_tokens,
-            "tokenizer": tokenizer,
+            "tokenizer": tokenizer, "add_tokens": list(add_tokens),
         }
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ does not depend on the batch size or the number of processes.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,17 @@ from sft_jax.errors import UserError
 PLAN_FORMAT = 2  # counts up when the same inputs give other rows
 
 
+_BLOCK = 256  # rows of which counts are kept as running totals
+
+
+class SetCounts(NamedTuple):
+    """How much of one data set some rows of a stream hold, each document as often as it comes up."""
+
+    documents: int
+    tokens: int  # positions that are no padding
+    supervised_tokens: int
+
+
 class RowStream:
     """Rows of all epochs as one stream. Immutable; `read` may be called from several threads.
 
@@ -30,7 +41,6 @@ class RowStream:
             long the run is, nor on batch size and process count, so a run that is extended keeps it.
         examples: documents in the stream, each counted as often as it comes up.
         real_tokens, supervised_tokens: positions that are no padding; targets with a weight above 0.
-        set_documents: documents of each set in the stream.
         epoch_rows: rows of each whole epoch.
     """
 
@@ -44,6 +54,7 @@ class RowStream:
         packing: bool = True,
         weights: Sequence[float | None] | None = None,
         weight_by: Literal["documents", "supervised_tokens"] = "documents",
+        set_epochs: Sequence[float | None] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         epochs: float = 1.0,
@@ -57,6 +68,7 @@ class RowStream:
             documents: of each set of the corpus, as apply_overlength gives them; none of the sets is empty.
             weights: share of each set, or None for every document once an epoch; see sft_jax.data.mixture.
             weight_by: what the weights are shares of.
+            set_epochs: without weights, how often each set comes up in an epoch of the stream, None for once.
             epochs, rows: length of the stream; `rows` wins when above 0.
             normalize: "examples" divides the weights of an example by their sum, over all its pieces.
             log: takes lines about planning where it takes long.
@@ -66,11 +78,11 @@ class RowStream:
         self._documents = Documents.concatenate(list(documents))
         sizes = [len(part) for part in documents]
         weights = [None] * len(sizes) if weights is None else list(weights)
+        lengths, supervised = self._documents.lengths, supervised_targets(corpus, self._documents)
         amounts = sizes
         if weight_by == "supervised_tokens":
-            amounts = [int(supervised_targets(corpus, part).sum()) for part in documents]
-        mixture = make_mixture(sizes, weights, seed, shuffle, amounts)
-        lengths = self._documents.lengths
+            amounts = np.add.reduceat(supervised, np.cumsum([0, *sizes[:-1]])).tolist()
+        mixture = make_mixture(sizes, weights, seed, shuffle, amounts, set_epochs)
         self._scales = _example_scales(corpus, self._documents) if normalize == "examples" else None
         self._plan = plan_rows(
             lengths, mixture.epoch, max_length=max_length, max_segments=max_segments, packing=packing, seed=seed,
@@ -78,13 +90,13 @@ class RowStream:
         )  # fmt: skip
         self.total_rows = self._plan.rows
         self.epoch_rows = self._plan.epoch_rows
-        placed = self._plan.documents
-        self.examples = len(placed)
-        self.real_tokens = int(lengths[placed].sum())
-        self.supervised_tokens = int(supervised_targets(corpus, self._documents)[placed].sum())
-        bounds = np.cumsum(sizes)
-        per_set = np.bincount(np.searchsorted(bounds, placed, side="right"), minlength=len(sizes))
-        self.set_documents = {name: int(n) for name, n in zip(corpus.names, per_set, strict=True)}
+        self._set_sizes = sizes
+        self._measures = (lengths, supervised)
+        block = np.repeat(np.arange(self.total_rows) // _BLOCK, np.diff(self._plan.offsets))  # of each placed document
+        counts = self._count(self._plan.documents, block, -(-self.total_rows // _BLOCK))
+        self._totals = np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])  # [blocks + 1, sets, 3]
+        everything = SetCounts(*self._totals[-1].sum(axis=0).tolist())
+        self.examples, self.real_tokens, self.supervised_tokens = everything
 
         digest = hashlib.blake2b(digest_size=16)
         options = (
@@ -139,6 +151,28 @@ class RowStream:
     def identity(self, example: int) -> tuple[str, str, int, int]:
         """Returns (set, file, line, turn) of an example number of `Batch.examples`; turn is -1 for a whole row."""
         return self._corpus.identity(int(example))
+
+    def set_counts(self, row: int) -> dict[str, SetCounts]:
+        """Returns how much of each set the rows before `row` hold, exactly; of all rows where `row` is `total_rows`."""
+        row = min(row, self.total_rows)
+        offsets, first = self._plan.offsets, row // _BLOCK * _BLOCK
+        placed = self._plan.documents[offsets[first] : offsets[row]]
+        counts = self._totals[row // _BLOCK] + self._count(placed, np.zeros(len(placed), np.int64), 1)[0]
+        return {name: SetCounts(*part) for name, part in zip(self._corpus.names, counts.tolist(), strict=True)}
+
+    def epochs_of_sets(self) -> dict[str, float]:
+        """Returns how often each set comes up in the whole stream, such as 1.5."""
+        counts = self.set_counts(self.total_rows)
+        return {name: counts[name].documents / size for name, size in zip(counts, self._set_sizes, strict=True)}
+
+    def _count(self, placed: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+        """Returns the counts of placed documents by group and set, in the order of SetCounts, int64 [groups, sets, 3]."""
+        sets = len(self._set_sizes)
+        place = group * sets + np.searchsorted(np.cumsum(self._set_sizes), placed, side="right")
+        measures = (None, *(values[placed] for values in self._measures))
+        # Sums of whole numbers in float64 are exact below 2**53.
+        counts = [np.bincount(place, weights=values, minlength=groups * sets).astype(np.int64) for values in measures]
+        return np.stack(counts, axis=-1).reshape(groups, sets, len(counts))
 
     def epoch_at(self, row: int) -> float:
         """Returns how many epochs the rows before `row` are, such as 1.5."""

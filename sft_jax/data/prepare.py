@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_jax.config import DataConfig, data_set_key
+from sft_jax.data.build import Part
 from sft_jax.data.cache import default_cache
+from sft_jax.data.cap import apply_cap
 from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.corpus import Corpus
 from sft_jax.data.data_report import describe_set, describe_stream
 from sft_jax.data.fingerprint import combine, tokens_fingerprint
+from sft_jax.data.mixture import documents_an_epoch
 from sft_jax.data.overlength import apply_overlength
 from sft_jax.data.pipeline import RowStream
 from sft_jax.data.sources import open_rows
@@ -38,6 +41,7 @@ class PreparedData:
     tokenizer: Tokenizer
     report: dict[str, Any]  # for data_report.json
     fingerprints: dict[str, str]  # "tokens", "eval", "tokenizer", "plan"
+    stores: dict[str, Path]  # where the prepared rows of each set lie, by its key, such as "data.train.gsm8k"
     rendered_at: str  # the day that templates took for today, to be given to `prepare` when the run goes on
 
 
@@ -58,7 +62,8 @@ def prepare(
     Args:
         model_path: directory or hub id with the model's tokenizer and chat template.
         vocab_size: token ids that the model has, from 0 on; None where there is no model to check the data against.
-        seed: of the order of the training rows.
+        seed: of the order of the training rows, and of the sample of a set with a cap; that of a held-out set is always
+            the same.
         epochs: passes over the training data; a fraction is rounded up to whole rows.
         rows: when above 0, exactly so many training rows, whatever `epochs` says.
         normalize: "examples" gives every training example the same weight, "tokens" every supervised token. Held-out
@@ -69,6 +74,76 @@ def prepare(
 
     Raises UserError, naming file and line or key and the remedy, for every kind of input that cannot be used.
     """
+    opened = _open_sets(config, model_path, vocab_size, rendered_at, Part(), log)
+    tokenizer, train_sets = opened.tokenizer, opened.train
+    unused = [text for text in config.add_tokens if not any(item.store.meta["added_tokens"][text] for item in train_sets)]
+    if unused:
+        log(
+            f"data.add_tokens: no training row holds {', '.join(map(repr, unused))}, so its use is not learned. A chat template must "
+            "write it; content never becomes a control token unless data.allow_special_tokens_in_content is set."
+        )
+
+    corpus = Corpus([item.config.name for item in train_sets], [item.store for item in train_sets])
+    documents, report = _documents_of(corpus, train_sets, config.max_length, seed)
+    train = RowStream(
+        corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
+        weights=[item.config.weight for item in train_sets], weight_by=config.weight_by,
+        set_epochs=[item.config.epochs for item in train_sets], seed=seed, epochs=epochs, rows=rows, normalize=normalize, log=log,
+    )  # fmt: skip
+    reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}, "eval": {}}
+    held_out = {}
+    for item in opened.eval:
+        name = item.config.name
+        corpus = Corpus([name], [item.store])
+        documents, report = _documents_of(corpus, [item], config.max_length, seed=0)
+        held_out[name] = RowStream(
+            corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
+            shuffle=False,
+        )  # fmt: skip
+        reports["eval"][name] = {**report[name], "stream": describe_stream(held_out[name])}
+    fingerprints = {
+        "tokens": combine({item.config.name: item.store.name for item in train_sets}),
+        "eval": combine({item.config.name: item.store.name for item in opened.eval}),
+        "tokenizer": opened.tokenizer_hash,
+        "plan": train.plan_hash,
+    }
+    report = {**reports, "fingerprints": fingerprints, "rendered_at": opened.date.isoformat()}
+    stores = {item.key: item.store.folder for item in (*opened.train, *opened.eval)}
+    return PreparedData(train, held_out, tokenizer, report, fingerprints, stores, opened.date.isoformat())
+
+
+def prepare_part(
+    config: DataConfig,
+    *,
+    model_path: str,
+    part: Part,
+    vocab_size: int | None = None,
+    rendered_at: str | None = None,
+    log: Log = print,
+) -> bool:
+    """Prepares what is one process's part of all data sets, into the cache folder that all processes share.
+
+    Returns whether everything is prepared now; else other parts are still missing, and whichever ends last completes the
+    stores. Arguments and errors are those of `prepare`.
+    """
+    return _open_sets(config, model_path, vocab_size, rendered_at, part, log).complete
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Data sets with their stores, where `complete`."""
+
+    train: list[DataSet]
+    eval: list[DataSet]
+    tokenizer: Tokenizer
+    tokenizer_hash: str
+    date: datetime.date
+    complete: bool
+
+
+def _open_sets(
+    config: DataConfig, model_path: str, vocab_size: int | None, rendered_at: str | None, part: Part, log: Log
+) -> _Opened:
     cache = cache_folder(config)
     opened = [  # before the tokenizer, which may take seconds to load: a wrong path is told at once
         (split, key, item, open_rows(item.path, key, cache, log))
@@ -86,45 +161,14 @@ def prepare(
             data=files.fingerprint, format=item.format, columns=item.columns, supervise=item.supervise,
             template=template[0] if template else None, template_kwargs=config.chat_template_kwargs,
             allow_special_tokens=config.allow_special_tokens_in_content, tokenizer=tokenizer_hash,
+            add_tokens=config.add_tokens,
         )  # fmt: skip
         sets[split].append(DataSet(key, item, files, fingerprint))
     circumstances = Circumstances(date, config.row_timeout, config.row_memory_mb)
     vocabulary = Vocabulary(vocab_size, tokenizer, model_path, config.add_tokens)
-    maker = StoreMaker(config, cache / "tokens", vocabulary, tokenizer_folder, template, circumstances, log)
-    maker.open_all(sets["train"] + sets["eval"])
-    unused = [text for text in config.add_tokens if not any(item.store.meta["added_tokens"][text] for item in sets["train"])]
-    if unused:
-        log(
-            f"data.add_tokens: no training row holds {', '.join(map(repr, unused))}, so its use is not learned. A chat template must "
-            "write it; content never becomes a control token unless data.allow_special_tokens_in_content is set."
-        )
-
-    corpus = Corpus([item.config.name for item in sets["train"]], [item.store for item in sets["train"]])
-    documents, report = _apply_overlength(corpus, sets["train"], config.max_length)
-    train = RowStream(
-        corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
-        weights=[item.config.weight for item in sets["train"]], weight_by=config.weight_by, seed=seed, epochs=epochs,
-        rows=rows, normalize=normalize, log=log,
-    )  # fmt: skip
-    reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}, "eval": {}}
-    held_out = {}
-    for item in sets["eval"]:
-        name = item.config.name
-        corpus = Corpus([name], [item.store])
-        documents, report = _apply_overlength(corpus, [item], config.max_length)
-        held_out[name] = RowStream(
-            corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
-            shuffle=False,
-        )  # fmt: skip
-        reports["eval"][name] = {**report[name], "stream": describe_stream(held_out[name])}
-    fingerprints = {
-        "tokens": combine({item.config.name: item.store.folder.name for item in sets["train"]}),
-        "eval": combine({item.config.name: item.store.folder.name for item in sets["eval"]}),
-        "tokenizer": tokenizer_hash,
-        "plan": train.plan_hash,
-    }
-    report = {**reports, "fingerprints": fingerprints, "rendered_at": date.isoformat()}
-    return PreparedData(train, held_out, tokenizer, report, fingerprints, date.isoformat())
+    maker = StoreMaker(config, cache / "tokens", vocabulary, tokenizer_folder, template, circumstances, log, part)
+    complete = maker.open_all(sets["train"] + sets["eval"])
+    return _Opened(sets["train"], sets["eval"], tokenizer, tokenizer_hash, date, complete)
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -132,7 +176,7 @@ def cache_folder(config: DataConfig) -> Path:
     return Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
 
 
-def _apply_overlength(corpus: Corpus, sets: list[DataSet], max_length: int):
+def _documents_of(corpus: Corpus, sets: list[DataSet], max_length: int, seed: int):
     """Returns (documents of each set, report of each set by name)."""
     documents, reports = [], {}
     for index, item in enumerate(sets):
@@ -143,6 +187,12 @@ def _apply_overlength(corpus: Corpus, sets: list[DataSet], max_length: int):
                 f"data.max_length {max_length} and data.overlength is '{item.config.overlength}'; raise "
                 "data.max_length or choose another policy."
             )
+        found, beyond_cap = apply_cap(corpus, index, found, item.config.cap, seed)
+        if documents_an_epoch(len(found), item.config.epochs) < 1:
+            raise UserError(
+                f"{item.key}.epochs: {item.config.epochs:g} of its {len(found):,} documents is less than one in an epoch; raise it "
+                f"to 1/{len(found)} or more."
+            )
         documents.append(found)
-        reports[item.config.name] = describe_set(corpus, index, found, counts)
+        reports[item.config.name] = describe_set(corpus, index, found, counts, beyond_cap)
     return documents, reports

@@ -1,7 +1,8 @@
-"""Writing a store: in a folder of its own beside the final one, which is renamed when it is complete.
+"""Writing a store: shard by shard, each in a folder of its own that is renamed when it is complete, and the manifest last.
 
-So a killed or failed build leaves nothing behind that could be taken for a store, and two processes that build the same
-store do not meet.
+So a build that is killed or fails leaves whole shards, which the next one goes on from, and nothing that could be taken
+for one. Processes that make the same shard do not meet: the faster one wins, and the bytes are the same. A shard depends
+on its rows alone, so several hosts can write shards of one store into a folder that they share.
 """
 
 import contextlib
@@ -11,99 +12,150 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.data.store import FIELDS, FORMAT, Encoded, manifest_hash
+from sft_jax.data.store import (
+    BAD_ROWS,
+    FIELDS,
+    FORMAT,
+    SHARD_RECORD,
+    Encoded,
+    Shard,
+    StoreDamaged,
+    manifest_path,
+    open_shard,
+    record_hash,
+    shard_path,
+)
 from sft_jax.errors import UserError
 
-SHARD_TOKENS = 1 << 26  # a shard is closed once it holds so many tokens
 _LOCK = "lock"  # file in a folder that is being written
 
 
-class StoreWriter:
-    """Writes a store of `folder`. Use as a context manager; an exception removes what was written so far."""
+class ShardWriter:
+    """Writes shard `number` of the store in `folder`, of the rows [first, stop). Use as a context manager.
 
-    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int = SHARD_TOKENS):
-        self.folder = folder
+    Unless it was finished, nothing of it is left.
+    """
+
+    def __init__(self, folder: Path, number: int, rows: tuple[int, int], vocab_size: int):
+        self.folder, self.number, self.rows = folder, number, rows
+        self.vocab_size = vocab_size
+        self.id_dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
         self.temporary = folder  # known once it is made
         self._lock: Any = None  # held as long as the temporary folder is written to
-        self.id_dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
-        self.vocab_size = vocab_size
-        self.shard_tokens = shard_tokens
-        self.shards: list[dict[str, Any]] = []
-        self._open: dict[str, _HashedFile] = {}
+        self._files: dict[str, _HashedFile] = {}
         self._tokens = self._examples = 0
 
-    def __enter__(self) -> "StoreWriter":
+    def __enter__(self) -> "ShardWriter":
         with disk_errors(self.folder):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.folder)
-            self.temporary, self._lock = _locked_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.temporary, self._lock = _locked_folder(shard_path(self.folder, self.number))
+            self._files = {name: _HashedFile(self.temporary / name) for name in FIELDS}
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        for file in self._open.values():
+        for file in self._files.values():
             file.abandon()
         shutil.rmtree(self.temporary, ignore_errors=True)
         self._lock.close()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # where it is empty
 
     def append(self, part: Encoded, files: np.ndarray, lines: np.ndarray) -> None:
         """Appends examples. `files` and `lines` say where their rows are, int [examples]."""
         _check_encoded(part, self.vocab_size)
         fields = {**part._asdict(), "files": files, "lines": lines}
         with disk_errors(self.folder):
-            if not self._open:
-                base = self.temporary / f"{len(self.shards):05d}"
-                self._open = {name: _HashedFile(base.with_suffix(f".{name}")) for name in FIELDS}
             for name, kind in FIELDS.items():
                 kind = self.id_dtype if name == "ids" else kind
-                self._open[name].write(np.ascontiguousarray(fields[name], kind).tobytes())
-            self._tokens += len(part.ids)
-            self._examples += len(part.lengths)
-            if self._tokens >= self.shard_tokens:
-                self._close_shard()
+                self._files[name].write(np.ascontiguousarray(fields[name], kind).tobytes())
+        self._tokens += len(part.ids)
+        self._examples += len(part.lengths)
 
-    def finish(
-        self, file_names: list[str], meta: dict[str, Any], bad_rows: list[dict[str, Any]], folder: Path | None = None
-    ) -> None:
-        """Writes the manifest and moves the store into place. Another process that was faster wins.
+    def finish(self, counted: dict[str, Any], bad_rows: Sequence[dict[str, Any]], suffix: str = "") -> Shard:
+        """Writes the record and moves the shard into place. Another process that was faster wins.
 
         Args:
-            folder: where the store belongs, if what was written decides that; a folder beside the one named at first.
+            counted: goes into the record.
+            suffix: of the name of the shard, which what was written decides.
         """
-        folder = folder or self.folder
+        folder = shard_path(self.folder, self.number, suffix)
         with disk_errors(self.folder):
-            if self._open:
-                self._close_shard()
-            bad = _HashedFile(self.temporary / "bad_rows.jsonl")
+            bad = _HashedFile(self.temporary / BAD_ROWS)
             bad.write("".join(json.dumps(row) + "\n" for row in bad_rows).encode())
-            manifest = {
-                "format": FORMAT, "id_dtype": self.id_dtype, "files": file_names, "meta": meta,
-                "shards": self.shards, "bad_rows": bad.close(),
+            files = {name: file.close() for name, file in (*self._files.items(), (BAD_ROWS, bad))}
+            record = {
+                "format": FORMAT, "rows": list(self.rows), "id_dtype": self.id_dtype, "tokens": self._tokens,
+                "examples": self._examples, "counted": counted, "files": files,
             }  # fmt: skip
-            manifest["hash"] = manifest_hash(manifest)
-            file = _HashedFile(self.temporary / "manifest.json")
-            file.write(json.dumps(manifest, indent=1).encode())
-            file.close()
+            _write_record(self.temporary / SHARD_RECORD, record)
             _move(self.temporary, folder)
-            _sync_folder(folder.parent)
+            _sync_folder(self.folder)
+        return Shard(folder, json.loads((folder / SHARD_RECORD).read_text()))
 
-    def _close_shard(self) -> None:
-        files = {name: file.close() for name, file in self._open.items()}
-        self.shards.append({"tokens": self._tokens, "examples": self._examples, "files": files})
-        self._open, self._tokens, self._examples = {}, 0, 0
+
+def find_shard(
+    folder: Path, number: int, suffixes: Sequence[str], rows: tuple[int, int], log: Callable[[str], None]
+) -> Shard | None:
+    """Returns shard `number` of the store in `folder` where a build before has finished it; `suffixes` as its name may end.
+
+    A damaged one is named and removed.
+    """
+    for suffix in suffixes:
+        place = shard_path(folder, number, suffix)
+        try:
+            shard = open_shard(place)
+            if shard is not None and shard.record["rows"] != list(rows):
+                raise StoreDamaged(f"{place / SHARD_RECORD} is not of the rows {rows[0]} to {rows[1]}")
+        except StoreDamaged as error:
+            log(f"A part of the prepared data is damaged and is made again: {error}.")
+            remove_shard(place)
+            continue
+        if shard is not None:
+            return shard
+    return None
+
+
+def write_manifest(folder: Path, suffix: str, shards: Sequence[Shard], files: Sequence[str], meta: dict[str, Any]) -> None:
+    """Makes `shards` the store of a suffix; `files` are the names of what its examples were read from."""
+    entries = [{"folder": shard.folder.name, "hash": shard.record["hash"]} for shard in shards]
+    path = manifest_path(folder, suffix)
+    with disk_errors(folder):
+        temporary, lock = _locked_folder(path)
+        try:
+            _write_record(temporary / path.name, {"format": FORMAT, "files": list(files), "meta": meta, "shards": entries})
+            os.replace(temporary / path.name, path)
+            _sync_folder(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock.close()
+
+
+def remove_manifest(folder: Path, suffix: str = "") -> None:
+    """Makes a store none; its shards stay, and those that are whole are used again."""
+    with disk_errors(folder):
+        manifest_path(folder, suffix).unlink(missing_ok=True)
+
+
+def remove_shard(place: Path) -> None:
+    """Removes a shard; its record goes first, so that what is left of an interrupted removal is no shard."""
+    with disk_errors(place):
+        (place / SHARD_RECORD).unlink(missing_ok=True)
+        if place.exists():
+            shutil.rmtree(place)
 
 
 def _move(temporary: Path, folder: Path) -> None:
-    """Renames a complete store, unless there is one already; what is left of an unfinished one makes room."""
+    """Renames a complete shard, unless there is one already; what is left of a removed one makes room."""
     try:
         os.rename(temporary, folder)
     except OSError:
-        if (folder / "manifest.json").exists():
+        if (folder / SHARD_RECORD).exists():
             return
         if not folder.is_dir():
             raise
@@ -112,12 +164,10 @@ def _move(temporary: Path, folder: Path) -> None:
     (folder / _LOCK).unlink(missing_ok=True)
 
 
-def remove_store(folder: Path) -> None:
-    """Removes a store; the manifest goes first, so that what is left of an interrupted removal is no store."""
-    with disk_errors(folder):
-        (folder / "manifest.json").unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    file = _HashedFile(path)
+    file.write(json.dumps({**record, "hash": record_hash(record)}, indent=1, sort_keys=True).encode())
+    file.close()
 
 
 @contextlib.contextmanager
@@ -177,8 +227,10 @@ def _locked_folder(folder: Path) -> tuple[Path, Any]:
 
     The lock, not the number of a process, says whether somebody still writes there: containers that share a disk have
     the same numbers and often the same name. The folder gets a name that `_remove_abandoned` looks for only when the
-    lock is held.
+    lock is held. Removes what was abandoned on the way to the same `folder`; what is on the way to others may be that of
+    another host, whose locks not every shared disk shows.
     """
+    _remove_abandoned(folder)
     number = uuid.uuid4().hex
     hidden = folder.with_name(f".{folder.name}.{number}")
     hidden.mkdir()
@@ -191,7 +243,7 @@ def _locked_folder(folder: Path) -> tuple[Path, Any]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes unfinished builds of the same store that nobody works on any more."""
+    """Removes what was to become `folder` and nobody works on any more."""
     for entry in folder.parent.glob(f"{folder.name}.tmp.*"):
         with contextlib.suppress(OSError), open(entry / _LOCK, "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives

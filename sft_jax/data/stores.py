@@ -12,7 +12,7 @@ from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.format_detection import resolve_format
 from sft_jax.data.sources import Rows
 from sft_jax.data.store import Store, StoreDamaged, open_store
-from sft_jax.data.store_writer import remove_store
+from sft_jax.data.store_writer import remove_manifest
 from sft_jax.data.vocabulary import Vocabulary
 from sft_jax.data.workers import Failure, WorkerPool
 from sft_jax.errors import UserError
@@ -43,15 +43,19 @@ class StoreMaker:
     template: Template
     circumstances: Circumstances
     log: Log
+    part: build.Part = build.Part()
 
-    def open_all(self, sets: list[DataSet]) -> None:
-        """Gives every set its store, from the cache or made now. Raises UserError where that cannot be."""
+    def open_all(self, sets: list[DataSet]) -> bool:
+        """Gives every set its store, from the cache or made now; of several parts only this one's shards are made.
+
+        Returns whether every set has its store: else other parts are not ready. Raises UserError where that cannot be.
+        """
         for item in sets:
             if self._find(item):
                 self.log(f"{item.key}: {len(item.rows):,} rows were prepared before ({item.store.folder}).")
         missing = {item.fingerprint: item for item in sets if item.store is None}
-        if missing:
-            self._build(list(missing.values()))
+        if missing and not self._build(list(missing.values())):
+            return False
         for item in sets:
             if item.store is None and not self._find(item):
                 raise UserError(
@@ -59,18 +63,19 @@ class StoreMaker:
                     "what cleans data.cache_dir, or set it to another folder."
                 )
         day = self.circumstances.rendered_at
-        if day != datetime.date.today() and any(day.isoformat() in item.store.folder.name for item in sets):
+        if day != datetime.date.today() and any(day.isoformat() in item.store.name for item in sets):
             self.log(f"{self.template[1]} writes the date: {day}, the day on which this run began.")
+        return True
 
     def _find(self, item: DataSet) -> bool:
         """Opens the store of a set if it is there. A damaged one is named and removed."""
-        for name in self.circumstances.folder_names(item.fingerprint):
-            folder = self.parent / name
+        folder = self.parent / item.fingerprint
+        for suffix in self.circumstances.suffixes():
             try:
-                item.store = open_store(folder)
+                item.store = open_store(folder, suffix)
             except StoreDamaged as error:
-                self.log(f"{item.key}: the prepared data are damaged and are made again: {error}.")
-                remove_store(folder)
+                self.log(f"{item.key}: the prepared data are damaged: {error}. What is whole of them is used again.")
+                remove_manifest(folder, suffix)
             if item.store is not None:
                 break
         else:
@@ -82,8 +87,8 @@ class StoreMaker:
         self.vocabulary.check(largest["id"], item.rows.names[largest["file"]], largest["line"])
         return True
 
-    def _build(self, sets: list[DataSet]) -> None:
-        """Prepares the data sets of which there is no store."""
+    def _build(self, sets: list[DataSet]) -> bool:
+        """Prepares the data sets of which there is no store. Returns whether each has one now."""
         config = self.config
         options = []
         for item in sets:
@@ -97,14 +102,17 @@ class StoreMaker:
         with WorkerPool(row_builder.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
             self._check_options(pool, sets)
             pool.setup = setup._replace(checked=True)  # of workers that start later
+            whole = True
             for index, (item, option) in enumerate(zip(sets, options, strict=True)):
                 self.log(
                     f"{item.key}: preparing {len(item.rows):,} rows of format '{option.format}' with {count} process(es)."
                 )
-                build.build_store(
-                    self.parent, item.fingerprint, self.circumstances, item.rows, index, pool, what=item.key,
-                    vocabulary=self.vocabulary, bad_rows=config.bad_rows, meta={"format": option.format}, log=self.log,
+                builder = build.StoreBuilder(
+                    self.parent / item.fingerprint, self.circumstances, item.rows, index, pool, item.key, self.vocabulary,
+                    config.bad_rows, self.part, self.log,
                 )  # fmt: skip
+                whole &= builder.build({"format": option.format})
+        return whole
 
     def _check_options(self, pool: WorkerPool, sets: list[DataSet]) -> None:
         """Compiles the template in a worker. Raises UserError where that fails, and for wrong options."""

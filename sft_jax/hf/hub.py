@@ -15,15 +15,16 @@ _TEXTS = ("*.json", "*.model", "*.jinja", "merges.txt")  # configuration and tok
 _BELOW = "*/*"  # other forms of the same model, such as onnx/
 
 
-def download(name: str) -> Path:
-    """Returns the folder of a hub id in the cache, after fetching what is missing there.
+def download(name: str, weights: bool = True) -> Path:
+    """Returns the folder of a hub id in the cache, after fetching what is missing there; without `weights`, its texts alone.
 
     Repositories hold the same weights several times (consolidated.safetensors, onnx/, .bin), so the weights are
     `model.safetensors`, or exactly the shards that its index names; of an adapter `adapter_model.safetensors`. Raises UserError naming `name` and the remedy.
     """
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_TEXTS), ignore_patterns=[_BELOW]))
-        _fetch_weights(name, folder)
+        if weights:
+            _fetch_weights(name, folder)
         return folder
     except hub_errors.GatedRepoError as error:
         raise UserError(

@@ -136,9 +136,14 @@ def place_of(path: str | Path) -> Path:
         return folder
     if folder.exists():
         raise UserError(f"{path}: is a file; name the directory that holds {CONFIG} and the weights.")
-    if not _HUB_ID.fullmatch(str(path)):
+    if not is_hub_id(path):
         raise UserError(f"{path}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir.")
     return download(str(path))
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Returns whether `path` can be the id of a model on the Hugging Face hub."""
+    return bool(_HUB_ID.fullmatch(str(path)))
 
 
 def tokenizer_folder(path: str | Path, base: str | Path | None = None) -> Path:

@@ -47,11 +47,16 @@ class InspectedSet:
 
     def examples_of(self, row: int) -> range:
         """Returns the numbers in the stream's corpus of the examples of a row; the store has them by file and line."""
-        store, where = self.store, self.rows.where(row)
-        file = store.file_names.index(where.file)
-        first, end = np.searchsorted(store.files, [file, file + 1]).tolist()
-        low, high = (int(np.searchsorted(store.lines[first:end], where.line, side)) for side in ("left", "right"))
+        where, (files, lines) = self.rows.where(row), self._places
+        file = self.store.file_names.index(where.file)
+        first, end = np.searchsorted(files, [file, file + 1]).tolist()
+        low, high = (int(np.searchsorted(lines[first:end], where.line, side)) for side in ("left", "right"))
         return range(self.first + first + low, self.first + first + high)
+
+    @functools.cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Files and lines of all examples of the store."""
+        return self.store.files.whole(), self.store.lines.whole()
 
     @functools.cached_property
     def shortened(self) -> Shortened:
@@ -69,7 +74,7 @@ class Subject:
     setup: Setup  # of worker processes
 
 
-def open_subject(config: Config, model_path: str, log: Callable[[str], None]) -> Subject:
+def open_subject(config: Config, model_path: str, vocab_size: int | None, log: Callable[[str], None]) -> Subject:
     """Prepares the data of a run as training would, but goes on where training stops at a row.
 
     Rows that cannot be used are left out and listed whatever data.bad_rows is. Under data.overlength=error, which allows
@@ -77,6 +82,7 @@ def open_subject(config: Config, model_path: str, log: Callable[[str], None]) ->
 
     Args:
         model_path: directory or hub id with the tokenizer.
+        vocab_size: tokens that the model has; None where there is no model to check the data against.
         log: takes lines about what is done.
 
     Raises UserError as `prepare` does: for a wrong path or key, and for a set of which no row can be used.
@@ -86,7 +92,7 @@ def open_subject(config: Config, model_path: str, log: Callable[[str], None]) ->
     rows = config.train.steps * config.train.batch_size
     date = datetime.date.today()
     data = prepare(
-        lenient, model_path=model_path, seed=config.seed, epochs=config.train.epochs, rows=rows,
+        lenient, model_path=model_path, vocab_size=vocab_size, seed=config.seed, epochs=config.train.epochs, rows=rows,
         rendered_at=date.isoformat(), log=log,
     )  # fmt: skip
     tokenizer, tokenizer_folder = open_tokenizer(model_path, cache_folder(asked), asked.add_tokens)

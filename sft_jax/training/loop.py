@@ -33,7 +33,7 @@ class Hooks:
     resume_point: Callable[[], str]  # says which step the next start continues from
     describe: Callable[[Batch], str]  # names the examples of a batch, for the message about a step that went wrong
     attention_pairs: Callable[[Batch], int]  # of a batch, over all processes, as this one's part tells
-    epoch: Callable[[int], float]  # epochs that so many rows of the stream are
+    used: Callable[[int], dict[str, float]]  # what so many rows of the stream are: epochs, and counts of each data set
 
 
 @dataclass
@@ -120,7 +120,7 @@ def train(
         votes.count(len(pending))
 
     def record(number: int, position: int) -> None:
-        values = {"epoch": hooks.epoch(position), **window.take()}
+        values = {**hooks.used(position), **window.take()}
         progress.record(number, values)
         if log is not None:
             log.write(number, TRAIN, values)

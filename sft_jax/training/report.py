@@ -121,6 +121,17 @@ def eval_line(step: int, name: str, values: dict[str, float]) -> str:
     return f"step {step}  {name}: {shown}"
 
 
+def used_data(stream: RowStream, row: int) -> dict[str, float]:
+    """Returns for the log how much of the data the rows before `row` are: epochs, and exact counts of each data set.
+
+    They follow from the plan and the position alone, so a run that continues logs what one that never stopped would.
+    """
+    values = {"epoch": stream.epoch_at(row)}
+    for name, counts in stream.set_counts(row).items():
+        values |= {f"data/{name}/{what}": count for what, count in counts._asdict().items() if what != "tokens"}
+    return values
+
+
 def describe_rows(stream: RowStream, batch: Batch, count: int = 8) -> str:
     """Returns file and line of the examples of a batch, the first `count` of them."""
     examples = np.unique(batch.examples[batch.examples >= 0])

@@ -1,10 +1,11 @@
 """Which keys of the configuration may change when a run is resumed, and what a longer run means for the schedule."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_jax.config import default_config
+from sft_jax.config import DataSetConfig, default_config
 from sft_jax.errors import UserError
 
 Rule = Literal["free", "longer", "override", "never"]
@@ -68,6 +69,9 @@ def flat_keys(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_SET_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataSetConfig) if field.default is None}
+
+
 def _defaults() -> dict[str, Any]:
     return flat_keys(json.loads(default_config().to_json()))
 
@@ -84,6 +88,9 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
         UserError: a key changed that may not, with what to do instead.
     """
     before, now = flat_keys(before), flat_keys(now)
+    for key in ("data.train", "data.eval"):
+        if key in before:
+            before[key] = [_SET_DEFAULTS | item for item in before[key]]
     before = {key: value for key, value in _defaults().items() if key in now} | before  # the run may be older than a key
     changes = []
     for key in sorted(before.keys() | now.keys()):

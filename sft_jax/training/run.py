@@ -5,7 +5,6 @@ is always that of a step that was finished.
 """
 
 import contextlib
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from sft_jax.hf.load import abstract_decoder, load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
 from sft_jax.hf.restore import model_source
-from sft_jax.hf.source import ADAPTER, EXPORT, added_tokens_of, chat_template_of, lasting_path
+from sft_jax.hf.source import ADAPTER, EXPORT
 from sft_jax.model.options import Options
 from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
-from sft_jax.training.adapting import adapters_of, check_export, has_own_tokenizer, with_new_adapters
+from sft_jax.training.adapting import adapters_of, check_export, with_new_adapters
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
@@ -41,6 +40,7 @@ from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
+from sft_jax.training.resolved import resolved
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
 from sft_jax.training.state import abstract_state, base_arrays, create_state, saved_arrays
@@ -73,18 +73,6 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         work = agree(lambda: Workdir(workdir, lock=jax.process_index() == 0))
         stack.enter_context(contextlib.closing(work))
         return _fit(config, work, stop, phases, stack)
-
-
-def resolved(config: Config) -> Config:
-    """Returns the configuration as it is recorded: the base wherever the run is used from; an earlier run's template and tokens."""
-    model = dataclasses.replace(config.model, path=lasting_path(config.model.path))
-    adapter = dataclasses.replace(config.adapter, path=lasting_path(config.adapter.path) if config.adapter.path else "")
-    data = config.data
-    if data.chat_template == "auto" and not has_own_tokenizer(adapter.path):
-        data = dataclasses.replace(data, chat_template=chat_template_of(model.path))
-    tokens = dict.fromkeys((*added_tokens_of(model.path), *data.add_tokens))
-    data = dataclasses.replace(data, add_tokens=tuple(tokens))
-    return dataclasses.replace(config, model=model, adapter=adapter, data=data)
 
 
 def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -201,7 +189,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
-        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, data.train.epoch_at,
+        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, partial(report.used_data, data.train),
     )  # fmt: skip
 
     # ---- train

@@ -18,6 +18,7 @@ from sft_jax.data.pipeline import RowStream, batches
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions", "examples")
 SETS = (random_examples(40, 1), random_examples(25, 2))
+MIXTURES = ({}, {"weights": (1.0, 3.0)}, {"set_epochs": (0.5, None)}, {"set_epochs": (1.3, 2.0)})
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def test_union_over_processes_is_the_stream():
 @settings(deadline=None, max_examples=25)
 def test_interrupted_anywhere_and_continued_anyhow_it_is_the_same_stream(data):
     """Kill after any number of steps; go on with another batch size and process count; no row is lost or repeated."""
-    stream = stream_of_sets(epochs=1.5, seed=data.draw(st.integers(0, 2)))
+    stream = stream_of_sets(epochs=1.5, seed=data.draw(st.integers(0, 2)), **data.draw(st.sampled_from(MIXTURES)))
     position, seen = 0, []
     while position < stream.total_rows:
         processes = data.draw(st.sampled_from([1, 2, 4]))
@@ -83,10 +84,10 @@ def test_interrupted_anywhere_and_continued_anyhow_it_is_the_same_stream(data):
     assert seen == list(range(stream.total_rows))
 
 
-@given(st.floats(0.05, 3), st.floats(0.05, 3), st.booleans(), st.sampled_from([None, (1.0, 3.0)]))
+@given(st.floats(0.05, 3), st.floats(0.05, 3), st.booleans(), st.sampled_from(MIXTURES))
 @settings(deadline=None, max_examples=25)
-def test_extending_a_run_keeps_every_row_and_loses_none(one, other, packing, weights):
-    short, long = (stream_of_sets(epochs=epochs, packing=packing, weights=weights) for epochs in sorted([one, other]))
+def test_extending_a_run_keeps_every_row_and_loses_none(one, other, packing, mixture):
+    short, long = (stream_of_sets(epochs=epochs, packing=packing, **mixture) for epochs in sorted([one, other]))
     assert short.plan_hash == long.plan_hash
     for a, b in zip(short.read(0, short.total_rows), long.read(0, short.total_rows), strict=True):
         assert (a == b).all()

@@ -49,6 +49,21 @@ def test_shares_of_something_else_than_documents(sizes, data):
     assert make_mixture(sizes, weights, amounts=sizes).counts == make_mixture(sizes, weights).counts
 
 
+@given(sizes_lists, st.data())
+def test_epochs_of_a_set_are_exact_over_many_epochs(sizes, data):
+    """After e epochs of the run a set of n documents has come up e * n * its epochs times, rounded up, evenly."""
+    tenths = data.draw(st.lists(st.integers(1, 35), min_size=len(sizes), max_size=len(sizes)))
+    tenths = [max(count, -(-10 // size)) for count, size in zip(tenths, sizes, strict=True)]
+    mixture = make_mixture(sizes, [None] * len(sizes), epochs=[count / 10 for count in tenths])
+    bounds, seen = np.concatenate([[0], np.cumsum(sizes)]), Counter()
+    for epoch in range(1, 12):
+        seen.update(mixture.epoch(epoch - 1).tolist())
+        for index, size in enumerate(sizes):
+            mine = [seen[document] for document in range(bounds[index], bounds[index + 1])]
+            assert sum(mine) == -(-epoch * size * tenths[index] // 10)  # in whole numbers: no float is rounded
+            assert max(mine) - min(mine) <= 1
+
+
 def test_passes_over_a_set_differ_in_order():
     mixture = make_mixture([50], [1.0])
     assert mixture.epoch(0).tolist() != mixture.epoch(1).tolist()
@@ -73,5 +88,9 @@ def test_halves_are_rounded_to_even_whatever_the_floats():
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="for all sets or for none"):
         make_mixture([1, 2], [None, 1.0])
+    with pytest.raises(ValueError, match="less than one document"):
+        make_mixture([9, 9], [None, None], epochs=[None, 0.1])
+    with pytest.raises(ValueError, match="cannot both be given"):
+        make_mixture([9, 9], [1.0, 1.0], epochs=[None, 2.0])
     with pytest.raises(ValueError, match="no documents"):
         make_mixture([1, 0], [None, None])

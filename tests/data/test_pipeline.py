@@ -6,6 +6,7 @@ import pytest
 from synthetic_data import documents_of, make_stream, random_examples
 
 from sft_jax.batch import empty_batch
+from sft_jax.data import pipeline
 from sft_jax.data.pipeline import batches
 from sft_jax.errors import UserError
 
@@ -120,6 +121,22 @@ def test_epoch_at(stream):
     first, second = stream.epoch_rows
     assert stream.epoch_at(0) == 0 and stream.epoch_at(first) == 1 and stream.epoch_at(stream.total_rows) == 2
     assert stream.epoch_at(first + second // 2) == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+def test_counts_of_sets_are_those_of_the_rows_before(block, monkeypatch):
+    """Against counting what batches hold, at every position; so a log is exact wherever a run was continued."""
+    monkeypatch.setattr(pipeline, "_BLOCK", block)
+    sets = random_examples(30, 1), random_examples(20, 2), random_examples(4, 3)
+    stream = make_stream(*sets, max_length=48, epochs=2.5, set_epochs=[None, 1.5, 3.0], normalize="examples")
+    counts = {f"set_{index}": [0, 0, 0] for index in range(3)}
+    for row in range(stream.total_rows + 1):
+        assert {name: list(part) for name, part in stream.set_counts(row).items()} == counts
+        for number, ids, weights in documents_of(stream.read(row, 1), 0):
+            name = stream.identity(number)[0]
+            for place, value in enumerate((1, len(ids) - 1, sum(weight > 0 for weight in weights))):
+                counts[name][place] += value
+    assert stream.set_counts(stream.total_rows + 5) == stream.set_counts(stream.total_rows)  # the padding of the last batch
 
 
 PLAIN = random_examples(60)

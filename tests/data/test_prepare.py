@@ -88,6 +88,10 @@ def run(tmp_path, model):
     return go
 
 
+def documents_of_sets(stream) -> dict[str, int]:
+    return {name: counts.documents for name, counts in stream.set_counts(stream.total_rows).items()}
+
+
 def documents_by_line(stream) -> dict[tuple[str, int, int], tuple[list[int], list[float]]]:
     batch = stream.read(0, stream.total_rows)
     found = {}
@@ -207,9 +211,9 @@ def test_what_comes_before_the_store_prepares_again(run, tmp_path, model, monkey
     def pool(*args):
         raise PreparedAgain
 
-    def opened(folder):
-        folders.add(folder.name.partition("-")[0])
-        return real_open(folder)
+    def opened(folder, suffix):
+        folders.add(folder.name)
+        return real_open(folder, suffix)
 
     real_open = stores.open_store
     monkeypatch.setattr(stores, "WorkerPool", pool)
@@ -335,6 +339,17 @@ def test_a_file_that_moved_is_the_same_data_under_its_new_name(run, tmp_path, no
     assert data.train.identity(0)[1] == str(tmp_path / "moved.jsonl")
 
 
+def test_a_token_that_the_tokenizer_has_may_be_named_later(run, tmp_path, assets):
+    """It is counted then, in a store that was made for the name."""
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    model = assets / "models" / "stories260k"
+    base = run(rows, model_path=model, chat_template="chatml", max_length=300)
+    (token,) = [text for text, number in base.tokenizer.added_tokens.items() if number == base.tokenizer.eos_id]
+    named = run(rows, model_path=model, chat_template="chatml", max_length=300, add_tokens=token)
+    assert named.tokenizer.fingerprint == base.tokenizer.fingerprint
+    assert set(named.report["train"]["sets"]["train"]["added_tokens"]) == {token}
+
+
 def test_the_code_version_is_part_of_the_fingerprint(run, tmp_path, monkeypatch):
     from sft_jax.data import fingerprint
 
@@ -348,16 +363,16 @@ def test_a_damaged_store_is_named_and_made_again(run, tmp_path):
     rows = write(tmp_path / "rows.jsonl", pairs(30))
     base = run(rows)
     (store,) = (run.cache / "tokens").iterdir()
-    ids = store / "00000.ids"
+    ids = store / "00000" / "ids"
     content = bytearray(ids.read_bytes())
     content[11] ^= 1
     ids.write_bytes(content)
     data = run(rows)
-    assert any("damaged" in line and "00000.ids" in line for line in run.lines)
+    assert any("damaged" in line and "00000/ids" in line for line in run.lines)
     assert (data.train.read(0, 3).tokens == base.train.read(0, 3).tokens).all()
     ids.write_bytes(content[:-2])
     run(rows)
-    assert sum("damaged" in line for line in run.lines) == 2
+    assert sum("the prepared data are damaged" in line for line in run.lines) == 2
 
 
 def test_a_damaged_stored_tokenizer_is_loaded_again(model, tmp_path, tokenizer):
@@ -414,11 +429,88 @@ def test_mixture_and_eval_sets(run, tmp_path):
     few, many = write(tmp_path / "few.jsonl", pairs(10)), write(tmp_path / "many.jsonl", pairs(30, seed=1))
     train = {"few": {"path": few, "weight": 3}, "many": {"path": many, "weight": 1}}
     data = run(train, eval={"first": many, "second": few}, packing=False)
-    assert data.train.set_documents == {"few": 30, "many": 10}
+    assert documents_of_sets(data.train) == {"few": 30, "many": 10}
     assert list(data.eval) == ["first", "second"]
     lines = [data.eval["first"].identity(int(e))[2] for e in data.eval["first"].read(0, 30).examples[:, 0]]
     assert lines == list(range(1, 31))  # held-out rows come once, in the order of the file
-    assert data.report["train"]["stream"]["documents_of_each_set"] == {"few": 30, "many": 10}
+    stream = data.report["train"]["stream"]["sets"]
+    assert {name: (part["documents"], part["epochs"]) for name, part in stream.items()} == {"few": (30, 3.0), "many": (10, 10 / 30)}
+    assert sum(part["supervised_tokens"] for part in stream.values()) == data.train.supervised_tokens
+
+
+def test_a_set_comes_up_as_often_as_its_epochs_say(run, tmp_path):
+    """Counted in the rows that are trained on, over several epochs of the run."""
+    files = {name: write(tmp_path / f"{name}.jsonl", pairs(count, seed=count)) for name, count in (("a", 5), ("b", 8), ("c", 7))}
+    train = {"a": {"path": files["a"], "epochs": 3}, "b": {"path": files["b"], "epochs": 0.5}, "c": files["c"]}
+    for passes in (1, 2, 4):
+        data = run(train, options={"epochs": float(passes)})
+        batch = data.train.read(0, data.train.total_rows)
+        seen = Counter(
+            data.train.identity(number)[::2] for row in range(data.train.total_rows) for number, _, _ in documents_of(batch, row)
+        )
+        assert {key: n for key, n in seen.items() if key[0] == "a"} == {("a", line): 3 * passes for line in range(1, 6)}
+        assert {key: n for key, n in seen.items() if key[0] == "c"} == {("c", line): passes for line in range(1, 8)}
+        assert sum(n for key, n in seen.items() if key[0] == "b") == 4 * passes
+        if passes > 1:
+            assert {key: n for key, n in seen.items() if key[0] == "b"} == {("b", line): passes // 2 for line in range(1, 9)}
+        assert data.train.epochs_of_sets() == {"a": 3.0 * passes, "b": 0.5 * passes, "c": 1.0 * passes}
+    plain = run({name: path for name, path in files.items()})
+    once = run({name: {"path": path, "epochs": 1.0} for name, path in files.items()})
+    assert plain.fingerprints == once.fingerprints != data.fingerprints  # the same rows are the same plan
+
+
+def test_epochs_that_give_less_than_a_document_are_refused(run, tmp_path):
+    train = {"a": {"path": write(tmp_path / "a.jsonl", pairs(5)), "epochs": 0.19}}
+    with pytest.raises(UserError) as caught:
+        run(train)
+    assert str(caught.value) == "data.train.a.epochs: 0.19 of its 5 documents is less than one in an epoch; raise it to 1/5 or more."
+    train["a"]["epochs"] = 0.2
+    assert documents_of_sets(run(train).train) == {"a": 1}
+
+
+def lines_of(stream) -> set[int]:
+    numbers = np.unique(stream.read(0, stream.total_rows).examples)
+    return {stream.identity(number)[2] for number in numbers[numbers >= 0]}
+
+
+def test_a_cap_takes_a_sample_of_the_rows(run, tmp_path, no_workers):
+    """It is the same in every epoch, for held-out rows whatever the seed, and a larger one holds a smaller one."""
+    rows = write(tmp_path / "rows.jsonl", pairs(60))
+    whole = run(rows, eval=rows)
+    no_workers()
+    small, same, large = (run({"s": {"path": rows, "cap": cap}}, options={"epochs": 3.0}) for cap in (20, 20, 40))
+    other = run({"s": {"path": rows, "cap": 20}}, options={"seed": 1})
+    assert small.fingerprints == same.fingerprints != large.fingerprints
+    assert len(lines_of(small.train)) == 20 and documents_of_sets(small.train) == {"s": 60}
+    assert lines_of(small.train) < lines_of(large.train) < lines_of(whole.train)
+    assert lines_of(other.train) != lines_of(small.train) and len(lines_of(other.train)) == 20
+    assert lines_of(small.train) != set(range(1, 21))
+    report = small.report["train"]["sets"]["s"]
+    assert (report["rows_beyond_cap"], report["documents"], report["rows_used"]) == (40, 20, 60)
+    assert run({"s": {"path": rows, "cap": 60}}).report["train"]["sets"]["s"]["rows_beyond_cap"] == 0
+    held_out = [run(rows, eval={"e": {"path": rows, "cap": 7}}, options={"seed": seed}).eval["e"] for seed in (0, 1)]
+    assert lines_of(held_out[0]) == lines_of(held_out[1]) and len(lines_of(held_out[0])) == 7
+
+
+def test_a_cap_has_no_bias(run, tmp_path):
+    """Over many seeds every row is taken equally often, by the chi-squared statistic of 59 degrees of freedom."""
+    rows = write(tmp_path / "rows.jsonl", pairs(60))
+    taken = Counter(line for seed in range(150) for line in lines_of(run({"s": {"path": rows, "cap": 6}}, options={"seed": seed}).train))
+    expected = 150 * 6 / 60
+    statistic = sum((taken[line] - expected) ** 2 / expected for line in range(1, 61)) / (1 - 6 / 60)
+    assert 30 < statistic < 100
+
+
+def test_a_cap_counts_rows_and_not_the_documents_that_they_become(run, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": f"p{i}", "completion": " fox" * (60 if i % 2 else 5)} for i in range(12)])
+    options = {"max_length": 32, "overlength": "split"}
+    data = run({"s": {"path": rows, "cap": 6}}, **options)
+    whole = run(rows, **options)
+    assert len(lines_of(data.train)) == 6
+    documents = Counter(whole.train.identity(whole.train.document(i)[0])[2] for i in range(whole.train.document_count))
+    assert data.train.examples == sum(documents[line] for line in lines_of(data.train)) > 6
+    dropped = run({"s": {"path": rows, "cap": 6}}, max_length=32, overlength="drop")
+    assert lines_of(dropped.train) == {1, 3, 5, 7, 9, 11}  # all of those that can be trained on
 
 
 def test_a_weight_can_be_a_share_of_supervised_tokens(run, tmp_path):
@@ -439,7 +531,7 @@ def test_a_weight_can_be_a_share_of_supervised_tokens(run, tmp_path):
         return found
 
     by_documents = run(train)
-    assert by_documents.train.set_documents == {"short": 60, "long": 60}
+    assert documents_of_sets(by_documents.train) == {"short": 60, "long": 60}
     by_tokens = run(train, weight_by="supervised_tokens")
     shares = supervised(by_tokens)
     assert abs(shares["long"] / sum(shares.values()) - 0.5) < 0.02
@@ -531,8 +623,8 @@ def test_bad_rows_of_one_reason_are_one_entry(run, tmp_path):
 def fails(run, *args, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
         run(*args, **kwargs)
-    stores = run.cache / "tokens"
-    assert not stores.exists() or list(stores.iterdir()) == []  # nothing is left that could be taken for prepared data
+    assert not list(run.cache.glob("tokens/*/manifest*"))  # nothing is left that could be taken for prepared data
+    assert not list(run.cache.glob("tokens/*/*.tmp.*"))
     return str(caught.value)
 
 
@@ -553,7 +645,7 @@ def test_reading_stops_some_way_behind_the_first_bad_row(run, tmp_path, monkeypa
     rows = pairs(1000)
     rows[9] = "{\n"
     message = fails(run, write(tmp_path / "rows.jsonl", rows), format="prompt_completion")
-    assert f"{tmp_path}/rows.jsonl:10: " in message and "1 of the first " in message and "1,000" not in message
+    assert f"{tmp_path}/rows.jsonl:10: " in message and "1 of the " in message and " rows read so far cannot be used" in message and "1,000" not in message
 
 
 def test_skipped_bad_rows_stop_a_later_run_that_does_not_skip(run, tmp_path, no_workers):
@@ -626,7 +718,7 @@ def test_a_template_that_always_runs_wild_is_not_tried_on_every_row(run, tmp_pat
     ]
     template = chat_template(tmp_path / "template.jinja", LOOP)
     message = fails(run, write(tmp_path / "rows.jsonl", rows), chat_template=template, bad_rows="skip", row_timeout=0.3)
-    assert "2 of the first 2 rows ran into the limits of data.row_timeout" in message and "rows.jsonl:1" in message
+    assert "2 of the 2 rows read so far ran into the limits of data.row_timeout" in message and "rows.jsonl:1" in message
 
 
 def test_a_template_that_runs_wild_when_compiled_is_named(run, tmp_path):

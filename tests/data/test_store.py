@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_data import Plain, examples, make_corpus, make_store, random_examples
 
-from sft_jax.data.store import FIELDS, StoreDamaged, encode, open_store, weight_runs
-from sft_jax.data.store_writer import StoreWriter, remove_store
+from sft_jax.data.store import FIELDS, Mapped, StoreDamaged, encode, open_shard, open_store, weight_runs
+from sft_jax.data.store_writer import ShardWriter, find_shard, remove_manifest, remove_shard, write_manifest
 from sft_jax.errors import UserError
 
 quick = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -85,26 +85,51 @@ def test_turns_come_back(tmp_path):
     assert [corpus.identity(e)[3] for e in range(4)] == [2, -1, 0, 2]
 
 
+def finish(writer, counted=None):
+    """Writes an example of two tokens as a shard."""
+    writer.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
+    return writer.finish(counted or {}, [])
+
+
+def names_in(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=5), st.data())
+def test_a_mapped_field_is_its_parts_end_to_end(parts, data):
+    mapped, plain = Mapped([np.array(part, np.int64) for part in parts]), [value for part in parts for value in part]
+    assert mapped.whole().tolist() == plain and [mapped[index] for index in range(len(plain))] == plain
+    base = 0
+    for part in parts:
+        first = data.draw(st.integers(0, len(part)))
+        last = data.draw(st.integers(first, len(part)))
+        if first < last:
+            assert mapped.part(base + first, base + last).tolist() == part[first:last]
+        else:
+            assert mapped.part(base + first, base + first).tolist() == []
+        base += len(part)
+
+
 def test_ids_take_two_bytes_where_the_vocabulary_allows(tmp_path):
     for vocabulary, size in ((65536, 2), (65537, 4)):
         folder = tmp_path / str(vocabulary)
-        with StoreWriter(folder, vocabulary) as writer:
+        with ShardWriter(folder, 0, (0, 1), vocabulary) as writer:
             writer.append(encode([(0, [0, vocabulary - 1], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
-            writer.finish(["f"], {}, [])
+            write_manifest(folder, "", [writer.finish({}, [])], ["f"], {})
         store = open_store(folder)
         assert store.ids[0].dtype.itemsize == size and store.ids[0].tolist() == [0, vocabulary - 1]
 
 
 @pytest.mark.parametrize("bad", [[0, 1000], [-1, 0]])
 def test_ids_outside_the_vocabulary_are_refused(tmp_path, bad):
-    with pytest.raises(ValueError, match="outside the vocabulary"), StoreWriter(tmp_path / "s", 1000) as writer:
+    with pytest.raises(ValueError, match="outside the vocabulary"), ShardWriter(tmp_path / "s", 0, (0, 1), 1000) as writer:
         writer.append(encode([(0, bad, [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_that_are_none_are_refused(tmp_path, weight):
-    with pytest.raises(ValueError, match="weight"), StoreWriter(tmp_path / "s", 1000) as writer:
+    with pytest.raises(ValueError, match="weight"), ShardWriter(tmp_path / "s", 0, (0, 1), 1000) as writer:
         writer.append(encode([(0, [1, 2], [0, weight], -1, [], [])]), np.zeros(1), np.ones(1))
 
 
@@ -117,7 +142,7 @@ def folder(tmp_path):
 
 
 def test_every_file_is_checked(folder):
-    files = sorted(path for path in folder.iterdir())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     assert len(files) > 2 * len(FIELDS)
     for path in files:
         whole = path.read_bytes()
@@ -146,14 +171,18 @@ def test_a_changed_manifest_is_noticed(folder):
         open_store(folder)
 
 
-def test_a_removed_store_is_gone(folder):
-    remove_store(folder)
-    assert open_store(folder) is None and not folder.exists()
-    remove_store(folder)  # of nothing: no error
+def test_a_removed_manifest_leaves_the_shards(folder):
+    shards = names_in(folder)[:-1]
+    remove_manifest(folder)
+    assert open_store(folder) is None and names_in(folder) == shards
+    remove_manifest(folder)  # of nothing: no error
+    remove_shard(folder / shards[0])
+    remove_shard(folder / shards[0])
+    assert names_in(folder) == shards[1:]
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), StoreWriter(tmp_path / "store", 1000) as writer:
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "store", 0, (0, 1), 1000) as writer:
         writer.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
@@ -164,25 +193,25 @@ def test_a_killed_build_is_no_store_and_its_remains_are_removed(tmp_path):
 import numpy as np, os, signal
 from pathlib import Path
 from sft_jax.data.store import encode
-from sft_jax.data.store_writer import StoreWriter
-writer = StoreWriter(Path({str(tmp_path)!r}) / "store", 1000).__enter__()
+from sft_jax.data.store_writer import ShardWriter
+writer = ShardWriter(Path({str(tmp_path)!r}), 0, (0, 1), 1000).__enter__()
 writer.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    assert open_store(tmp_path / "store") is None
+    assert open_store(tmp_path) is None and open_shard(tmp_path / "00000") is None
     assert len(list(tmp_path.iterdir())) == 1
-    make_store(random_examples(3), tmp_path / "store")
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    make_store(random_examples(3, max_tokens=10), tmp_path)
+    assert names_in(tmp_path) == ["00000", "manifest.json"]
 
 
 def test_the_faster_of_two_builds_wins(tmp_path):
-    with StoreWriter(tmp_path / "store", 1000) as slow:
-        slow.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
-        make_store(random_examples(3), tmp_path / "store")
-        slow.finish(["f"], {}, [])
-    assert len(open_store(tmp_path / "store")) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    with ShardWriter(tmp_path, 0, (0, 1), 1000) as slow:
+        with ShardWriter(tmp_path, 0, (0, 1), 1000) as fast:
+            finish(fast, {"by": 1})
+        assert finish(slow, {"by": 2}).record["counted"] == {"by": 1}
+    assert names_in(tmp_path) == ["00000"]
+    assert open_shard(tmp_path / "00000").record["counted"] == {"by": 1}
 
 
 def test_a_build_in_progress_is_left_alone_whatever_the_number_of_its_process(tmp_path):
@@ -190,29 +219,46 @@ def test_a_build_in_progress_is_left_alone_whatever_the_number_of_its_process(tm
     code = f"""
 import sys
 from pathlib import Path
-from sft_jax.data.store_writer import StoreWriter
-with StoreWriter(Path({str(tmp_path)!r}) / "store", 1000) as writer:
+from sft_jax.data.store_writer import ShardWriter
+with ShardWriter(Path({str(tmp_path)!r}), 0, (0, 1), 1000) as writer:
     print(writer.temporary, flush=True)
     sys.stdin.read()
 """
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         temporary = Path(other.stdout.readline().strip())
-        with StoreWriter(tmp_path / "store", 1000):
+        with ShardWriter(tmp_path, 0, (0, 1), 1000):
             assert temporary.is_dir()
         other.kill()
         other.wait()
-        assert temporary.is_dir()
-        with StoreWriter(tmp_path / "store", 1000):
+        with ShardWriter(tmp_path, 1, (1, 2), 1000):
+            assert temporary.is_dir()  # of another shard, which may be another host's
+        with ShardWriter(tmp_path, 0, (0, 1), 1000):
             assert not temporary.exists()
 
 
-def test_what_is_left_of_a_store_without_a_manifest_makes_room(folder):
-    content = [path.name for path in folder.iterdir()]
-    (folder / "manifest.json").unlink()  # a removal, or a copy, that was cut short
-    assert open_store(folder) is None
+def test_what_is_left_of_a_shard_without_a_record_makes_room(folder):
+    content = names_in(folder)
+    remove_manifest(folder)
+    (folder / "00001" / "shard.json").unlink()  # a removal, or a copy, that was cut short
+    assert open_shard(folder / "00001") is None
     assert len(make_store(random_examples(10), folder, shard_tokens=100)) == 10
-    assert sorted(path.name for path in folder.iterdir()) == sorted(content)
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert names_in(folder) == content and [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_shard_is_found_under_any_of_its_names_unless_it_is_damaged(folder):
+    lines = []
+    (folder / "00001").rename(folder / "00001-2026-01-31")
+    rows = tuple(open_shard(folder / "00001-2026-01-31").record["rows"])
+    assert find_shard(folder, 1, [""], rows, lines.append) is None
+    assert find_shard(folder, 1, ["-2026-01-31", ""], rows, lines.append).folder.name == "00001-2026-01-31"
+    assert lines == [] and find_shard(folder, 99, [""], rows, lines.append) is None
+    ids = folder / "00001-2026-01-31" / "ids"
+    ids.write_bytes(ids.read_bytes()[:-1])
+    assert find_shard(folder, 1, ["-2026-01-31"], rows, lines.append) is None and not ids.parent.exists()
+    assert len(lines) == 1 and str(ids) in lines[0]
+    first = tuple(open_shard(folder / "00000").record["rows"])
+    assert find_shard(folder, 0, [""], (0, first[1] + 1), lines.append) is None  # it would leave rows out
+    assert f"is not of the rows 0 to {first[1] + 1}" in lines[1]
 
 
 def test_the_content_of_a_store_is_what_rows_are_made_of(tmp_path):

@@ -8,8 +8,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from sft_jax.config import parse_config
 from sft_jax.errors import UserError
 from sft_jax.hf.source import find_model, is_adapter, place_of, tokenizer_folder
+from sft_jax.training.resolved import data_model
 
 COMMIT = "0123abc"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -50,6 +52,18 @@ def test_one_copy_of_the_weights_is_fetched(hub, weights):
     assert find_model("org/model-1.5") == hub.folder
     needed = weights if "model.safetensors" not in weights else ["model.safetensors"]
     assert hub.fetched() == {*TEXTS, *needed, *index}
+
+
+def test_data_are_prepared_without_the_weights(hub):
+    config = json.dumps({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})
+    hub.files.update(dict.fromkeys([*TEXTS, *OTHERS, "model.safetensors"], "{}"))
+    hub.files.pop("config.json")
+    found = data_model(parse_config({"model": {"path": "org/model-1.5"}, "data": {"train": "x.jsonl"}}), print)
+    assert (found.tokenizer, found.vocab_size) == (str(hub.folder), None)
+    hub.files["config.json"] = config
+    with pytest.raises(UserError, match="org|snapshots.*config.json"):  # it is read, and says too little of a model
+        data_model(parse_config({"model": {"path": "org/model-1.5"}, "data": {"train": "x.jsonl"}}), print)
+    assert hub.fetched() == set(TEXTS)
 
 
 def test_an_index_cannot_ask_for_everything(hub):

@@ -49,7 +49,7 @@ def inspected(model, cache):
             "add_tokens": "<|im_start|>,<|im_end|>",
         }  # fmt: skip
         config = parse_config({**(settings or {}), "model": {"path": str(model)}, "data": {"train": train, **fixed, **data}})
-        return open_subject(config, str(model), log=lambda line: None)
+        return open_subject(config, str(model), None, log=lambda line: None)
 
     return go
 

@@ -117,7 +117,7 @@ def test_jax_is_not_imported(inspect, model, cache, written):
         "import sys; from sft_jax.config import parse_config; from sft_jax.inspection.subject import open_subject\n"
         "import sft_jax.inspection.page, sft_jax.inspection.terminal, sft_jax.inspect_data\n"
         f"config = parse_config({config!r})\n"
-        "open_subject(config, config.model.path, log=lambda line: None)\n"
+        "open_subject(config, config.model.path, None, log=lambda line: None)\n"
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0

@@ -40,6 +40,14 @@ def test_a_run_that_is_older_than_a_key():
         check_changes(BEFORE, now, ())
 
 
+def test_a_run_that_is_older_than_a_key_of_data_sets():
+    older, now = ({"data": {"train": [{"path": ["x"], "name": "a", **more}]}} for more in ({}, {"weight": None, "epochs": None, "cap": None}))
+    assert check_changes(older, now, ()) == []
+    now["data"]["train"][0]["cap"] = 5
+    with pytest.raises(UserError, match="data.train: .*cannot change"):
+        check_changes(older, now, ())
+
+
 def test_a_model_may_be_named_in_another_way_and_moved_only_knowingly(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The run as a whole: what it leaves behind, what it refuses, and what it does when something goes wrong."""
 
+import collections
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from sft_jax import fit
 from sft_jax.checkpoint import checkpoints as checkpoints_lib
 from sft_jax.checkpoint import manifest as manifest_lib
 from sft_jax.config import parse_config
+from sft_jax.data.prepare import prepare
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.sharding import make_mesh
@@ -92,6 +94,34 @@ def test_windows_of_the_log_are_sums(finished):
     whole = report["train"]["stream"]["rows_of_each_epoch"]
     firsts = itertools.accumulate(whole, initial=0)  # row of the stream with which an epoch begins
     assert epochs[-1] == pytest.approx(sum(min(max(40 - first, 0), rows) / rows for first, rows in zip(firsts, whole, strict=False)))
+
+
+def test_the_log_counts_what_each_data_set_has_given(folder):
+    """Against what the batches hold up to each position, in a run that was stopped between two records and continued."""
+    tiny_config(folder)
+    sets = {"many": {"path": str(folder / "train.jsonl"), "epochs": 0.5}, "few": {"path": str(folder / "held_out.jsonl"), "epochs": 2, "cap": 5}}
+    config = tiny_config(folder, data__train=sets, train__steps=7, log__every=2, train__stop_after_steps=3)
+    with pytest.raises(StoppedBySignal):
+        fit(config, folder / "counts")
+    config.train.stop_after_steps = 0
+    summary = fit(config, folder / "counts")
+    resolved = parse_config(config)
+    stream = prepare(resolved.data, model_path=resolved.model.path, rows=7 * 8).train
+    records = [record for record in metrics(folder / "counts") if record["split"] == "train"]
+    assert [record["step"] for record in records] == [2, 4, 6, 7]
+    for record in records:
+        batch = stream.read(0, record["step"] * 8)
+        documents, supervised = collections.Counter(), collections.Counter()
+        for row, segment in zip(*np.nonzero(batch.examples >= 0), strict=True):
+            name = stream.identity(batch.examples[row, segment])[0]
+            documents[name] += 1
+            supervised[name] += int((batch.weights[row, batch.segments[row] == segment + 1] > 0).sum())
+        for name in sets:
+            assert (record[f"data/{name}/documents"], record[f"data/{name}/supervised_tokens"]) == (documents[name], supervised[name])
+    planned = json.loads((folder / "counts" / "data_report.json").read_text())["train"]["stream"]["sets"]
+    assert {name: part["documents"] for name, part in planned.items()} == documents
+    assert {name: part["supervised_tokens"] for name, part in planned.items()} == supervised
+    assert planned["few"]["epochs"] == documents["few"] / 5 and summary["train"]["data/few/documents"] == documents["few"]
 
 
 def test_the_export_is_the_trained_model(finished):

@@ -61,7 +61,7 @@ class InspectedSet:
     @functools.cached_property
     def shortened(self) -> Shortened:
         """What the over-length policy makes of each of its examples."""
-        return shortened(self.stream, self.index, self.config.overlength)
+        return shortened(self.stream, self.index, self.config.overlength, self.config.cap)
 
 
 @dataclass(frozen=True, eq=False)

@@ -168,3 +168,25 @@ def test_a_row_that_ran_into_the_watchdog_is_told_and_not_tried_again(inspected,
     details = everything(subject)
     assert given == [rows[0], None, rows[2]]
     assert [d.problem for d in details] == ["", "preparing it took longer than 1 seconds; see data.row_timeout.", ""]
+
+
+def test_what_a_cap_leaves_out_is_told(inspected, written):
+    """And nothing of it counts as lost to the policy, or as trained."""
+    rows = [{"prompt": f"{number}?", "completion": "x"} for number in range(20)]
+    subject = inspected([{"path": written(rows), "cap": 5}], chat_template="none", add_tokens="")
+    details = everything(subject)
+    left_out = [detail for detail in details if detail.problem]
+    assert len(details) == 20 and len(left_out) == 15
+    assert {detail.problem for detail in left_out} == {"is not in the sample of 5 rows that the cap of its set takes."}
+    assert all((detail.trained == 0) == bool(detail.problem) for detail in details)
+    (item,) = subject.sets
+    assert not item.shortened.positions_lost.any() and not item.shortened.supervised_lost.any()
+    documents = [subject.data.train.document(number)[0] for number in range(subject.data.train.document_count)]
+    assert [number for number, detail in enumerate(details) if not detail.problem] == sorted(documents)
+
+
+def test_tokens_that_the_data_bring(inspected, written):
+    subject = inspected(written([{"input_ids": [5, 6, 7], "weights": [0, 0.5, 1]}]), chat_template="none", add_tokens="")
+    (detail,) = everything(subject)
+    assert detail.ids.tolist() == [5, 6, 7] and detail.weights.tolist() == [0, 0.5, 1]
+    assert detail.text == subject.data.tokenizer.decode([5, 6, 7]) and detail.kind == "plain"

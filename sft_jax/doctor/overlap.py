@@ -1,0 +1,130 @@
+"""Training rows that hold what a held-out set or a benchmark asks: runs of 13 words, or a whole prompt.
+
+Runs of 13 words are the measure of GPT-3's report (Brown et al. 2020, appendix C). Of texts that are shorter the whole counts.
+"""
+
+import numpy as np
+
+from sft_jax.data.examples import RowError
+from sft_jax.doctor.collection import Collection
+from sft_jax.doctor.facts import Facts
+from sft_jax.doctor.personal_data import mask
+from sft_jax.doctor.set_checks import Report
+from sft_jax.doctor.texts import hash_runs, hash_words, words
+
+RUN = 13  # words
+SHORT = range(8, RUN)  # words of a whole prompt that is looked for inside of other texts; a shorter one must be equal
+COMMON = 10  # training rows with a run above which it is a phrase of everybody's; in small sets 1% of the rows, at least 2
+
+
+class Overlap:
+    """Finds them. 12 bytes a word of held-out rows are kept, and 4 bytes a run that a training row shares."""
+
+    def __init__(self, rows: Collection):
+        self._rows = rows
+        train = sum(len(item.rows) for item in rows.sets if item.split == "train")
+        self._limit = max(2, min(COMMON, train // 100))
+        self._held: list[tuple[int, np.ndarray]] = []  # row, hashes of its runs; until the first training row comes
+        self._prompts: dict[int, int] = {}  # key of a held-out prompt -> row
+        self._short = ShortTexts()  # held-out prompts
+        self._train_short = ShortTexts()
+        self._known = self._owners = np.zeros(0, np.uint64)  # hashes of held-out runs, sorted; the first row with each
+        self._counts = np.zeros(0, np.uint32)  # training rows that have it
+        self._hits: list[tuple[int, np.ndarray]] = []  # training row, places in `_known`
+        self._whole: dict[int, tuple[int, str]] = {}  # training row -> held-out row, how they share a whole prompt
+
+    def add(self, row: int, set_number: int, facts: Facts) -> None:
+        hashes = np.concatenate([facts.prompt_words, facts.answer_words])
+        asked = facts.prompt_words if len(facts.prompt_words) else facts.answer_words
+        if self._rows.sets[set_number].split == "train":
+            if self._prompts:
+                self._add_train(row, facts.asked, asked, hashes)
+        elif len(hashes):
+            self._held.append((row, np.unique(hash_runs(hashes, RUN))))
+            self._prompts.setdefault(facts.asked, row)
+            self._short.add(row, asked)
+
+    def _add_train(self, row: int, key: int, asked: np.ndarray, hashes: np.ndarray) -> None:
+        if self._held:
+            self._make_index()
+        if key in self._prompts:
+            self._whole[row] = self._prompts[key], "has the same prompt as"
+        elif found := self._short.inside(hashes):
+            self._whole[row] = found[0], "holds the whole prompt of"
+        else:
+            self._train_short.add(row, asked)
+        runs = np.unique(hash_runs(hashes, RUN))
+        places = np.searchsorted(self._known, runs)
+        inside = places < len(self._known)
+        places = places[inside][self._known[places[inside]] == runs[inside]]
+        self._counts[places] += 1
+        rare = places[self._counts[places] <= self._limit]
+        if len(rare):
+            self._hits.append((row, rare.astype(np.uint32)))
+
+    def _make_index(self) -> None:
+        hashes = np.concatenate([runs for _, runs in self._held])
+        owners = np.repeat(np.asarray([row for row, _ in self._held], np.int32), [len(runs) for _, runs in self._held])
+        self._held = []
+        self._known, first = np.unique(hashes, return_index=True)
+        self._owners = owners[first]
+        self._counts = np.zeros(len(self._known), np.uint32)
+
+    def finish(self, report: Report) -> None:
+        self._find_prompts_in_held_out()
+        for row, (other, how) in sorted(self._whole.items()):
+            report("overlap", row, f"{how} {self._rows.where(other)}")
+        for row, places in self._hits:
+            places = places[self._counts[places] <= self._limit]
+            if row in self._whole or not len(places):
+                continue
+            owners, counts = np.unique(self._owners[places], return_counts=True)
+            other = int(owners[counts.argmax()])
+            text = self._shared_text(row, other)
+            if text:
+                report("overlap", row, f'shares "{text}" with {self._rows.where(other)} ({RUN} words; {counts.max()} such runs)')
+
+    def _find_prompts_in_held_out(self) -> None:
+        """Looks for short prompts of training rows inside of held-out texts, which are read a second time."""
+        for number, item in enumerate(self._rows.sets):
+            if item.split == "train" or not self._train_short:
+                continue
+            for row in range(int(self._rows.bases[number]), int(self._rows.bases[number + 1])):
+                try:
+                    found = self._train_short.inside(hash_words(words(self._rows.texts(row).all)))
+                except RowError:  # counted where it was first read
+                    continue
+                for train in found:
+                    self._whole.setdefault(train, (row, "has a prompt that is part of"))
+
+    def _shared_text(self, row: int, other: int) -> str:
+        """Returns the first run of words that two rows share; "" where only the hashes do."""
+        mine, yours = words(self._rows.texts(row).all), words(self._rows.texts(other).all)
+        theirs = {tuple(yours[place : place + RUN]) for place in range(len(yours) - RUN + 1)}
+        for place in range(len(mine) - RUN + 1):
+            if tuple(mine[place : place + RUN]) in theirs:
+                return mask(" ".join(mine[place : place + RUN]))
+        return ""
+
+
+class ShortTexts:
+    """Texts of a few words, to be found inside of others."""
+
+    def __init__(self):
+        self._rows: dict[int, dict[int, list[int]]] = {}  # words -> hash -> rows
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def add(self, row: int, hashes: np.ndarray) -> None:
+        """Takes note of a text, from the hashes of its words, if it is short but not too short."""
+        if len(hashes) in SHORT:
+            self._rows.setdefault(len(hashes), {}).setdefault(int(hash_runs(hashes, len(hashes))[0]), []).append(row)
+
+    def inside(self, hashes: np.ndarray) -> list[int]:
+        """Returns the rows whose text is part of one, of which the hashes of the words are given."""
+        found = []
+        for size, rows in sorted(self._rows.items()):
+            for run in dict.fromkeys(hash_runs(hashes, size).tolist()):
+                found += rows.get(run, ())
+        return found

@@ -64,6 +64,7 @@ def one_word_answer(texts: Texts) -> list[str]:
 # Words that no sentence ends with: articles, conjunctions, and prepositions that are never the end of a relative clause.
 _OPEN_WORDS = frozenset("a an the and or but nor because although whereas than my your our their its every such very".split())
 _ITEM = re.compile(r"\s*(?:[-*•+|#>]|\(?[0-9a-zA-Z]{1,3}[.)]\s|\*\*)")
+_ATTRIBUTION = re.compile(r"[-–—~] ?(?:[A-Z][\w.'’]{0,20}(?: |$)){1,4}$")  # "... - C. S. Lewis"
 _STOP = tuple(".!?。！？…।؟۔\"'”’»)]}`>*:;|~_")
 
 
@@ -81,7 +82,7 @@ def cut_answer(texts: Texts) -> list[str]:
     detail = [f"ends with {snippet(answer, end=True)}"]
     if len(last.split()) >= 4 and (token.casefold() in _OPEN_WORDS and token != "A" or token[-1] in ",，、"):
         return detail
-    if not token[-1].isalpha() or "." in token or "/" in token or "@" in token or "_" in token or _ITEM.match(last):
+    if not token[-1].isalpha() or "." in token or "/" in token or "@" in token or token[0] in "#_" or _ITEM.match(last) or _ATTRIBUTION.search(last[-80:]):
         return []
     if token.isupper() and len(token) <= 3:  # "... option C"
         return []
@@ -129,7 +130,7 @@ def boilerplate(texts: Texts) -> list[str]:
     for answer in texts.answers:
         found = _BOILERPLATE.search(answer[:_WINDOW])
         if found:
-            return [snippet(answer[max(0, found.start() - 10) :])]
+            return [snippet(answer[found.start() :])]
     return []
 
 

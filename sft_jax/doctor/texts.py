@@ -103,8 +103,8 @@ def quantities(text: str) -> list[str]:
 
 
 def hash_words(found: Sequence[str]) -> np.ndarray:
-    """Returns a hash of each word, uint32 [n], the same in every process."""
-    return np.fromiter((zlib.crc32(word.encode()) for word in found), np.uint32, len(found))
+    """Returns a hash of each word, uint32 [n], the same in every process. Those of numbers are odd, all others even."""
+    return np.fromiter((zlib.crc32(word.encode()) & 0xFFFFFFFE | word.isdecimal() for word in found), np.uint32, len(found))
 
 
 def hash_runs(hashes: np.ndarray, size: int) -> np.ndarray:

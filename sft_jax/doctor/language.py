@@ -9,7 +9,9 @@ from sft_jax.doctor.texts import Texts, words
 
 LOOKED_AT = 1000  # characters of an answer
 LEAST_WORDS = 15
-SURE = 0.98
+SURE = 0.95
+_NO_LANGUAGE = "zxx"  # numbers, code
+_DIALECTS = frozenset(("wuu", "yue", "ary", "arz", "pcm", "nn", "bs"))  # that readers of Chinese, Arabic, English, ... count as theirs
 _NOT_PROSE = re.compile(r"```.{0,10000}?(?:```|\Z)|`[^`\n]{0,200}`|https?://\S{1,500}|<[^<>\n]{1,200}>|[\d+*/=_|#{}\[\]\\$^-]+", re.DOTALL)
 _NAMES = (
     "english french spanish german italian portuguese dutch russian ukrainian polish czech swedish norwegian danish finnish greek turkish "
@@ -28,7 +30,7 @@ def language_of(texts: Texts) -> str:
     if len(words(prose)) < LEAST_WORDS:
         return ""
     language, probability = _identifier().classify(prose)
-    return language if probability >= SURE else ""
+    return language if probability >= SURE and language != _NO_LANGUAGE else ""
 
 
 def asks_for_language(texts: Texts) -> bool:
@@ -38,4 +40,6 @@ def asks_for_language(texts: Texts) -> bool:
 
 @functools.cache
 def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages([label for label in identifier.labels if label not in _DIALECTS])
+    return identifier

@@ -18,11 +18,11 @@ NUMBERS = 4  # in a run, at most: one that is mostly arithmetic is nobody's sent
 COMMON = 10  # training rows with a run above which it is a phrase of everybody's; in small sets 1% of the rows, at least 2
 
 
-def _runs_of(hashes: np.ndarray) -> np.ndarray:
-    """Returns the hashes of the distinct runs of a text that are not mostly numbers, sorted, from those of its words."""
+def _runs_of(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the runs of a text that are not mostly numbers, from the hashes of its words: hashes, and first words."""
     numbers = np.concatenate([[0], np.cumsum(hashes & 1)])
-    few = numbers[RUN:] - numbers[:-RUN] <= NUMBERS
-    return np.unique(hash_runs(hashes, RUN)[few])
+    places = np.flatnonzero(numbers[RUN:] - numbers[:-RUN] <= NUMBERS)
+    return hash_runs(hashes, RUN)[places], places
 
 
 class Overlap:
@@ -48,7 +48,7 @@ class Overlap:
             if self._prompts:
                 self._add_train(row, facts.asked, asked, hashes)
         elif len(hashes):
-            self._held.append((row, _runs_of(hashes)))
+            self._held.append((row, np.unique(_runs_of(hashes)[0])))
             self._prompts.setdefault(facts.asked, row)
             self._short.add(row, asked)
 
@@ -61,14 +61,19 @@ class Overlap:
             self._whole[row] = found[0], "holds the whole prompt of"
         else:
             self._train_short.add(row, asked)
-        runs = _runs_of(hashes)
-        places = np.searchsorted(self._known, runs)
-        inside = places < len(self._known)
-        places = places[inside][self._known[places[inside]] == runs[inside]]
+        _, places = self._find(np.unique(_runs_of(hashes)[0]))
         self._counts[places] += 1
         rare = places[self._counts[places] <= self._limit]
         if len(rare):
             self._hits.append((row, rare.astype(np.uint32)))
+
+    def _find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which of some runs a held-out row has, and their places in the index."""
+        if not len(self._known):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        places = np.searchsorted(self._known, runs).clip(max=len(self._known) - 1)
+        found = np.flatnonzero(self._known[places] == runs)
+        return found, places[found]
 
     def _make_index(self) -> None:
         hashes = np.concatenate([runs for _, runs in self._held])
@@ -88,9 +93,11 @@ class Overlap:
                 continue
             owners, counts = np.unique(self._owners[places], return_counts=True)
             other = int(owners[counts.argmax()])
-            text = self._shared_text(row, other)
+            mine = self._rows.texts(row).all
+            text, size = self._shared(words(mine), words(self._rows.texts(other).all))
             if text:
-                report("overlap", row, f'shares "{text}" with {self._rows.where(other)} ({RUN} words; {counts.max()} such runs)')
+                shown = f'"{text}"' if f" {text} " in f" {' '.join(words(mask(mine)))} " else "text with personal data"
+                report("overlap", row, f"shares {shown} with {self._rows.where(other)} ({size} words)")
 
     def _find_prompts_in_held_out(self) -> None:
         """Looks for short prompts of training rows inside of held-out texts, which are read a second time."""
@@ -105,15 +112,25 @@ class Overlap:
                 for train in found:
                     self._whole.setdefault(train, (row, "has a prompt that is part of"))
 
-    def _shared_text(self, row: int, other: int) -> str:
-        """Returns the first run of words that two rows share; "" where only the hashes do."""
-        mine, yours = words(self._rows.texts(row).all), words(self._rows.texts(other).all)
+    def _shared(self, mine: list[str], yours: list[str]) -> tuple[str, int]:
+        """Returns what a training row shares with a held-out one: the first run, and how many words in runs.
+
+        Words that are also in a phrase of everybody's do not count: half a run of others is needed beside them.
+        """
         theirs = {tuple(yours[place : place + RUN]) for place in range(len(yours) - RUN + 1)}
-        for place in range(len(mine) - RUN + 1):
-            run = mine[place : place + RUN]
-            if tuple(run) in theirs and sum(word.isdecimal() for word in run) <= NUMBERS:
-                return mask(" ".join(run))
-        return ""
+        runs, begins = _runs_of(hash_words(mine))
+        found, places = self._find(runs)
+        common = self._counts[places] > self._limit
+        everybodys, shared = np.zeros(len(mine), bool), np.zeros(len(mine), bool)
+        first = ""
+        for begin, is_common in zip(begins[found].tolist(), common.tolist(), strict=True):
+            run = mine[begin : begin + RUN]
+            if is_common:
+                everybodys[begin : begin + RUN] = True
+            elif tuple(run) in theirs:
+                shared[begin : begin + RUN] = True
+                first = first or " ".join(run)
+        return (first, int(shared.sum())) if (shared & ~everybodys).sum() > RUN // 2 else ("", 0)
 
 
 class ShortTexts:

@@ -22,7 +22,7 @@ def _always(match: str) -> bool:
 
 
 def _mail(match: str) -> bool:
-    return not match.startswith("git@") and match.rpartition(".")[2].isalpha()
+    return not match.startswith("git@") and bool(re.search(r"\.[A-Za-z]{2,}$", match))
 
 
 def luhn(number: str) -> bool:
@@ -74,7 +74,7 @@ PATTERNS: dict[str, Pattern] = {
         re.compile(r"(?<![\w.%+-])[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,4}(?![\w@])"), ("@",),
         _mail, _mail_shown,
     ),
-    "card number": Pattern(re.compile(r"(?<![\w.+*/=-])\d(?:[ -]?\d){12,18}(?![\w*/=]|[.]\d)"), (), _card, _last),
+    "card number": Pattern(re.compile(r"(?<![\w.+*/=-])(?<![*/+=] )\d(?:[ -]?\d){12,18}(?![\w*/=]|[.]\d)"), (), _card, _last),
     "IBAN": Pattern(re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), (), _iban, _last),
 }  # fmt: skip
 

@@ -117,14 +117,13 @@ class WrongLanguage:
     def finish(self, report: Report) -> None:
         names = list(self._numbers)
         for begin, end in set_ranges(self._rows):
-            language = self._language[begin:end]
+            language = np.where(self._exempt[begin:end], 0, self._language[begin:end])
             counts = np.bincount(language, minlength=len(names))
-            counts[0] = 0
+            counts[0] = 0  # not known
             usual, known = int(counts.argmax()), int(counts.sum())
             if known < self.LEAST or counts[usual] < self.USUAL * known:
                 continue
-            odd = (language != usual) & (language != 0) & ~self._exempt[begin:end]
-            for place in np.flatnonzero(odd).tolist():
+            for place in np.flatnonzero((language != usual) & (language != 0)).tolist():
                 texts = self._rows.texts(begin + place)
                 report(
                     "wrong_language", begin + place,

@@ -27,7 +27,7 @@ def rows(count, first=0):
     return [row(seed) for seed in range(first, first + count)]
 
 
-def configure(folder, train, held_out=None, **data):
+def configure(folder, train, held_out=None, /, **data):
     """Writes rows to files and returns the configuration that names them."""
     config = default_config()
     config.model.path = "unused"

@@ -11,7 +11,7 @@ from sft_jax.config import ColumnsConfig
 from sft_jax.data.examples import RowError
 from sft_jax.doctor import row_checks
 from sft_jax.doctor.collection import Split, read_texts
-from sft_jax.doctor.language import asks_for_language, language_of
+from sft_jax.doctor.language import asks_for_language, identifier, language_of
 from sft_jax.doctor.texts import Texts, hash_runs, hash_words, key_of, quantities, words
 
 TARGET = "sft_jax.doctor.facts:FactFinder"  # what workers run
@@ -65,6 +65,7 @@ class FactFinder:
 
     def __init__(self, setup: Setup):
         self._sets = setup.sets
+        identifier()  # a second and tens of megabytes, which are none of the first row's
         self._empty = MinHash(PERMUTATIONS, seed=1, hashfunc=int)
 
     def __call__(self, rows: list[tuple[int, int, dict[str, Any] | RowError]]) -> list[Facts]:

@@ -29,7 +29,7 @@ def language_of(texts: Texts) -> str:
     prose = _NOT_PROSE.sub(" ", "\n".join(texts.answers)[: 4 * LOOKED_AT] or texts.body[: 4 * LOOKED_AT])[:LOOKED_AT]
     if len(words(prose)) < LEAST_WORDS:
         return ""
-    language, probability = _identifier().classify(prose)
+    language, probability = identifier().classify(prose)
     return language if probability >= SURE and language != _NO_LANGUAGE else ""
 
 
@@ -39,7 +39,8 @@ def asks_for_language(texts: Texts) -> bool:
 
 
 @functools.cache
-def _identifier() -> LanguageIdentifier:
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages([label for label in identifier.labels if label not in _DIALECTS])
-    return identifier
+def identifier() -> LanguageIdentifier:
+    """Returns the model, which is loaded once in a process."""
+    model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    model.set_languages([label for label in model.labels if label not in _DIALECTS])
+    return model

@@ -17,8 +17,8 @@ from sft_jax.doctor.set_checks import first_of_equals
 from sft_jax.doctor.texts import hash_runs, hash_words, words
 
 
-def examine(folder, train, held_out=None, benchmark=(), **data):
-    return diagnose(configure(folder, train, held_out, **data).data, benchmark)
+def examine(folder, train, held_out=None, benchmark=()):
+    return diagnose(configure(folder, train, held_out).data, benchmark)
 
 
 def test_rows_without_a_fault_have_none(tmp_path):

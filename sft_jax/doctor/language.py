@@ -7,7 +7,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from sft_jax.doctor.texts import Texts, words
 
-LOOKED_AT = 1000  # characters of an answer
+LOOKED_AT = 500  # characters of an answer
 LEAST_WORDS = 15
 SURE = 0.95
 _NO_LANGUAGE = "zxx"  # numbers, code

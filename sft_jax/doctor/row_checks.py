@@ -99,7 +99,7 @@ _HELP = (
     r"(?:help|assist|provide|fulfil|fulfill|comply|support|engage|create|generate|write|produce|offer|give|share|answer|respond"
     r"|process|perform|access|complete|participate|continue|discuss|do that|do this|be able|browse|order|book)\b"
 )
-_CANNOT = r"(?:can(?:no|['’])t|cannot|could not|am unable to|am not able to|['’]m (?:unable|not able) to|won['’]?t|will not|must decline|have to decline)"
+_CANNOT = r"(?:can(?:no|['’])t|cannot|am unable to|am not able to|['’]m (?:unable|not able) to|won['’]?t|will not|must decline|have to decline)"
 _REFUSAL = re.compile(
     rf"(?:(?:i['’]m|i am) (?:very |so |really |truly )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)\b[^.\n]{{0,80}}?\bi (?:\w+ )?{_CANNOT} (?:to )?{_HELP}"
     r"|(?:(?:i['’]m|i am) (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)\b[^.\n]{0,80}?\bi (?:do not|don['’]t|lack|currently do not) (?:have )?(?:currently )?(?:the )?(?:capabilit|abilit)"

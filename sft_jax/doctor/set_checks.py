@@ -101,9 +101,13 @@ class InvalidJson:
 
 
 class WrongLanguage:
-    """Answers in another language than nearly all of their set, where the prompt speaks of none. 2 bytes a row."""
+    """Answers in a language that hardly a row of their set has, where the prompt speaks of none. 2 bytes a row.
 
-    USUAL, LEAST = 0.9, 20
+    A set may have several languages; each has many rows then.
+    """
+
+    OWN, MANY = 0.02, 10  # share and count of rows above which a language is one of the set
+    USUAL, LEAST = 0.9, 20  # share of rows in the languages of the set, and rows, below which nothing is said
 
     def __init__(self, rows: Collection):
         self._rows = rows
@@ -120,14 +124,16 @@ class WrongLanguage:
             language = np.where(self._exempt[begin:end], 0, self._language[begin:end])
             counts = np.bincount(language, minlength=len(names))
             counts[0] = 0  # not known
-            usual, known = int(counts.argmax()), int(counts.sum())
-            if known < self.LEAST or counts[usual] < self.USUAL * known:
+            known = int(counts.sum())
+            own = (counts >= self.MANY) & (counts >= self.OWN * known)
+            if known < self.LEAST or counts[own].sum() < self.USUAL * known:
                 continue
-            for place in np.flatnonzero((language != usual) & (language != 0)).tolist():
+            own_names = " and ".join(f"'{names[number]}'" for number in np.argsort(-counts, kind="stable") if own[number])
+            for place in np.flatnonzero(~own[language] & (language != 0)).tolist():
                 texts = self._rows.texts(begin + place)
                 report(
                     "wrong_language", begin + place,
-                    f"is in '{names[language[place]]}', the set in '{names[usual]}': {snippet(texts.answer or texts.body)}",
+                    f"is in '{names[language[place]]}', the set in {own_names}: {snippet(texts.answer or texts.body)}",
                 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from sft_jax.data.conversation import Conversation
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _MARKS = "".join(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c))[0] == "M")  # `\w` has no vowel signs
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|[{_MARKS}])*")
+_ASCII_WORD = re.compile(r"[a-z0-9_]+")  # the same for ASCII, three times as fast
 _QUANTITY = re.compile(r"\d+|[+*/=<>^%]|(?<!\w)-")  # numbers and operators: texts that differ in them say something else
 ASKED = ("question", "prompt", "problem", "query", "instruction", "input")  # fields of benchmarks that hold what is asked
 _PRIME = 0x9E3779B97F4A7C15
@@ -88,9 +89,9 @@ def words(text: str) -> list[str]:
     >>> words("It's 2 o’clock: 再见!")
     ['it', 's', '2', 'o', 'clock', '再', '见']
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return _WORD.findall(text.casefold())
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def quantities(text: str) -> list[str]:

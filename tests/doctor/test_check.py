@@ -53,15 +53,16 @@ def test_exit_codes_and_table(tmp_path):
 
 def test_warnings_fail_only_where_a_limit_names_them(tmp_path):
     config = configure(tmp_path, [*rows(20), row(40, completion="I'm sorry, but I can't help with that.")])
-    assert visit(config)[0] == 0
-    assert visit(config, limit="refusal=0")[0] == 3
-    assert visit(config, limit="refusal=1")[0] == visit(config, limit="refusal=5%")[0] == 0
-    assert visit(config, limit="refusal=4%")[0] == 3
+    assert visit(config)[0] == 0 and visit(config, limit="refusal=0")[0] == 3
+    diagnosis = diagnose(config.data)
+    for limit, exceeded in (("", []), ("0", []), ("refusal=0", ["refusal"]), ("refusal=1", []), ("refusal=5%", []), ("refusal=4%", ["refusal"])):
+        assert parse_limits(limit, tuple(CHECKS)).exceeded(diagnosis) == exceeded, limit
 
 
 def test_errors_may_be_allowed(tmp_path):
-    config = configure(tmp_path, [*rows(20), row(1), row(2)])
-    assert [visit(config, limit=limit)[0] for limit in ("1", "2", "9%", "10%", "0,duplicate=2", "5,duplicate=0")] == [3, 0, 3, 0, 0, 3]
+    diagnosis = diagnose(configure(tmp_path, [*rows(20), row(1), row(2)]).data)
+    for limit, fails in (("1", True), ("2", False), ("9%", True), ("10%", False), ("0,duplicate=2", False), ("5,duplicate=0", True)):
+        assert parse_limits(limit, tuple(CHECKS)).exceeded(diagnosis) == ["duplicate"] * fails, limit
 
 
 def test_limits_are_read_strictly():
@@ -136,7 +137,7 @@ def test_diversity_of_same_and_of_different_rows(tmp_path):
     plain = diagnose(configure(tmp_path, rows(100)).data).diversity
     same = diagnose(configure(tmp_path, [row(seed % 4, completion=sentence(seed % 4)) for seed in range(100)]).data).diversity
     assert same["distinct_ngrams"]["answers"]["3"] < 0.1 < 0.9 < plain["distinct_ngrams"]["answers"]["3"]
-    assert same["self_similarity"] == pytest.approx(24 / 99, abs=0.03) and plain["self_similarity"] < 0.01
+    assert same["self_similarity"] == pytest.approx(24 / 99, abs=0.03) and plain["self_similarity"] < 0.03  # "Tell me about"
     assert same["prompt_clusters"]["clusters"][0]["share"] == same["prompt_clusters"]["largest_share"] >= 0.25
     assert sum(each["share"] for each in plain["prompt_clusters"]["clusters"]) == pytest.approx(1, abs=0.01)
     assert plain["sets"] == [{"set": "data.train", "rows": 100, "share_of_rows": 1.0, "share_of_words": 1.0}]

@@ -137,6 +137,7 @@ def test_refusals_are_found(answer):
         "Unfortunately, the train was late and I missed the meeting.",
         "I'm sorry that I forgot your birthday; I can give you the present today.",
         "You can't divide by zero.",
+        "I apologize, but I could not book the restaurant. Could I assist you with anything else?",
     ],
 )
 def test_what_only_sounds_like_a_refusal_is_none(answer):

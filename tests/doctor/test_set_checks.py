@@ -246,6 +246,8 @@ def test_a_set_in_any_language_is_in_its_language(tmp_path, text):
 def test_a_set_in_two_languages_has_no_wrong_one(tmp_path):
     train = [row(seed, completion=ENGLISH.format(seed) if seed % 4 else f"{FRENCH} {seed}") for seed in range(60)]
     assert found(examine(tmp_path, train), "wrong_language") == {}
+    details = found(examine(tmp_path, [*train, row(70, completion=CHINESE)]), "wrong_language")
+    assert list(details) == [61] and details[61].startswith("is in 'zh', the set in 'en' and 'fr': ")
 
 
 def test_answers_that_are_no_json_in_a_set_of_json(tmp_path):
@@ -277,3 +279,15 @@ def test_plain_texts_are_looked_at(tmp_path):
     diagnosis = examine(tmp_path, train, [{"text": train[7]["text"]}])
     kinds = {kind: list(found(diagnosis, kind)) for kind, result in diagnosis.kinds.items() if result.rows}
     assert kinds == {"duplicate": [21], "near_duplicate": [22], "template_markup": [23], "overlap": [8]}
+
+
+@given(st.text())
+def test_words_are_the_same_by_either_pattern(text):
+    """ASCII takes a faster pattern: a character beyond it may change nothing about the words before it."""
+    assert words(f"{text} ä") == [*words(text), "ä"]
+
+
+@given(st.lists(st.sampled_from([3, 5, 13, 14])), st.integers(0, 4))
+def test_words_do_not_depend_on_case_width_or_punctuation(parts, seed):
+    text = " ".join(f"word{part}" for part in parts)
+    assert words(text) == words(text.upper()) == words(text.replace(" ", ", ")) == words(text.translate({ord("w"): "ｗ"})) == text.split()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from sft_jax.doctor.facts import Facts
 from sft_jax.doctor.findings import Diagnosis, parse_limits
 from sft_jax.doctor.report import table
 
+WIDTH = 160  # of a table that goes to a file
 EXIT_CLEAN, EXIT_FINDINGS = 0, 3
 Log = Callable[[str], None]
 
@@ -54,7 +56,7 @@ def run_check(
         prepare_folder(fix)
     diagnosis, rows, collector = _examine(config.data, benchmark, kinds if fix is not None else (), log)
     exceeded = limits.exceeded(diagnosis)
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if as_json:
         report = {**diagnosis.to_json(), "limits_exceeded": exceeded}
         console.out(json.dumps(report, indent=2, ensure_ascii=False), highlight=False)

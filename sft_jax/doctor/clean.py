@@ -82,7 +82,7 @@ def _write(folder: Path, rows: Collection, collector: Collector, kinds: Sequence
     total: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     files = []
-    with open(folder / "removed.jsonl", "w", encoding="utf-8") as removed:
+    with open(folder / "removed.jsonl", "w", encoding="utf-8", errors="backslashreplace") as removed:
         for file in _files(rows):
             kept = 0
             (folder / file.copy).parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _write(folder: Path, rows: Collection, collector: Collector, kinds: Sequence
                 {"file": file.name, "set": file.set, "copy": file.copy if kept else None, "kept": kept, "removed": len(file.rows) - kept}
             )
     summary = {**total, "removed_by_kind": {kind: by_kind[kind] for kind in kinds if by_kind[kind]}, "kinds": list(kinds), "files": files}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
     return total
 
 
@@ -160,7 +160,8 @@ def _contents(rows: Collection, file: _Cleaned) -> Iterator[tuple[int, bytes]]:
             return
     for row in file.rows:
         try:
-            yield row, json.dumps(rows.row(row), ensure_ascii=False).encode() + b"\n"
+            # Half a surrogate pair, in a field that nothing reads, is written as JSON escapes it.
+            yield row, json.dumps(rows.row(row), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         except RowError:
             yield row, b""
 

@@ -69,6 +69,6 @@ class Collector:
 
 
 def shorten(detail: str) -> str:
-    """Returns a detail of bounded length, in one line."""
-    line = " ".join(detail.split())
+    """Returns a detail of bounded length, in one line that any terminal and file can encode."""
+    line = " ".join(detail.encode("utf-8", "backslashreplace").decode().split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -18,7 +18,7 @@ def table(diagnosis: Diagnosis) -> RenderableType:
     result.add_column("kind", no_wrap=True)
     result.add_column("rows", justify="right", no_wrap=True)
     result.add_column("share", justify="right", no_wrap=True)
-    result.add_column("first found")
+    result.add_column("first found", overflow="fold")
     for kind, found in diagnosis.kinds.items():
         if found.rows:
             examples = [f"{finding.file}:{finding.line} {finding.detail}" for finding in found.findings[:SHOWN]]

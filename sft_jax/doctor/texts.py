@@ -76,11 +76,15 @@ def texts_of_fields(row: Mapping[str, Any]) -> Texts:
     while layer:
         value = layer.pop()
         if isinstance(value, str):
-            found.append(value)
+            found.append(_encodable(value))
         elif isinstance(value, (dict, list)):
             layer.extend(reversed(list(value.values()) if isinstance(value, dict) else value))
-    asked = next((row[name] for name in ASKED if isinstance(row.get(name), str)), "")
+    asked = next((_encodable(row[name]) for name in ASKED if isinstance(row.get(name), str)), "")
     return Texts(None, prompt=asked, question=asked, body="\n".join(found))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair becomes a question mark
 
 
 def words(text: str) -> list[str]:

@@ -155,7 +155,9 @@ def _contents(rows: Collection, file: _Cleaned) -> Iterator[tuple[int, bytes]]:
             lines = enumerate(source, 1)
             for row in file.rows:
                 wanted = rows.where(row).line
-                line = next(line for number, line in lines if number == wanted)
+                line = next((line for number, line in lines if number == wanted), None)
+                if line is None:
+                    raise UserError(f"{file.name}: has changed since it was first read; start again.")
                 yield row, (line.removeprefix(BOM) if wanted == 1 else line).rstrip(b"\n") + b"\n"
             return
     for row in file.rows:

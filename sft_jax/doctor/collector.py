@@ -11,6 +11,7 @@ from sft_jax.doctor.findings import LISTED, Finding, KindResult
 from sft_jax.doctor.set_checks import set_ranges
 
 LONGEST = 500  # characters of a detail
+MANY = 10  # rows of a set that must have a fault before it can be usual there
 
 
 class Collector:
@@ -46,7 +47,7 @@ class Collector:
         for kind, check in CHECKS.items():
             for begin, end in set_ranges(self._rows):
                 rows = self._faulty[kind][begin:end]
-                if rows.sum() > max(1, check.usual * len(rows)):
+                if rows.sum() >= MANY and rows.sum() > check.usual * len(rows):
                     rows[:] = False
                     self._usual[kind] += (self._rows.set_of(begin).key,)
             faulty = self._faulty[kind]

@@ -3,6 +3,8 @@
 Runs of 13 words are the measure of GPT-3's report (Brown et al. 2020, appendix C). Of texts that are shorter the whole counts.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from sft_jax.data.examples import RowError
@@ -26,7 +28,7 @@ def _runs_of(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Overlap:
-    """Finds them. 12 bytes a word of held-out rows are kept, and 4 bytes a run that a training row shares."""
+    """Finds them. 16 bytes a word of held-out rows are kept, and 4 bytes a run that a training row shares."""
 
     def __init__(self, rows: Collection):
         self._rows = rows
@@ -34,11 +36,14 @@ class Overlap:
         self._limit = max(2, min(COMMON, train // 100))
         self._held: list[tuple[int, np.ndarray]] = []  # row, hashes of its runs; until the first training row comes
         self._prompts: dict[int, int] = {}  # key of a held-out prompt -> row
+        self._rows_of: Counter[tuple[str, int]] = Counter()  # ("held" or "train", key of a held-out prompt) -> rows with it
+        self._answered: set[tuple[int, int]] = set()  # keys of held-out prompts and their answers
         self._short = ShortTexts()  # held-out prompts
         self._train_short = ShortTexts()
         self._known = self._owners = np.zeros(0, np.uint64)  # hashes of held-out runs, sorted; the first row with each
         self._counts = np.zeros(0, np.uint32)  # training rows that have it
         self._hits: list[tuple[int, np.ndarray]] = []  # training row, places in `_known`
+        self._same: list[tuple[int, int, int]] = []  # training row, keys of its prompt, which is held out, and of its answer
         self._whole: dict[int, tuple[int, str]] = {}  # training row -> held-out row, how they share a whole prompt
 
     def add(self, row: int, set_number: int, facts: Facts) -> None:
@@ -46,17 +51,20 @@ class Overlap:
         asked = facts.prompt_words if len(facts.prompt_words) else facts.answer_words
         if self._rows.sets[set_number].split == "train":
             if self._prompts:
-                self._add_train(row, facts.asked, asked, hashes)
+                self._add_train(row, facts, asked, hashes)
         elif len(hashes):
             self._held.append((row, np.unique(_runs_of(hashes)[0])))
             self._prompts.setdefault(facts.asked, row)
+            self._rows_of["held", facts.asked] += 1
+            self._answered.add((facts.asked, facts.answer))
             self._short.add(row, asked)
 
-    def _add_train(self, row: int, key: int, asked: np.ndarray, hashes: np.ndarray) -> None:
+    def _add_train(self, row: int, facts: Facts, asked: np.ndarray, hashes: np.ndarray) -> None:
         if self._held:
             self._make_index()
-        if key in self._prompts:
-            self._whole[row] = self._prompts[key], "has the same prompt as"
+        if facts.asked in self._prompts:
+            self._rows_of["train", facts.asked] += 1
+            self._same.append((row, facts.asked, facts.answer))
         elif found := self._short.inside(hashes):
             self._whole[row] = found[0], "holds the whole prompt of"
         else:
@@ -84,6 +92,10 @@ class Overlap:
         self._counts = np.zeros(len(self._known), np.uint32)
 
     def finish(self, report: Report) -> None:
+        for row, asked, answer in self._same:
+            everybodys = self._rows_of["held", asked] > 1 and self._rows_of["train", asked] > self._limit  # "Tell me a joke."
+            if not everybodys or (asked, answer) in self._answered:
+                self._whole[row] = self._prompts[asked], "has the same prompt as"
         self._find_prompts_in_held_out()
         for row, (other, how) in sorted(self._whole.items()):
             report("overlap", row, f"{how} {self._rows.where(other)}")

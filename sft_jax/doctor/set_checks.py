@@ -107,7 +107,7 @@ class WrongLanguage:
     """
 
     OWN, MANY = 0.02, 10  # share and count of rows above which a language is one of the set
-    USUAL, LEAST = 0.9, 20  # share of rows in the languages of the set, and rows, below which nothing is said
+    USUAL, LEAST = 0.9, 10  # share of rows in the languages of the set, and rows, below which nothing is said
 
     def __init__(self, rows: Collection):
         self._rows = rows
@@ -140,7 +140,7 @@ class WrongLanguage:
 class LengthOutliers:
     """Rows far longer than their set is: beyond six robust deviations of the logarithm, and ten times the median. 8 bytes a row."""
 
-    DEVIATIONS, TIMES, LEAST = 6.0, 10.0, 50
+    DEVIATIONS, TIMES, LEAST = 6.0, 10.0, 20
 
     def __init__(self, rows: Collection):
         self._rows, self._characters = rows, np.zeros(len(rows), np.int64)

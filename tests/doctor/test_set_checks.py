@@ -189,6 +189,15 @@ def test_a_phrase_of_many_training_rows_is_no_overlap(tmp_path):
     assert list(found(examine(tmp_path, train, held), "overlap")) == [31]
 
 
+def test_a_prompt_of_many_rows_on_both_sides_is_no_overlap_but_with_the_same_answer(tmp_path):
+    joke = {"prompt": "Tell me a joke."}
+    train = [{**joke, "completion": sentence(seed)} for seed in range(30)]
+    held = [{**joke, "completion": sentence(seed)} for seed in (100, 101, 7)]
+    details = found(examine(tmp_path, train, held), "overlap")
+    assert list(details) == [8] and details[8].startswith(f"has the same prompt as {tmp_path / 'eval.jsonl'}:1")
+    assert len(found(examine(tmp_path, train, held[:1]), "overlap")) == 30  # many answers to one held-out question
+
+
 def test_a_run_that_is_mostly_arithmetic_is_no_overlap(tmp_path):
     steps = "so 3 + 4 = 7 and 7 * 5 = 35 and 35 - 1 = 34 and 34 / 2 = 17 all"
     diagnosis = examine(tmp_path, [*rows(30), row(40, completion=f"{sentence('a', 10)} {steps}.")], [row(50, completion=f"{sentence('b', 10)} {steps}.")])

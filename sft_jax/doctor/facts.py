@@ -50,7 +50,8 @@ class Facts(NamedTuple):
     signature: np.ndarray | None = None  # MinHash, uint32 [PERMUTATIONS]
     characters: int = 0  # of everything but system prompts
     json: bool | None = None  # whether the last answer is a JSON object or array
-    language: str = ""
+    language: str = ""  # "" where it is not sure
+    language_words: int = 0  # in which it was told
     any_language: bool = False  # whether the prompt speaks of a language
 
 
@@ -84,6 +85,7 @@ class FactFinder:
         prompt_words, answer_words = hash_words(prompt), hash_words(answer)
         signature = self._signature(np.concatenate([prompt_words, answer_words]))
         has_answer = bool(texts.answers) and bool(texts.answer.strip())
+        language, language_words = language_of(texts) if split != "benchmark" else ("", 0)
         return Facts(
             faults,
             whole=_whole_key(texts),
@@ -96,7 +98,8 @@ class FactFinder:
             signature=signature,
             characters=len(texts.all),
             json=_is_json(texts.answer) if has_answer else None,
-            language=language_of(texts) if split != "benchmark" else "",
+            language=language,
+            language_words=language_words,
             any_language=asks_for_language(texts),
         )
 

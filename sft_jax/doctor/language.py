@@ -8,7 +8,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from sft_jax.doctor.texts import Texts, words
 
 LOOKED_AT = 500  # characters of an answer
-LEAST_WORDS = 15
+LEAST_WORDS = 6  # in which a language can be told
 SURE = 0.95
 _NO_LANGUAGE = "zxx"  # numbers, code
 _DIALECTS = frozenset(("wuu", "yue", "ary", "arz", "pcm", "nn", "bs"))  # that readers of Chinese, Arabic, English, ... count as theirs
@@ -21,16 +21,17 @@ _NAMES = (
 _ASKS = re.compile(rf"\b(?:translat\w{{1,6}}|tradu\w{{1,8}}|übersetz\w{{0,6}}|{'|'.join(_NAMES)})\b|翻译|翻譯|英文|中文|法语|日语", re.IGNORECASE)
 
 
-def language_of(texts: Texts) -> str:
-    """Returns the ISO 639-1 code of the language of the answers, or "" where that is not sure.
+def language_of(texts: Texts) -> tuple[str, int]:
+    """Returns the ISO 639-1 code of the language of the answers, or "" where that is not sure, and in how many words it is.
 
     Code, markup, numbers and links are no language, and a few words are too little to tell.
     """
     prose = _NOT_PROSE.sub(" ", "\n".join(texts.answers)[: 4 * LOOKED_AT] or texts.body[: 4 * LOOKED_AT])[:LOOKED_AT]
-    if len(words(prose)) < LEAST_WORDS:
-        return ""
+    count = len(words(prose))
+    if count < LEAST_WORDS:
+        return "", count
     language, probability = identifier().classify(prose)
-    return language if probability >= SURE and language != _NO_LANGUAGE else ""
+    return (language if probability >= SURE and language != _NO_LANGUAGE else ""), count
 
 
 def asks_for_language(texts: Texts) -> bool:

@@ -101,22 +101,24 @@ class InvalidJson:
 
 
 class WrongLanguage:
-    """Answers in a language that hardly a row of their set has, where the prompt speaks of none. 2 bytes a row.
+    """Answers in a language that hardly a row of their set has, where the prompt speaks of none. 3 bytes a row.
 
     A set may have several languages; each has many rows then.
     """
 
     OWN, MANY = 0.02, 10  # share and count of rows above which a language is one of the set
     USUAL, LEAST = 0.9, 10  # share of rows in the languages of the set, and rows, below which nothing is said
+    WORDS = 15  # of an answer, below which the language counts for the set only
 
     def __init__(self, rows: Collection):
         self._rows = rows
         self._numbers: dict[str, int] = {"": 0}
-        self._language, self._exempt = np.zeros(len(rows), np.uint8), np.zeros(len(rows), bool)
+        self._language = np.zeros(len(rows), np.uint8)
+        self._exempt, self._long = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
 
     def add(self, row: int, set_number: int, facts: Facts) -> None:
         self._language[row] = self._numbers.setdefault(facts.language, len(self._numbers))
-        self._exempt[row] = facts.any_language
+        self._exempt[row], self._long[row] = facts.any_language, facts.language_words >= self.WORDS
 
     def finish(self, report: Report) -> None:
         names = list(self._numbers)
@@ -129,7 +131,7 @@ class WrongLanguage:
             if known < self.LEAST or counts[own].sum() < self.USUAL * known:
                 continue
             own_names = " and ".join(f"'{names[number]}'" for number in np.argsort(-counts, kind="stable") if own[number])
-            for place in np.flatnonzero(~own[language] & (language != 0)).tolist():
+            for place in np.flatnonzero(~own[language] & (language != 0) & self._long[begin:end]).tolist():
                 texts = self._rows.texts(begin + place)
                 report(
                     "wrong_language", begin + place,

@@ -74,7 +74,9 @@ def diagnose(config: DataConfig, benchmark: Sequence[str] = (), log: Log = lambd
     return _examine(config, benchmark, (), log)[0]
 
 
-def _examine(config: DataConfig, benchmark: Sequence[str], keep_all: Sequence[str], log: Log) -> tuple[Diagnosis, Collection, Collector]:
+def _examine(
+    config: DataConfig, benchmark: Sequence[str], keep_all: Sequence[str], log: Log
+) -> tuple[Diagnosis, Collection, Collector]:
     rows = open_collection(config, benchmark)
     collector, diversity = Collector(rows, keep_all), Diversity(rows)
     checks = [check(rows) for check in SET_CHECKS]
@@ -98,7 +100,11 @@ def _examine(config: DataConfig, benchmark: Sequence[str], keep_all: Sequence[st
     notes = [f"{unread:,} rows of the benchmark cannot be read and were compared with nothing."] if unread else []
     if not any(item.split != "train" for item in rows.sets):
         notes.append("There is no data.eval and no --benchmark, so no overlap was looked for.")
-    sets = {item.key: len(item.rows) for item in sorted(rows.sets, key=lambda item: item.split != "train") if item.split != "benchmark"}
+    sets = {
+        item.key: len(item.rows)
+        for item in sorted(rows.sets, key=lambda item: item.split != "train")
+        if item.split != "benchmark"
+    }
     return Diagnosis(sets, collector.results(), diversity.measure(), tuple(notes)), rows, collector
 
 

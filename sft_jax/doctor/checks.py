@@ -40,4 +40,12 @@ CHECKS: dict[str, Check] = {
     "length_outlier": Check("note", "rows far longer than the others of their set"),
 }
 
-SET_CHECKS: tuple[type[SetCheck], ...] = (Duplicates, Overlap, NearDuplicates, Conflicts, InvalidJson, WrongLanguage, LengthOutliers)
+SET_CHECKS: tuple[type[SetCheck], ...] = (
+    Duplicates,
+    Overlap,
+    NearDuplicates,
+    Conflicts,
+    InvalidJson,
+    WrongLanguage,
+    LengthOutliers,
+)

@@ -99,9 +99,20 @@ def _write(folder: Path, rows: Collection, collector: Collector, kinds: Sequence
                 (folder / file.copy).unlink()
             total.update(kept=kept, removed=len(file.rows) - kept)
             files.append(
-                {"file": file.name, "set": file.set, "copy": file.copy if kept else None, "kept": kept, "removed": len(file.rows) - kept}
+                {
+                    "file": file.name,
+                    "set": file.set,
+                    "copy": file.copy if kept else None,
+                    "kept": kept,
+                    "removed": len(file.rows) - kept,
+                }
             )
-    summary = {**total, "removed_by_kind": {kind: by_kind[kind] for kind in kinds if by_kind[kind]}, "kinds": list(kinds), "files": files}
+    summary = {
+        **total,
+        "removed_by_kind": {kind: by_kind[kind] for kind in kinds if by_kind[kind]},
+        "kinds": list(kinds),
+        "files": files,
+    }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
     return total
 

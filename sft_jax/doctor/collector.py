@@ -57,7 +57,9 @@ class Collector:
         """Returns what was found of every kind. Training rows are listed first."""
         results = {}
         for kind, check in CHECKS.items():
-            listed = sorted(self._details[kind].items(), key=lambda item: (self._rows.set_of(item[0]).split != "train", item[0]))
+            listed = sorted(
+                self._details[kind].items(), key=lambda item: (self._rows.set_of(item[0]).split != "train", item[0])
+            )
             findings = tuple(
                 Finding(*self._rows.where(row), self._rows.set_of(row).key, shorten(detail)) for row, detail in listed[:LISTED]
             )

@@ -61,13 +61,12 @@ class Diversity:
         numbers = [number for number, item in enumerate(self._rows.sets) if item.split == self._split]
         rows = sum(len(self._rows.sets[number].rows) for number in numbers)
         total = max(1, sum(self._words[number] for number in numbers))
-        return [
-            {
-                "set": self._rows.sets[number].key, "rows": len(self._rows.sets[number].rows),
-                "share_of_rows": round(len(self._rows.sets[number].rows) / rows, 4), "share_of_words": round(self._words[number] / total, 4),
-            }
-            for number in numbers
-        ]  # fmt: skip
+        result = []
+        for number in numbers:
+            item = self._rows.sets[number]
+            shares = {"share_of_rows": round(len(item.rows) / rows, 4), "share_of_words": round(self._words[number] / total, 4)}
+            result.append({"set": item.key, "rows": len(item.rows), **shares})
+        return result
 
     def _clusters(self, prompts: dict[int, np.ndarray]) -> dict[str, Any] | None:
         count = min(CLUSTERS, len(prompts) // 10)
@@ -76,7 +75,9 @@ class Diversity:
         rows = list(prompts)
         labels, nearness = cluster(hashed_tf_idf(list(prompts.values())), count)
         clusters = []
-        for label, size in sorted(enumerate(np.bincount(labels, minlength=count).tolist()), key=lambda pair: (-pair[1], pair[0])):
+        for label, size in sorted(
+            enumerate(np.bincount(labels, minlength=count).tolist()), key=lambda pair: (-pair[1], pair[0])
+        ):
             if size:
                 member = int(np.where(labels == label, nearness, -np.inf).argmax())
                 texts = self._rows.texts(rows[member])

@@ -11,14 +11,21 @@ LOOKED_AT = 500  # characters of an answer
 LEAST_WORDS = 6  # in which a language can be told
 SURE = 0.95
 _NO_LANGUAGE = "zxx"  # numbers, code
-_DIALECTS = frozenset(("wuu", "yue", "ary", "arz", "pcm", "nn", "bs"))  # that readers of Chinese, Arabic, English, ... count as theirs
-_NOT_PROSE = re.compile(r"```.{0,10000}?(?:```|\Z)|`[^`\n]{0,200}`|https?://\S{1,500}|<[^<>\n]{1,200}>|[\d+*/=_|#{}\[\]\\$^-]+", re.DOTALL)
+_DIALECTS = frozenset(
+    ("wuu", "yue", "ary", "arz", "pcm", "nn", "bs")
+)  # that readers of Chinese, Arabic, English, ... count as theirs
+_NOT_PROSE = re.compile(
+    r"```.{0,10000}?(?:```|\Z)|`[^`\n]{0,200}`|https?://\S{1,500}|<[^<>\n]{1,200}>|[\d+*/=_|#{}\[\]\\$^-]+", re.DOTALL
+)
 _NAMES = (
-    "english french spanish german italian portuguese dutch russian ukrainian polish czech swedish norwegian danish finnish greek turkish "
-    "arabic hebrew persian farsi hindi urdu bengali punjabi tamil telugu thai vietnamese indonesian malay tagalog filipino chinese mandarin "
-    "cantonese japanese korean latin romanian hungarian swahili français español deutsch italiano"
+    "english french spanish german italian portuguese dutch russian ukrainian polish czech swedish norwegian danish finnish "
+    "greek turkish arabic hebrew persian farsi hindi urdu bengali punjabi tamil telugu thai vietnamese indonesian malay tagalog "
+    "filipino chinese mandarin cantonese japanese korean latin romanian hungarian swahili français español deutsch italiano"
 ).split()
-_ASKS = re.compile(rf"\b(?:translat\w{{1,6}}|tradu\w{{1,8}}|übersetz\w{{0,6}}|{'|'.join(_NAMES)})\b|翻译|翻譯|英文|中文|法语|日语", re.IGNORECASE)
+_ASKS = re.compile(
+    rf"\b(?:translat\w{{1,6}}|tradu\w{{1,8}}|übersetz\w{{0,6}}|{'|'.join(_NAMES)})\b|翻译|翻譯|英文|中文|法语|日语",
+    re.IGNORECASE,
+)
 
 
 def language_of(texts: Texts) -> tuple[str, int]:

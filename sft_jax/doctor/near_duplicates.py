@@ -95,7 +95,7 @@ def _shingles(found: list[str]) -> set[tuple[str, ...]]:
 
 
 class NearDuplicates:
-    """Rows that are nearly an earlier one: of the same split, or training rows that are nearly a held-out one. 329 bytes a row."""
+    """Rows that are nearly an earlier one of their split, and training rows that are nearly a held-out one. 329 bytes a row."""
 
     def __init__(self, rows: Collection):
         self._rows = rows

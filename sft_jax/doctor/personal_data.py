@@ -31,7 +31,9 @@ def luhn(number: str) -> bool:
     return sum(digits[::2] + [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]) % 10 == 0
 
 
-_ISSUERS = re.compile(r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35\d{14}")
+_ISSUERS = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35\d{14}"
+)
 
 
 def _card(match: str) -> bool:
@@ -58,8 +60,8 @@ def _mail_shown(match: str) -> str:
 
 PATTERNS: dict[str, Pattern] = {
     "private key": Pattern(
-        re.compile(r"-----BEGIN (?:[A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----(?:[A-Za-z0-9+/=\s]{0,20000})"), ("-----BEGIN ",),
-        _always, lambda match: "-----BEGIN ... PRIVATE KEY-----",
+        re.compile(r"-----BEGIN (?:[A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----(?:[A-Za-z0-9+/=\s]{0,20000})"),
+        ("-----BEGIN ",), _always, lambda match: "-----BEGIN ... PRIVATE KEY-----",
     ),
     "API key": Pattern(
         re.compile(
@@ -94,7 +96,9 @@ def mask(text: str) -> str:
     """Returns a text in which personal data are masked: whatever is shown of a row goes through here."""
     for pattern in PATTERNS.values():
         if not pattern.needs or any(needed in text for needed in pattern.needs):
-            text = pattern.regex.sub(lambda match, pattern=pattern: pattern.shown(match[0]) if pattern.valid(match[0]) else match[0], text)
+            text = pattern.regex.sub(
+                lambda match, pattern=pattern: pattern.shown(match[0]) if pattern.valid(match[0]) else match[0], text
+            )
     return text
 
 

@@ -23,7 +23,10 @@ def table(diagnosis: Diagnosis) -> RenderableType:
         if found.rows:
             examples = [f"{finding.file}:{finding.line} {finding.detail}" for finding in found.findings[:SHOWN]]
             result.add_row(
-                Text(kind, style=_COLOURS[found.severity]), f"{found.rows:,}", share(found.rows, diagnosis.rows), Text("\n".join(examples))
+                Text(kind, style=_COLOURS[found.severity]),
+                f"{found.rows:,}",
+                share(found.rows, diagnosis.rows),
+                Text("\n".join(examples)),
             )
     parts: list[RenderableType] = [result] if result.row_count else [Text(f"{diagnosis.rows:,} rows: nothing found.")]
     return Group(*parts, *(Text(line) for line in [*_usual(diagnosis), *diagnosis.notes, *diversity_lines(diagnosis)]))
@@ -36,7 +39,9 @@ def html_section(diagnosis: Diagnosis) -> str:
     if not found:
         lines.append(f"<p>{diagnosis.rows:,} rows: nothing found.</p>")
     else:
-        lines.append("<table><thead><tr><th>kind</th><th>severity</th><th>rows</th><th>share</th><th>found</th></tr></thead><tbody>")
+        lines.append(
+            "<table><thead><tr><th>kind</th><th>severity</th><th>rows</th><th>share</th><th>found</th></tr></thead><tbody>"
+        )
         lines += [_html_row(kind, result, diagnosis.rows) for kind, result in found.items()]
         lines.append("</tbody></table>")
     lines += [f"<p>{html.escape(line)}</p>" for line in [*_usual(diagnosis), *diagnosis.notes]]
@@ -47,13 +52,15 @@ def html_section(diagnosis: Diagnosis) -> str:
 
 def _html_row(kind: str, result: KindResult, rows: int) -> str:
     items = "".join(
-        f"<li><code>{html.escape(f'{finding.file}:{finding.line}')}</code> {html.escape(finding.detail)}</li>" for finding in result.findings
+        f"<li><code>{html.escape(f'{finding.file}:{finding.line}')}</code> {html.escape(finding.detail)}</li>"
+        for finding in result.findings
     )
     more = result.rows - len(result.findings)
     rest = f"<p>and {more:,} more</p>" if more else ""
     return (
         f"<tr class='{result.severity}'><td>{html.escape(kind)}</td><td>{result.severity}</td><td>{result.rows:,}</td>"
-        f"<td>{share(result.rows, rows)}</td><td><details><summary>{html.escape(result.about)}</summary><ul>{items}</ul>{rest}</details></td></tr>"
+        f"<td>{share(result.rows, rows)}</td>"
+        f"<td><details><summary>{html.escape(result.about)}</summary><ul>{items}</ul>{rest}</details></td></tr>"
     )
 
 
@@ -77,11 +84,17 @@ def diversity_lines(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"Mean similarity of two rows: {100 * found['self_similarity']:.2f}%.")
     clusters = found["prompt_clusters"]
     if clusters is not None:
-        lines.append(f"Prompts fall into {len(clusters['clusters'])} clusters; the largest has {100 * clusters['largest_share']:.1f}% of them:")
+        lines.append(
+            f"Prompts fall into {len(clusters['clusters'])} clusters; "
+            f"the largest has {100 * clusters['largest_share']:.1f}% of them:"
+        )
         lines += [f"  {100 * each['share']:5.1f}%  {each['example']}" for each in clusters["clusters"]]
     if len(found["sets"]) > 1:
         lines.append("Shares of rows and of words:")
-        lines += [f"  {100 * each['share_of_rows']:5.1f}%  {100 * each['share_of_words']:5.1f}%  {each['set']}" for each in found["sets"]]
+        lines += [
+            f"  {100 * each['share_of_rows']:5.1f}%  {100 * each['share_of_words']:5.1f}%  {each['set']}"
+            for each in found["sets"]
+        ]
     return lines
 
 

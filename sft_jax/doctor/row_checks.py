@@ -82,7 +82,15 @@ def cut_answer(texts: Texts) -> list[str]:
     detail = [f"ends with {snippet(answer, end=True)}"]
     if len(last.split()) >= 4 and (token.casefold() in _OPEN_WORDS and token != "A" or token[-1] in ",，、"):
         return detail
-    if not token[-1].isalpha() or "." in token or "/" in token or "@" in token or token[0] in "#_" or _ITEM.match(last) or _ATTRIBUTION.search(last[-80:]):
+    if (
+        not token[-1].isalpha()
+        or "." in token
+        or "/" in token
+        or "@" in token
+        or token[0] in "#_"
+        or _ITEM.match(last)
+        or _ATTRIBUTION.search(last[-80:])
+    ):
         return []
     if token.isupper() and len(token) <= 3:  # "... option C"
         return []
@@ -95,23 +103,32 @@ def cut_answer(texts: Texts) -> list[str]:
     return detail if (stopped >= 0.7 * len(others) if others else sentences) else []
 
 
-_HELP = (
-    r"(?:help|assist|provide|fulfil|fulfill|comply|support|engage|create|generate|write|produce|offer|give|share|answer|respond"
-    r"|process|perform|access|complete|participate|continue|discuss|do that|do this|be able|browse|order|book)\b"
+_SORRY = (
+    r"(?:(?:i['’]m|i am) (?:very |so |really |truly )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)\b[^.\n]{0,80}?\b"
 )
-_CANNOT = r"(?:can(?:no|['’])t|cannot|am unable to|am not able to|['’]m (?:unable|not able) to|won['’]?t|will not|must decline|have to decline)"
+_CANNOT = (
+    r"(?:i (?:\w{1,20} )?(?:can['’]t|cannot|am unable to|am not able to|won['’]?t|will not|must decline to|have to decline to)"
+    r"|i['’]m (?:unable|not able) to|i['’]ll have to decline to)"
+)
+_GIVE_HELP = r"(?:help|assist|provide|fulfill?|comply|support|engage|create|generate|produce)"
+_DO_ANYTHING = (
+    rf"(?:{_GIVE_HELP}|write|offer|give|share|answer|respond|process|perform|access|complete|participate|continue|discuss"
+    r"|do that|do this|be able|browse|order|book)"
+)
 _REFUSAL = re.compile(
-    rf"(?:(?:i['’]m|i am) (?:very |so |really |truly )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)\b[^.\n]{{0,80}}?\bi (?:\w+ )?{_CANNOT} (?:to )?{_HELP}"
-    r"|(?:(?:i['’]m|i am) (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)\b[^.\n]{0,80}?\bi (?:do not|don['’]t|lack|currently do not) (?:have )?(?:currently )?(?:the )?(?:capabilit|abilit)"
-    rf"|i (?:\w+ )?{_CANNOT} (?:to )?(?:help|assist|provide|fulfil|fulfill|comply|support|engage|create|generate|produce) (?:you )?(?:with|in|to|any|that|this|such|your|the request|content|information)\b"
-    r"|i['’]m not able to (?:help|assist|provide|comply)\b|i must decline\b"
+    rf"{_SORRY}{_CANNOT} {_DO_ANYTHING}\b"
+    rf"|{_SORRY}i (?:currently )?(?:do not have|don['’]t have|lack) (?:currently )?(?:the )?(?:capabilit|abilit)"
+    rf"|{_CANNOT} {_GIVE_HELP} (?:you )?(?:with|in|to|any|that|this|such|your|the request|content|information)\b"
+    rf"|{_CANNOT} (?:help|assist|comply)\b[.!]|i must decline\b"
     r"|(?:很?抱歉|对不起)[^。\n]{0,20}我(?:不能|无法)(?:提供|帮助|协助|满足|回答|参与|执行)",
     re.IGNORECASE,
 )
+_AI = r"(?:ai|artificial intelligence)"
 _BOILERPLATE = re.compile(
-    r"\bas an? (?:ai|artificial intelligence)(?:[- ](?:language )?(?:model|assistant|system|chatbot))?(?:,| i\b)"
-    r"|\bas a (?:large )?language model(?:,| i\b)|\bi(?:['’]m| am) (?:just |only )?an? (?:ai|artificial intelligence) (?:language )?model\b"
-    r"|\bmy (?:knowledge|training data) (?:cut-?off|only goes)|\bas of my (?:last |latest )?(?:knowledge |training )?(?:update|cut-?off)\b"
+    rf"\bas an? {_AI}(?:[- ](?:language )?(?:model|assistant|system|chatbot))?(?:,| i\b)"
+    rf"|\bas a (?:large )?language model(?:,| i\b)|\bi(?:['’]m| am) (?:just |only )?an? {_AI} (?:language )?model\b"
+    r"|\bmy (?:knowledge|training data) (?:cut-?off|only goes)"
+    r"|\bas of my (?:last |latest )?(?:knowledge |training )?(?:update|cut-?off)\b"
     r"|\bregenerate response\b|\bi (?:was )?trained by openai\b|作为(?:一[个名])?(?:ai|人工智能)(?:语言)?(?:模型|助手)",
     re.IGNORECASE,
 )
@@ -178,7 +195,8 @@ _MARKUP = re.compile(
     r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|start_header_id|end_header_id|begin_of_text|end_of_text|system|user|assistant"
     r"|end|eos|bos|pad|end_of_turn|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|endofprompt)\|>"
     r"|<(?:start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>|\[/?(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<｜[^｜\n]{1,40}｜>"
-    r"|^###\s?(?:Instruction|Response|Human|Assistant|Input):|^(?:Human|ASSISTANT|USER): ?|\A\s{0,20}<s>(?!.{0,2000}</s>\s{0,20}\S)|</s>\s{0,20}\Z|\A\s{0,20}Assistant: ",
+    r"|^###\s?(?:Instruction|Response|Human|Assistant|Input):|^(?:Human|ASSISTANT|USER): ?"
+    r"|\A\s{0,20}<s>(?!.{0,2000}</s>\s{0,20}\S)|</s>\s{0,20}\Z|\A\s{0,20}Assistant: ",
     re.MULTILINE,
 )
 

@@ -73,8 +73,8 @@ class Conflicts:
                 here, there = self._rows.texts(begin + place), self._rows.texts(begin + int(first[place]))
                 report(
                     "conflicting_answers", begin + place,
-                    f"answers {snippet(here.answer, 40)}, and {self._rows.where(begin + int(first[place]))} the same prompt with "
-                    f"{snippet(there.answer, 40)}",
+                    f"answers {snippet(here.answer, 40)}, "
+                    f"and {self._rows.where(begin + int(first[place]))} the same prompt with {snippet(there.answer, 40)}",
                 )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ class WrongLanguage:
 
 
 class LengthOutliers:
-    """Rows far longer than their set is: beyond six robust deviations of the logarithm, and ten times the median. 8 bytes a row."""
+    """Rows far longer than their set: by six robust deviations of the logarithm, and ten times the median. 8 bytes a row."""
 
     DEVIATIONS, TIMES, LEAST = 6.0, 10.0, 20
 
@@ -169,7 +169,9 @@ class LengthOutliers:
 def set_ranges(rows: Collection) -> list[tuple[int, int]]:
     """Returns the first row of every data set and the one after its last; not of benchmarks."""
     return [
-        (int(rows.bases[number]), int(rows.bases[number + 1])) for number, item in enumerate(rows.sets) if item.split != "benchmark"
+        (int(rows.bases[number]), int(rows.bases[number + 1]))
+        for number, item in enumerate(rows.sets)
+        if item.split != "benchmark"
     ]
 
 

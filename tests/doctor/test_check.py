@@ -55,20 +55,36 @@ def test_warnings_fail_only_where_a_limit_names_them(tmp_path):
     config = configure(tmp_path, [*rows(20), row(40, completion="I'm sorry, but I can't help with that.")])
     assert visit(config)[0] == 0 and visit(config, limit="refusal=0")[0] == 3
     diagnosis = diagnose(config.data)
-    for limit, exceeded in (("", []), ("0", []), ("refusal=0", ["refusal"]), ("refusal=1", []), ("refusal=5%", []), ("refusal=4%", ["refusal"])):
+    for limit, exceeded in (
+        ("", []),
+        ("0", []),
+        ("refusal=0", ["refusal"]),
+        ("refusal=1", []),
+        ("refusal=5%", []),
+        ("refusal=4%", ["refusal"]),
+    ):
         assert parse_limits(limit, tuple(CHECKS)).exceeded(diagnosis) == exceeded, limit
 
 
 def test_errors_may_be_allowed(tmp_path):
     diagnosis = diagnose(configure(tmp_path, [*rows(20), row(1), row(2)]).data)
-    for limit, fails in (("1", True), ("2", False), ("9%", True), ("10%", False), ("0,duplicate=2", False), ("5,duplicate=0", True)):
+    for limit, fails in (
+        ("1", True),
+        ("2", False),
+        ("9%", True),
+        ("10%", False),
+        ("0,duplicate=2", False),
+        ("5,duplicate=0", True),
+    ):
         assert parse_limits(limit, tuple(CHECKS)).exceeded(diagnosis) == ["duplicate"] * fails, limit
 
 
 def test_limits_are_read_strictly():
     known = tuple(CHECKS)
     assert parse_limits("", known) == Limits()
-    assert parse_limits(" 1% , refusal = 20 ", known) == Limits(parse_limits("1%", known).errors, {"refusal": parse_limits("20", known).errors})
+    assert parse_limits(" 1% , refusal = 20 ", known) == Limits(
+        parse_limits("1%", known).errors, {"refusal": parse_limits("20", known).errors}
+    )
     messages = {
         "x": "--limit: 'x' is no limit; give rows or a share of them, such as 10, 0.5% or refusal=1%.",
         "-1": "--limit: '-1' is no limit; give rows or a share of them, such as 10, 0.5% or refusal=1%.",
@@ -102,14 +118,16 @@ def test_more_findings_than_are_listed_are_counted(tmp_path):
 
 
 def test_what_most_rows_of_a_set_have_is_told_and_not_counted(tmp_path):
-    diagnosis = diagnose(configure(tmp_path, [{"text": f"<|im_start|>user\n{sentence(seed)}<|im_end|>"} for seed in range(20)]).data)
+    diagnosis = diagnose(
+        configure(tmp_path, [{"text": f"<|im_start|>user\n{sentence(seed)}<|im_end|>"} for seed in range(20)]).data
+    )
     assert diagnosis.kinds["template_markup"].rows == 0 and diagnosis.kinds["template_markup"].usual == ("data.train",)
     line = "template_markup: so many rows of data.train are like this that it is no fault of theirs, and none is counted."
     assert line in html.unescape(html_section(diagnosis))
 
 
 def test_the_page_is_escaped(tmp_path):
-    evil = "<script>alert(1)</script> & \"quotes\""
+    evil = '<script>alert(1)</script> & "quotes"'
     train = [*rows(20), row(40, completion=f"I'm sorry, but I can't help with {evil}"), row(41, prompt=f"{evil} {sentence(1)}")]
     text = html_section(diagnose(configure(tmp_path, [*train, {"prompt": evil, "completion": ""}], rows(3, 90)).data))
     assert "<script" not in text and "&lt;script&gt;" in text
@@ -148,11 +166,17 @@ def test_clusters_are_groups_of_prompts(tmp_path):
     train = [row(seed, prompt=f"{groups[seed % 3 if seed < 90 else 0]} {seed}") for seed in range(120)]
     clusters = diagnose(configure(tmp_path, train).data).diversity["prompt_clusters"]["clusters"]
     shares = {group: sum(each["share"] for each in clusters if each["example"].startswith(f'"{group}')) for group in groups}
-    assert shares == {groups[0]: pytest.approx(0.5, abs=0.001), groups[1]: pytest.approx(0.25, abs=0.001), groups[2]: pytest.approx(0.25, abs=0.001)}
+    assert shares == {
+        groups[0]: pytest.approx(0.5, abs=0.001),
+        groups[1]: pytest.approx(0.25, abs=0.001),
+        groups[2]: pytest.approx(0.25, abs=0.001),
+    }
 
 
 def test_shares_of_sets(tmp_path):
-    paths = [write(tmp_path, f"{name}.jsonl", lines(*rows(count, first))) for name, count, first in (("a", 30, 0), ("b", 10, 50))]
+    paths = [
+        write(tmp_path, f"{name}.jsonl", lines(*rows(count, first))) for name, count, first in (("a", 30, 0), ("b", 10, 50))
+    ]
     config = configure(tmp_path, rows(1), train={"first": {"path": paths[0]}, "second": {"path": paths[1]}})
     assert [(each["set"], each["share_of_rows"]) for each in diagnose(config.data).diversity["sets"]] == [
         ("data.train.first", 0.75), ("data.train.second", 0.25),
@@ -229,7 +253,10 @@ def test_arrays_packed_files_and_files_of_one_name_are_copied(tmp_path):
     [
         ({"fix": "full"}, "--fix: full: is not empty; name a new folder."),
         ({"fix": "full/file"}, "--fix: full/file: is a file; name a new folder."),
-        ({"fix_kinds": ["refusal"]}, "--fix_kinds: changes nothing without --fix; name a folder for the cleaned copy, or leave it out."),
+        (
+            {"fix_kinds": ["refusal"]},
+            "--fix_kinds: changes nothing without --fix; name a folder for the cleaned copy, or leave it out.",
+        ),
         ({"fix": "new", "fix_kinds": ["x"]}, f"--fix_kinds: unknown kind 'x'; Known: {', '.join(sorted(CHECKS))}."),
         ({"benchmark": ["none.jsonl"]}, "--benchmark: none.jsonl: there is no such file; check the path."),
     ],

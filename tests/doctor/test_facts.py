@@ -13,9 +13,15 @@ from sft_jax.doctor.check import diagnose, run_check
 from sft_jax.doctor.facts import FactFinder, Setup
 from sft_jax.doctor.texts import hash_words, words
 
-ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=())) | st.sampled_from(["", " ", "<|im_end|>", "```", "\ud800", "1 + 1", "a@b.cd"])
-VALUES = st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | ANY_TEXT, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
-TURNS = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": ANY_TEXT}), max_size=5)
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=())) | st.sampled_from(
+    ["", " ", "<|im_end|>", "```", "\ud800", "1 + 1", "a@b.cd"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | ANY_TEXT, lambda inner: st.lists(inner, max_size=3), max_leaves=5
+)
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": ANY_TEXT}), max_size=5
+)
 ROWS = (
     st.fixed_dictionaries({"messages": TURNS}) | st.fixed_dictionaries({"prompt": ANY_TEXT, "completion": ANY_TEXT})
     | st.fixed_dictionaries({"text": ANY_TEXT}) | st.dictionaries(st.sampled_from(["prompt", "completion", "text", "messages", "question"]), VALUES)
@@ -49,6 +55,10 @@ def test_half_a_surrogate_pair_is_reported_and_copied(tmp_path):
     run_check(config, fix=str(tmp_path / "out"))
     (removed,) = (tmp_path / "out/removed.jsonl").read_text().splitlines()
     assert json.loads(removed)["row"] == json.loads(bad)
-    array = write(tmp_path, "rows.json", f'[{json.dumps(rows(1)[0])}, {{"prompt": "{sentence(1)}", "completion": "{sentence(2)}", "id": "\\ud800"}}]')
+    array = write(
+        tmp_path,
+        "rows.json",
+        f'[{json.dumps(rows(1)[0])}, {{"prompt": "{sentence(1)}", "completion": "{sentence(2)}", "id": "\\ud800"}}]',
+    )
     run_check(configure(tmp_path, rows(1), train=array), fix=str(tmp_path / "again"))
     assert json.loads((tmp_path / "again/train/rows.jsonl").read_text().splitlines()[1])["id"] == "\ud800"

@@ -46,7 +46,9 @@ def test_look_alikes_are_none(text):
 def test_a_key_at_the_edge_of_what_is_shown_is_masked():
     text = "a " * 990 + KEY + " " + sentence(1)
     for end in (False, True):
-        assert KEY[4:12] not in snippet(text, 3000, end=end) and KEY[4:12] not in snippet(text[: -len(sentence(1)) - 1], 3000, end=end)
+        assert KEY[4:12] not in snippet(text, 3000, end=end) and KEY[4:12] not in snippet(
+            text[: -len(sentence(1)) - 1], 3000, end=end
+        )
 
 
 @given(st.integers(0, 10**15 - 1), st.data())

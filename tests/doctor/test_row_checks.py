@@ -57,7 +57,9 @@ def test_the_empty_answer_of_a_chat_is_named():
     assert row_checks.empty_answer(pair("0")) == row_checks.empty_answer(pair("👍")) == []
 
 
-@pytest.mark.parametrize(("answer", "found"), [("Yes.", True), ("42", True), ("是", True), ("Yes, it is.", False), ("是的，没有问题。", False)])
+@pytest.mark.parametrize(
+    ("answer", "found"), [("Yes.", True), ("42", True), ("是", True), ("Yes, it is.", False), ("是的，没有问题。", False)]
+)
 def test_one_word_answer(answer, found):
     assert bool(row_checks.one_word_answer(pair(answer))) is found
 
@@ -117,6 +119,9 @@ def test_whole_answers_are_not_cut(answer):
         "Sorry, I can't comply with that.",
         "I cannot fulfill your request.",
         "I can't help with that.",
+        "I'm sorry, but I'm unable to perform external tasks.",
+        "I won't assist with this.",
+        "I’m not able to help.",
         "I'm sorry, but as an AI, I don't have the capability to order a pizza.",
         "Unfortunately, I can't provide medical advice.",
         "很抱歉，我无法提供这样的信息。",
@@ -144,24 +149,48 @@ def test_what_only_sounds_like_a_refusal_is_none(answer):
     assert row_checks.refusal(pair(answer)) == []
 
 
-@pytest.mark.parametrize("answer", ["As an AI language model, I have no feelings.", "Well, as an AI, I do not eat.", "I am an AI language model.", "作为一个AI语言模型，我没有感情。"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "As an AI language model, I have no feelings.",
+        "Well, as an AI, I do not eat.",
+        "I am an AI language model.",
+        "作为一个AI语言模型，我没有感情。",
+    ],
+)
 def test_boilerplate_is_found(answer):
     assert row_checks.boilerplate(pair(answer))
 
 
-@pytest.mark.parametrize("answer", ["A language model predicts the next word.", "She works as an AI researcher.", "GPT-2 is used as a language model here."])
+@pytest.mark.parametrize(
+    "answer",
+    ["A language model predicts the next word.", "She works as an AI researcher.", "GPT-2 is used as a language model here."],
+)
 def test_talk_about_models_is_no_boilerplate(answer):
     assert row_checks.boilerplate(pair(answer)) == []
 
 
-@pytest.mark.parametrize("text", ["Itâ€™s a nice day in the cafÃ©", "ÐŸÑ€Ð¸Ð²ÐµÑ‚ Ð¼Ð¸Ñ€", "a lost \ufffd character", "schÃ¶n und grÃ¼n"])
+@pytest.mark.parametrize(
+    "text", ["Itâ€™s a nice day in the cafÃ©", "ÐŸÑ€Ð¸Ð²ÐµÑ‚ Ð¼Ð¸Ñ€", "a lost \ufffd character", "schÃ¶n und grÃ¼n"]
+)
 def test_mojibake_is_found(text):
     assert row_checks.mojibake(pair(text))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["It’s a nice day in the café — naïve, isn’t it?", "Привет, мир", "你好，世界！", "مرحبا بالعالم", "שלום עולם", "Straße, Grüße, año, Øre", "🎉👍🏽 π ≈ 3.14 × 10⁰ °C", "สวัสดีชาวโลก", "नमस्ते दुनिया", "½ cup, 5€, £3, ©®™"],
+    [
+        "It’s a nice day in the café — naïve, isn’t it?",
+        "Привет, мир",
+        "你好，世界！",
+        "مرحبا بالعالم",
+        "שלום עולם",
+        "Straße, Grüße, año, Øre",
+        "🎉👍🏽 π ≈ 3.14 × 10⁰ °C",
+        "สวัสดีชาวโลก",
+        "नमस्ते दुनिया",
+        "½ cup, 5€, £3, ©®™",
+    ],
 )
 def test_text_of_any_language_is_no_mojibake(text):
     assert row_checks.mojibake(pair(text)) == []
@@ -184,7 +213,9 @@ def test_unbalanced_fences():
 def test_repeats_prompt():
     question = "What is the capital of France, and why?"
     assert row_checks.repeats_prompt(pair(question, question)) == ["the answer is the question again"]
-    assert row_checks.repeats_prompt(pair("what is the capital of france and why? Paris.", question)) == ["the answer begins with the whole question"]
+    assert row_checks.repeats_prompt(pair("what is the capital of france and why? Paris.", question)) == [
+        "the answer begins with the whole question"
+    ]
     assert row_checks.repeats_prompt(pair("The capital of France is Paris.", question)) == []
     assert row_checks.repeats_prompt(pair("Hi there!", "Hi there!")) == []
     assert row_checks.repeats_prompt(pair("I has a dog.", "Correct the sentence: I has a dog.")) == []

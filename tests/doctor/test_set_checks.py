@@ -32,14 +32,23 @@ def test_duplicates_are_those_after_the_first(tmp_path):
     other_answer = row(4, completion=sentence("other"))
     diagnosis = examine(tmp_path, [*rows(10), row(3), spaced, row(7), other_answer], [row(5)])
     file = tmp_path / "train.jsonl"
-    assert found(diagnosis, "duplicate") == {11: f"is the same as {file}:4", 12: f"is the same as {file}:4", 13: f"is the same as {file}:8"}
+    assert found(diagnosis, "duplicate") == {
+        11: f"is the same as {file}:4",
+        12: f"is the same as {file}:4",
+        13: f"is the same as {file}:8",
+    }
     assert diagnosis.kinds["duplicate"].rows == 3  # the held-out row is none of them: it is an overlap
     assert set(found(diagnosis, "near_duplicate")) == set()
 
 
 def test_the_same_prompt_with_another_answer_conflicts(tmp_path):
     first = row(4)
-    train = [*rows(10), row(4, completion=sentence("other")), row(5, completion=row(5)["completion"].upper()), {**first, "system": "Be brief."}]
+    train = [
+        *rows(10),
+        row(4, completion=sentence("other")),
+        row(5, completion=row(5)["completion"].upper()),
+        {**first, "system": "Be brief."},
+    ]
     diagnosis = examine(tmp_path, train)
     (detail,) = found(diagnosis, "conflicting_answers").values()
     assert list(found(diagnosis, "conflicting_answers")) == [11]
@@ -60,8 +69,14 @@ def test_near_duplicates_are_verified_on_the_texts(tmp_path):
     far = {**long, "prompt": row(2)["prompt"], "completion": changed(long["completion"], 40)}
     diagnosis = examine(tmp_path, [long, *rows(40, 10), near, far])
     assert list(found(diagnosis, "near_duplicate")) == [42]
-    one, other = ({tuple(parts[at : at + 3]) for at in range(len(parts) - 2)} for parts in (words(" ".join(each.values())) for each in (long, near)))
-    assert found(diagnosis, "near_duplicate")[42] == f"is nearly {tmp_path / 'train.jsonl'}:1, with a similarity of {jaccard(one, other):.2f}"
+    one, other = (
+        {tuple(parts[at : at + 3]) for at in range(len(parts) - 2)}
+        for parts in (words(" ".join(each.values())) for each in (long, near))
+    )
+    assert (
+        found(diagnosis, "near_duplicate")[42]
+        == f"is nearly {tmp_path / 'train.jsonl'}:1, with a similarity of {jaccard(one, other):.2f}"
+    )
 
 
 def test_rows_that_say_something_else_are_no_near_duplicates(tmp_path):
@@ -69,7 +84,10 @@ def test_rows_that_say_something_else_are_no_near_duplicates(tmp_path):
     train = [
         {"prompt": f"{text} What is first?", "completion": "It is the stone."},  # one document, several questions
         {"prompt": f"{text} What is last?", "completion": "Everybody knows a kettle."},
-        {"prompt": f"{sentence('sum', 40)} How much is 12 + 30?", "completion": f"{sentence('steps', 40)} So it is 42."},  # another exercise
+        {
+            "prompt": f"{sentence('sum', 40)} How much is 12 + 30?",
+            "completion": f"{sentence('steps', 40)} So it is 42.",
+        },  # another exercise
         {"prompt": f"{sentence('sum', 40)} How much is 12 + 31?", "completion": f"{sentence('steps', 40)} So it is 43."},
         {"prompt": "Is 5 > 3?", "completion": "Yes."},  # short ones with the same words
         {"prompt": "Is 5 < 3?", "completion": "Yes."},
@@ -80,7 +98,11 @@ def test_rows_that_say_something_else_are_no_near_duplicates(tmp_path):
 
 
 def test_short_rows_are_near_duplicates_where_their_words_are_the_same(tmp_path):
-    train = [{"prompt": "How are you?", "completion": "Fine, thanks."}, *rows(20), {"prompt": "how are you", "completion": "Fine thanks!"}]
+    train = [
+        {"prompt": "How are you?", "completion": "Fine, thanks."},
+        *rows(20),
+        {"prompt": "how are you", "completion": "Fine thanks!"},
+    ]
     assert found(examine(tmp_path, train), "near_duplicate") == {22: f"has the same words as {tmp_path / 'train.jsonl'}:1"}
 
 
@@ -168,7 +190,11 @@ def test_training_rows_that_hold_held_out_text_overlap(tmp_path):
 def test_short_prompts_overlap_as_a_whole_in_both_directions(tmp_path):
     question = "Which of the rivers runs through the old harbour?"  # 9 words
     other = "Who of them brought a lantern to the yellow castle?"
-    held = [*rows(10, 100), {"prompt": question, "completion": "The first."}, {"prompt": f"Read this. {sentence('a')} {other} Say a name.", "completion": "Ann."}]
+    held = [
+        *rows(10, 100),
+        {"prompt": question, "completion": "The first."},
+        {"prompt": f"Read this. {sentence('a')} {other} Say a name.", "completion": "Ann."},
+    ]
     train = [
         *rows(30),
         {"prompt": f"{sentence('b')} {question} {sentence('c')}", "completion": "None of them."},
@@ -178,7 +204,10 @@ def test_short_prompts_overlap_as_a_whole_in_both_directions(tmp_path):
     ]
     diagnosis = examine(tmp_path, train, held)
     file = tmp_path / "eval.jsonl"
-    assert found(diagnosis, "overlap") == {31: f"holds the whole prompt of {file}:11", 32: f"has a prompt that is part of {file}:12"}
+    assert found(diagnosis, "overlap") == {
+        31: f"holds the whole prompt of {file}:11",
+        32: f"has a prompt that is part of {file}:12",
+    }
 
 
 def test_a_phrase_of_many_training_rows_is_no_overlap(tmp_path):
@@ -200,13 +229,21 @@ def test_a_prompt_of_many_rows_on_both_sides_is_no_overlap_but_with_the_same_ans
 
 def test_a_run_that_is_mostly_arithmetic_is_no_overlap(tmp_path):
     steps = "so 3 + 4 = 7 and 7 * 5 = 35 and 35 - 1 = 34 and 34 / 2 = 17 all"
-    diagnosis = examine(tmp_path, [*rows(30), row(40, completion=f"{sentence('a', 10)} {steps}.")], [row(50, completion=f"{sentence('b', 10)} {steps}.")])
+    diagnosis = examine(
+        tmp_path,
+        [*rows(30), row(40, completion=f"{sentence('a', 10)} {steps}.")],
+        [row(50, completion=f"{sentence('b', 10)} {steps}.")],
+    )
     assert found(diagnosis, "overlap") == {}
 
 
 def test_a_benchmark_may_have_any_fields(tmp_path):
     passage = sentence("benchmark", 20)
-    benchmark = write(tmp_path, "bench.jsonl", lines({"id": 7, "question": f"{passage} Why?", "choices": ["a", "b"]}, {"id": 8, "question": row(3)["prompt"]}))
+    benchmark = write(
+        tmp_path,
+        "bench.jsonl",
+        lines({"id": 7, "question": f"{passage} Why?", "choices": ["a", "b"]}, {"id": 8, "question": row(3)["prompt"]}),
+    )
     train = [*rows(30), row(60, completion=f"{sentence('x', 10)} {passage}")]
     details = found(examine(tmp_path, train, benchmark=[benchmark]), "overlap")
     assert list(details) == [4, 31]
@@ -238,7 +275,10 @@ ARABIC = "كان الطقس جميلا جدا لدرجة أن الجميع ذه�
 def test_a_row_in_another_language_than_its_set_is_found(tmp_path):
     train = [row(seed, completion=ENGLISH.format(seed)) for seed in range(40)]
     train += [row(41, completion=FRENCH), row(42, completion=CHINESE), row(43, completion=ARABIC)]
-    train += [row(44, prompt="Translate the sentence into French.", completion=FRENCH), row(45, prompt="Say it in Chinese.", completion=CHINESE)]
+    train += [
+        row(44, prompt="Translate the sentence into French.", completion=FRENCH),
+        row(45, prompt="Say it in Chinese.", completion=CHINESE),
+    ]
     details = found(examine(tmp_path, train), "wrong_language")
     assert list(details) == [41, 42, 43]
     assert details[41].startswith("is in 'fr', the set in 'en': \"Il faisait")
@@ -264,7 +304,10 @@ def test_answers_that_are_no_json_in_a_set_of_json(tmp_path):
     train += [row(40, completion='{"command": "stop"'), row(41, completion="Of course! Here you are.")]
     details = found(examine(tmp_path, train), "invalid_json")
     assert list(details) == [31, 32] and details[31] == '"{"command": "stop"", where 93.8% of the set are JSON'
-    assert found(examine(tmp_path, [*rows(30), row(40, completion='{"a": 1'), row(41, completion='{"a": 1}')]), "invalid_json") == {}
+    assert (
+        found(examine(tmp_path, [*rows(30), row(40, completion='{"a": 1'), row(41, completion='{"a": 1}')]), "invalid_json")
+        == {}
+    )
 
 
 def test_one_word_answers_count_where_the_set_has_longer_ones(tmp_path):
@@ -276,7 +319,10 @@ def test_one_word_answers_count_where_the_set_has_longer_ones(tmp_path):
 
 def test_rows_far_longer_than_their_set_are_noted(tmp_path):
     train = [row(seed, completion=sentence(seed, 20 + seed % 30)) for seed in range(100)]
-    details = found(examine(tmp_path, [*train, row(200, completion=sentence("long", 2000)), row(201, completion=sentence("x", 100))]), "length_outlier")
+    details = found(
+        examine(tmp_path, [*train, row(200, completion=sentence("long", 2000)), row(201, completion=sentence("x", 100))]),
+        "length_outlier",
+    )
     assert list(details) == [101] and " characters, where the median of the set is " in details[101]
     spread = [row(seed, completion=sentence(seed, 5 * 3 ** (seed % 6))) for seed in range(100)]
     assert found(examine(tmp_path, spread), "length_outlier") == {}
@@ -299,4 +345,10 @@ def test_words_are_the_same_by_either_pattern(text):
 @given(st.lists(st.sampled_from([3, 5, 13, 14])), st.integers(0, 4))
 def test_words_do_not_depend_on_case_width_or_punctuation(parts, seed):
     text = " ".join(f"word{part}" for part in parts)
-    assert words(text) == words(text.upper()) == words(text.replace(" ", ", ")) == words(text.translate({ord("w"): "ｗ"})) == text.split()
+    assert (
+        words(text)
+        == words(text.upper())
+        == words(text.replace(" ", ", "))
+        == words(text.translate({ord("w"): "ｗ"}))
+        == text.split()
+    )

@@ -7,9 +7,9 @@ from row_files import lines, write
 from sft_jax.config import default_config, parse_config
 
 WORDS = (
-    "apple river stone window garden letter market winter silver candle harbour meadow thunder pocket engine ladder basket copper "
-    "mirror saddle pepper button castle forest island jacket kettle lantern marble needle orange pillow quarry ribbon shadow temple "
-    "velvet walnut yellow zipper anchor bridge cactus donkey eleven falcon goblet hammer insect jungle"
+    "apple river stone window garden letter market winter silver candle harbour meadow thunder pocket engine ladder basket "
+    "copper mirror saddle pepper button castle forest island jacket kettle lantern marble needle orange pillow quarry ribbon "
+    "shadow temple velvet walnut yellow zipper anchor bridge cactus donkey eleven falcon goblet hammer insect jungle"
 ).split()
 
 

@@ -19,8 +19,9 @@ _NOT_PROSE = re.compile(
 )
 _NAMES = (
     "english french spanish german italian portuguese dutch russian ukrainian polish czech swedish norwegian danish finnish "
-    "greek turkish arabic hebrew persian farsi hindi urdu bengali punjabi tamil telugu thai vietnamese indonesian malay tagalog "
-    "filipino chinese mandarin cantonese japanese korean latin romanian hungarian swahili français español deutsch italiano"
+    "greek turkish arabic hebrew persian farsi hindi urdu bengali punjabi tamil telugu thai vietnamese indonesian malay "
+    "tagalog filipino chinese mandarin cantonese japanese korean latin romanian hungarian swahili "
+    "français español deutsch italiano"
 ).split()
 _ASKS = re.compile(
     rf"\b(?:translat\w{{1,6}}|tradu\w{{1,8}}|übersetz\w{{0,6}}|{'|'.join(_NAMES)})\b|翻译|翻譯|英文|中文|法语|日语",

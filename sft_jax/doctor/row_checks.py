@@ -192,8 +192,8 @@ def repeats_prompt(texts: Texts) -> list[str]:
 
 
 _MARKUP = re.compile(
-    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|start_header_id|end_header_id|begin_of_text|end_of_text|system|user|assistant"
-    r"|end|eos|bos|pad|end_of_turn|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|endofprompt)\|>"
+    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|start_header_id|end_header_id|begin_of_text|end_of_text"
+    r"|system|user|assistant|end|eos|bos|pad|end_of_turn|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|endofprompt)\|>"
     r"|<(?:start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>|\[/?(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<｜[^｜\n]{1,40}｜>"
     r"|^###\s?(?:Instruction|Response|Human|Assistant|Input):|^(?:Human|ASSISTANT|USER): ?"
     r"|\A\s{0,20}<s>(?!.{0,2000}</s>\s{0,20}\S)|</s>\s{0,20}\Z|\A\s{0,20}Assistant: ",

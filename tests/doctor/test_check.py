@@ -202,7 +202,8 @@ def test_the_cleaned_copy_keeps_the_bytes_of_rows_and_says_what_went(tmp_path):
     assert (tmp_path / "out/eval/eval.jsonl").read_bytes() == (tmp_path / "eval.jsonl").read_bytes()
     removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
     assert [(each["file"], each["line"], each["kind"], each["also"]) for each in removed] == [
-        (str(path), 6, "duplicate", []), (str(path), 7, "empty_answer", []), (str(path), 8, "overlap", []), (str(path), 9, "unreadable", []),
+        (str(path), 6, "duplicate", []), (str(path), 7, "empty_answer", []), (str(path), 8, "overlap", []),
+        (str(path), 9, "unreadable", []),
     ]  # fmt: skip
     assert removed[0]["row"] == row(2) and removed[0]["detail"] == f"is the same as {path}:4" and removed[3]["row"] == "{broken"
     summary = json.loads((tmp_path / "out/summary.json").read_text())

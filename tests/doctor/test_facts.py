@@ -24,7 +24,8 @@ TURNS = st.lists(
 )
 ROWS = (
     st.fixed_dictionaries({"messages": TURNS}) | st.fixed_dictionaries({"prompt": ANY_TEXT, "completion": ANY_TEXT})
-    | st.fixed_dictionaries({"text": ANY_TEXT}) | st.dictionaries(st.sampled_from(["prompt", "completion", "text", "messages", "question"]), VALUES)
+    | st.fixed_dictionaries({"text": ANY_TEXT})
+    | st.dictionaries(st.sampled_from(["prompt", "completion", "text", "messages", "question"]), VALUES)
 )  # fmt: skip
 FORMAT_NAMES = [*FORMATS, ""]
 FINDER = FactFinder(Setup(tuple((name, ColumnsConfig(), "train" if name else "benchmark") for name in FORMAT_NAMES)))

@@ -34,8 +34,10 @@ def test_personal_data_are_found_and_masked(kind, text, shown):
 @pytest.mark.parametrize(
     "text",
     [
-        "4111 1111 1111 1112", "1234567812345670", "0000 0000 0000 0000", "git clone git@github.com:someone/project.git", "@someone on the web",
-        "a@b", "3.141592653589793238", "1 2 3 4 5 6 7 8 9 10 11 12 13", "GB82 WEST 1234 5698 7654 33", "sk-learn-like-package-names-are-fine",
+        "4111 1111 1111 1112", "1234567812345670", "0000 0000 0000 0000",
+        "git clone git@github.com:someone/project.git", "@someone on the web",
+        "a@b", "3.141592653589793238", "1 2 3 4 5 6 7 8 9 10 11 12 13", "GB82 WEST 1234 5698 7654 33",
+        "sk-learn-like-package-names-are-fine",
         "The AKIA is a dog.", "5 * 4111111111111111 = x", "the -----BEGIN CERTIFICATE----- line", "phone 555 0100", "x = y@z.T",
     ],
 )  # fmt: skip

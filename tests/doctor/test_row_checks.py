@@ -73,7 +73,8 @@ LONG = "This is a first sentence that is long enough to be one. "
         LONG + "And then the man went to the shop at the corner to buy some",
         LONG + "There are many kinds of these, for example apples, pears,",
         LONG + "It was in those days that he had met the",
-        "The first line of this answer is a whole sentence of prose.\n\nThe second one stops right in the middle because tokens",
+        "The first line of this answer is a whole sentence of prose.\n\n"
+        "The second one stops right in the middle because tokens",
         "这是第一句话，它说明了很多事情。然后第二句话还没有说完就在这里突然中断了因为长度",
     ],
 )
@@ -88,15 +89,18 @@ def test_cut_answers_are_found(answer):
         LONG + "And this is the end of it.",
         LONG + "“That is what he said to all of them on that day.”",
         LONG + "Good luck with everything that you will do from now on 🎉",
-        "Here is a list of all the things that you will need:\n\n- a large bowl that holds all of the flour you have\n- a spoon with a long handle for the hot soup",
+        "Here is a list of all the things that you will need:\n\n"
+        "- a large bowl that holds all of the flour you have\n- a spoon with a long handle for the hot soup",
         "1. Open the door with the key that you were given before\n2. Close the door with the key that you were given after",
         "Here is the code that you asked for, as a function in Python:\n\n```python\nreturn the value of all\n```",
         "function add(first, second, third, fourth, fifth) {\n  return first + second + third + fourth + fifth;\n}",
         LONG + "The answer is therefore option C",
         LONG + "You will find all about it at the address https://example.org/a/long/path",
         LONG + "\n\nYours sincerely,\nJohn Smith",
-        "Shall I compare thee to a summer's day that was\nThou art more lovely and more temperate than all the\nrough winds do shake the darling buds of May",
-        "Two roads diverged in a yellow wood and I was sorry\nThat I could not travel both and be one traveller long\nI stood and looked down one as far as I could",
+        "Shall I compare thee to a summer's day that was\nThou art more lovely and more temperate than all the\n"
+        "rough winds do shake the darling buds of May",
+        "Two roads diverged in a yellow wood and I was sorry\nThat I could not travel both and be one traveller long\n"
+        "I stood and looked down one as far as I could",
         '"Friendship is born at that moment when one man says to another: What! You too?" - C. S. Lewis',
         LONG + "We love our dog more than anything else in the world #PuppyLove",
         "#### 72",
@@ -224,8 +228,10 @@ def test_repeats_prompt():
 @pytest.mark.parametrize(
     "text",
     [
-        "Fine.<|im_end|>", "<|im_start|>assistant\nFine.", "Fine.</s>", "<s>Fine.", "[INST] Hello [/INST] Fine.", "<<SYS>> x <</SYS>>",
-        "Fine.\n### Response:\nYes", "Fine.\n\nHuman: And now?", "<start_of_turn>model\nFine.", "Fine.<|eot_id|>", "Fine.<|endoftext|>",
+        "Fine.<|im_end|>", "<|im_start|>assistant\nFine.", "Fine.</s>", "<s>Fine.", "[INST] Hello [/INST] Fine.",
+        "<<SYS>> x <</SYS>>",
+        "Fine.\n### Response:\nYes", "Fine.\n\nHuman: And now?", "<start_of_turn>model\nFine.", "Fine.<|eot_id|>",
+        "Fine.<|endoftext|>",
         "Assistant: Fine.", "<｜Assistant｜>Fine.", "Fine.\nUSER: And?",
     ],
 )  # fmt: skip
@@ -236,7 +242,8 @@ def test_template_markup_is_found(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "ChatML ends a turn with `<|im_end|>`.", "```\n<|im_start|>user\nHi<|im_end|>\n```", "<s>old price</s> new price", "a < b and b > c",
+        "ChatML ends a turn with `<|im_end|>`.", "```\n<|im_start|>user\nHi<|im_end|>\n```",
+        "<s>old price</s> new price", "a < b and b > c",
         "[1] Smith et al.", "### Instructions for use\nStir.", "The human: a short history", "He is my assistant: a friend.",
         "<html><body>[INSTALL]</body></html>", "if (a <b| c> d) {}", "Humans: 3, dogs: 4",
     ],
@@ -246,10 +253,14 @@ def test_what_only_looks_like_markup_is_none(text):
 
 
 HOSTILE = [
-    "a" * 1_000_000, "a " * 500_000, "1 " * 500_000, "1" * 1_000_000, "@" * 1_000_000, "a@" * 500_000, "a.b@c." * 170_000, "`" * 1_000_000,
-    "```\n" * 250_000, "<" * 1_000_000, "<|" * 500_000, "\n" * 1_000_000, " " * 1_000_000, "Ã" * 1_000_000, "â€" * 500_000, "AB12 " * 200_000,
-    "-----BEGIN PRIVATE KEY-----" * 37_000, "eyJaaaaaaaaaaaa." * 62_000, "sorry " * 166_000, "i'm sorry, i cannot " * 50_000, "sk-" * 333_000,
-    "<s>" * 333_000, "as an ai " * 111_000, "\u0301" * 500_000, "- " * 500_000, "~~~ `" * 200_000, "我" * 1_000_000, "$\\{}" * 250_000,
+    "a" * 1_000_000, "a " * 500_000, "1 " * 500_000, "1" * 1_000_000, "@" * 1_000_000, "a@" * 500_000,
+    "a.b@c." * 170_000, "`" * 1_000_000,
+    "```\n" * 250_000, "<" * 1_000_000, "<|" * 500_000, "\n" * 1_000_000, " " * 1_000_000, "Ã" * 1_000_000,
+    "â€" * 500_000, "AB12 " * 200_000,
+    "-----BEGIN PRIVATE KEY-----" * 37_000, "eyJaaaaaaaaaaaa." * 62_000, "sorry " * 166_000,
+    "i'm sorry, i cannot " * 50_000, "sk-" * 333_000,
+    "<s>" * 333_000, "as an ai " * 111_000, "\u0301" * 500_000, "- " * 500_000, "~~~ `" * 200_000, "我" * 1_000_000,
+    "$\\{}" * 250_000,
 ]  # fmt: skip
 
 

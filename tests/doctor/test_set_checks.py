@@ -266,7 +266,10 @@ def test_what_cannot_be_read_is_found_with_its_reason(tmp_path):
     assert details[11].startswith("is not valid JSON") and details[12].startswith("field 'completion' is missing")
 
 
-ENGLISH = "The weather was so fine that all of them went to the lake in the afternoon, and nobody came back before it was dark. That was number {}."
+ENGLISH = (
+    "The weather was so fine that all of them went to the lake in the afternoon, "
+    "and nobody came back before it was dark. That was number {}."
+)
 FRENCH = "Il faisait si beau que tout le monde est allé au bord du lac cet après-midi, et personne n'est rentré avant la nuit tombée."
 CHINESE = "今天天气非常好，所以大家下午都去了湖边散步，一直到天黑以后才慢慢地走回家里去吃晚饭。"
 ARABIC = "كان الطقس جميلا جدا لدرجة أن الجميع ذهبوا إلى البحيرة في فترة ما بعد الظهر ولم يعد أحد قبل حلول الظلام في ذلك اليوم الطويل."

@@ -29,8 +29,8 @@ def test_gsm8k_has_a_few_common_sentences(assets):
         (
             "llamafactory_demo/alpaca_en_demo.json",
             {
-                "duplicate": 14, "cut_answer": 5, "one_word_answer": 11, "refusal": 1, "boilerplate": 25, "unbalanced_fences": 1,
-                "personal_data": 2,
+                "duplicate": 14, "cut_answer": 5, "one_word_answer": 11, "refusal": 2, "boilerplate": 25,
+                "unbalanced_fences": 1, "personal_data": 2,
             },
         ),
         ("llamafactory_demo/identity.json", {"conflicting_answers": 2}),

@@ -1,7 +1,7 @@
 """What every command shares: flags, exit codes, and one message instead of a traceback.
 
-Exit codes: 0 done; 2 the user's input is wrong; 75 stopped early by a signal with the state saved, or before there was
-anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its traceback.
+Exit codes: 0 done; 2 the user's input is wrong; 3 data with more faults than allowed; 75 stopped early by a signal with the
+state saved, or before there was anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its traceback.
 """
 
 import os

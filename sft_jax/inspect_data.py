@@ -2,7 +2,9 @@
 
 The recipe and its keys are those of training. Examples as they are rendered, with the weight of every token; with --rows the
 packed rows of training; with --html FILE both in one page, with statistics of all data; with --json one object an example. It
-needs a tokenizer and no weights. Rows that cannot be used are shown with the reason. Exit codes: 0 done; 2 wrong input.
+needs a tokenizer and no weights. Rows that cannot be used are shown with the reason. With --check it looks for faults: duplicates,
+overlap with held-out data, empty and cut answers and more, by file and line; --fix DIR writes a cleaned copy. Exit codes:
+0 done; 2 wrong input; 3 more faults than --allow says.
 """
 
 import sys
@@ -31,12 +33,28 @@ _PROBLEMS = flags.DEFINE_bool("problems", False, "Only what has a problem.")
 _SEARCH = flags.DEFINE_string("search", "", "Only examples whose text or problem holds this, in any case.")
 _REGEX = flags.DEFINE_string("regex", "", "Only examples in whose text or problem this pattern is found.")
 
+_CHECK = flags.DEFINE_bool("check", False, "Look for faults of the data instead; with --html as a part of the page.")
+_BENCHMARK = flags.DEFINE_list("benchmark", [], "With --check: files of rows that training rows are compared with, beside data.eval.")
+_ALLOW = flags.DEFINE_string(
+    "allow", "0", "With --check: rows, or a share of them, that may have a fault of each kind that is an error, and of kinds by "
+    "name, such as 0,refusal=1%."
+)  # fmt: skip
+_FIX = flags.DEFINE_string("fix", None, "With --check: write a cleaned copy of the data, and what was left out, to this new folder.")
+_FIX_KINDS = flags.DEFINE_list("fix_kinds", [], "With --fix: leave out rows with faults of these kinds; default: those that are safe.")
+
 _TERMINAL_LIMIT, _PAGE_LIMIT, _PAGE_ROWS = 10, 500, 20
 
 
 def main() -> None:
     config = cli.read_config(_CONFIG)
     _check_flags()
+    if _CHECK.value and _HTML.value is None:
+        from sft_jax.doctor.check import run_check
+
+        sys.exit(run_check(
+            config, benchmark=_BENCHMARK.value, fix=_FIX.value, fix_kinds=_FIX_KINDS.value, as_json=_JSON.value,
+            limit=_ALLOW.value, log=_say,
+        ))  # fmt: skip
 
     from sft_jax.inspection.filters import Filters
     from sft_jax.inspection.subject import open_subject
@@ -48,7 +66,7 @@ def main() -> None:
     config, tokenizer, vocab_size = data_model(config, _say)
     subject = open_subject(config, tokenizer, vocab_size, log=_say)
     if _HTML.value is not None:
-        _write_page(subject, filters)
+        _write_page(subject, filters, config)
     elif _JSON.value:
         _write_json(subject, filters)
     else:
@@ -67,6 +85,20 @@ def _check_flags() -> None:
     for name, holder in (("--limit", _LIMIT), ("--longest", _LONGEST)):
         if (holder.value or 0) < 0:
             raise UserError(f"{name}: must be 0 (all) or more, not {holder.value}.")
+    examples = {
+        "--rows": _ROWS, "--ids": _IDS, "--whitespace": _WHITESPACE, "--limit": _LIMIT, "--set": _SET, "--row": _ROW,
+        "--longest": _LONGEST, "--cut": _CUT, "--zero_weight": _ZERO_WEIGHT, "--problems": _PROBLEMS, "--search": _SEARCH,
+        "--regex": _REGEX,
+    }  # fmt: skip
+    doctor = {"--benchmark": _BENCHMARK, "--allow": _ALLOW, "--fix": _FIX, "--fix_kinds": _FIX_KINDS}
+    for name, holder in doctor.items():
+        if holder.present and not _CHECK.value:
+            raise UserError(f"{name}: is of --check; give that too, or leave {name} out.")
+        if holder.present and _HTML.value is not None and name.startswith("--fix"):
+            raise UserError(f"{name}: a page changes nothing; leave out --html, or {name}.")
+    for name, holder in examples.items():
+        if holder.present and _CHECK.value and _HTML.value is None:
+            raise UserError(f"{name}: is of examples that are shown, and --check looks at all data; leave one of them out.")
     for name, holder in (("--ids", _IDS), ("--whitespace", _WHITESPACE)):
         if holder.value and shown and shown != ["--rows"]:
             raise UserError(f"{name}: is of what is shown in the terminal; leave out {name} or {shown[0]}.")
@@ -103,12 +135,26 @@ def _write_json(subject, filters) -> None:
     _say(f"Written: {written:,} of {selection.matched:,} examples that match, of {selection.of:,}.")
 
 
-def _write_page(subject, filters) -> None:
-    from sft_jax.inspection.page import write_page
+def _write_page(subject, filters, config) -> None:
+    """Writes the page. With --check it has a section of faults, and the process ends with the exit code that they ask for."""
+    from sft_jax.inspection.page import Section, write_page
 
+    sections, exceeded = [], []
+    if _CHECK.value:
+        from sft_jax.doctor.check import EXIT_FINDINGS, diagnose
+        from sft_jax.doctor.checks import CHECKS
+        from sft_jax.doctor.findings import parse_limits
+        from sft_jax.doctor.report import html_section
+
+        limits = parse_limits(_ALLOW.value, tuple(CHECKS))
+        diagnosis = diagnose(config.data, _BENCHMARK.value, _say)
+        sections, exceeded = [Section("faults", "Faults", html_section(diagnosis))], limits.exceeded(diagnosis)
     path = Path(_HTML.value).expanduser()
     limit = _PAGE_LIMIT if _LIMIT.value is None else _LIMIT.value
-    _say(write_page(path, subject, filters, most_examples=limit, most_rows=_PAGE_ROWS))
+    _say(write_page(path, subject, filters, most_examples=limit, most_rows=_PAGE_ROWS, sections=sections))
+    if exceeded:
+        _say(f"More than allowed: {', '.join(exceeded)}.")
+        sys.exit(EXIT_FINDINGS)
 
 
 def _say(line: str) -> None:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "sft_jax"
 LAYERS = [
     {"errors", "batch", "config", "config_checks", "versions"},
     {"data"},
+    {"doctor"},
     {"inspection"},
     {"model"},
     {"checkpoint"},
@@ -66,8 +67,8 @@ def test_imports_go_down_only(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_data_and_inspection_never_import_jax(path):
-    if dotted(path).startswith(("sft_jax.data", "sft_jax.inspection")):
+def test_data_the_doctor_and_inspection_never_import_jax(path):
+    if dotted(path).startswith(("sft_jax.data", "sft_jax.doctor", "sft_jax.inspection")):
         heavy = {name for name in imports_of(path) if name.split(".")[0] in ("jax", "flax", "optax", "orbax")}
         assert not heavy
 

@@ -1,0 +1,278 @@
+"""The doctor's visit as the command makes it: exit codes, limits, output, the cleaned copy."""
+
+import gzip
+import html
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from doctor_data import configure, row, rows, sentence
+from rich.console import Console
+from row_files import lines, write
+
+from sft_jax.data.sources import open_rows
+from sft_jax.doctor.check import diagnose, run_check
+from sft_jax.doctor.checks import CHECKS
+from sft_jax.doctor.facts import ROW_CHECKS
+from sft_jax.doctor.findings import LISTED, Limits, parse_limits
+from sft_jax.doctor.report import html_section
+from sft_jax.errors import UserError
+
+MAIL = "someone.real@mail.example.org"
+
+
+def faulty(count=30):
+    """Returns rows with a fault of many kinds each, beside some without."""
+    return [
+        *rows(count),
+        row(1),
+        row(50, completion=" "),
+        row(51, completion=f"{sentence(51)} Write to {MAIL}."),
+        row(52, completion="I'm sorry, but I can't help with that."),
+        row(53, completion=sentence(53) + "<|im_end|>"),
+        row(54, completion=sentence(54) + "\n```\nx = 1"),
+    ]
+
+
+def visit(config, **options):
+    """Runs the check; returns the exit code and what it printed."""
+    out = io.StringIO()
+    code = run_check(config, console=Console(file=out, width=160), **options)
+    return code, out.getvalue()
+
+
+def test_exit_codes_and_table(tmp_path):
+    assert visit(configure(tmp_path, rows(20)))[0] == 0
+    code, text = visit(configure(tmp_path, faulty()))
+    assert code == 3
+    assert "More than allowed: empty_answer, duplicate, template_markup." in text
+    assert "unbalanced_fences" in text and "train.jsonl:31" in "".join(text.split()).replace("│", "") and MAIL not in text
+
+
+def test_warnings_fail_only_where_a_limit_names_them(tmp_path):
+    config = configure(tmp_path, [*rows(20), row(40, completion="I'm sorry, but I can't help with that.")])
+    assert visit(config)[0] == 0 and visit(config, limit="refusal=0")[0] == 3
+    diagnosis = diagnose(config.data)
+    for limit, exceeded in (
+        ("", []),
+        ("0", []),
+        ("refusal=0", ["refusal"]),
+        ("refusal=1", []),
+        ("refusal=5%", []),
+        ("refusal=4%", ["refusal"]),
+    ):
+        assert parse_limits(limit, tuple(CHECKS)).exceeded(diagnosis) == exceeded, limit
+
+
+def test_errors_may_be_allowed(tmp_path):
+    diagnosis = diagnose(configure(tmp_path, [*rows(20), row(1), row(2)]).data)
+    for limit, fails in (
+        ("1", True),
+        ("2", False),
+        ("9%", True),
+        ("10%", False),
+        ("0,duplicate=2", False),
+        ("5,duplicate=0", True),
+    ):
+        assert parse_limits(limit, tuple(CHECKS)).exceeded(diagnosis) == ["duplicate"] * fails, limit
+
+
+def test_limits_are_read_strictly():
+    known = tuple(CHECKS)
+    assert parse_limits("", known) == Limits()
+    assert parse_limits(" 1% , refusal = 20 ", known) == Limits(
+        parse_limits("1%", known).errors, {"refusal": parse_limits("20", known).errors}
+    )
+    messages = {
+        "x": "--allow: 'x' is no limit; give rows or a share of them, such as 10, 0.5% or refusal=1%.",
+        "-1": "--allow: '-1' is no limit; give rows or a share of them, such as 10, 0.5% or refusal=1%.",
+        "refusal=101%": "--allow: 'refusal=101%' is no limit; give rows or a share of them, such as 10, 0.5% or refusal=1%.",
+        "1,2": "--allow: '1,2' gives two limits without a name; write one, and others as KIND=LIMIT.",
+        "refusal=1,refusal=2": "--allow: names 'refusal' twice; keep one of them.",
+        "refusals=1": f"--allow: unknown kind 'refusals'; did you mean 'refusal'? Known: {', '.join(sorted(CHECKS))}.",
+    }
+    for text, message in messages.items():
+        with pytest.raises(UserError) as error:
+            parse_limits(text, known)
+        assert str(error.value) == message
+
+
+def test_json_output_is_the_diagnosis(tmp_path):
+    config = configure(tmp_path, faulty(), rows(5, 200))
+    code, text = visit(config, as_json=True)
+    report = json.loads(text)
+    assert code == 3 and report.pop("limits_exceeded") == ["empty_answer", "duplicate", "template_markup"]
+    assert report == json.loads(json.dumps(diagnose(config.data).to_json())) and MAIL not in text
+    assert report["kinds"]["empty_answer"]["findings"] == [
+        {"file": str(tmp_path / "train.jsonl"), "line": 32, "set": "data.train", "detail": "the answer is empty"}
+    ]
+    assert set(report["kinds"]) == set(CHECKS) >= set(ROW_CHECKS)
+
+
+def test_more_findings_than_are_listed_are_counted(tmp_path):
+    count = LISTED + 30
+    diagnosis = diagnose(configure(tmp_path, [*rows(300), *(row(1) for _ in range(count))]).data)
+    assert diagnosis.kinds["duplicate"].rows == count and len(diagnosis.findings["duplicate"]) == LISTED
+
+
+def test_what_most_rows_of_a_set_have_is_told_and_not_counted(tmp_path):
+    diagnosis = diagnose(
+        configure(tmp_path, [{"text": f"<|im_start|>user\n{sentence(seed)}<|im_end|>"} for seed in range(20)]).data
+    )
+    assert diagnosis.kinds["template_markup"].rows == 0 and diagnosis.kinds["template_markup"].usual == ("data.train",)
+    line = "template_markup: so many rows of data.train are like this that it is no fault of theirs, and none is counted."
+    assert line in html.unescape(html_section(diagnosis))
+
+
+def test_the_page_is_escaped(tmp_path):
+    evil = '<script>alert(1)</script> & "quotes"'
+    train = [*rows(20), row(40, completion=f"I'm sorry, but I can't help with {evil}"), row(41, prompt=f"{evil} {sentence(1)}")]
+    text = html_section(diagnose(configure(tmp_path, [*train, {"prompt": evil, "completion": ""}], rows(3, 90)).data))
+    assert "<script" not in text and "&lt;script&gt;" in text
+    opened, closed = [], []
+    parser = HTMLParser()
+    parser.handle_starttag, parser.handle_endtag = lambda tag, _: opened.append(tag), closed.append
+    parser.feed(text)
+    assert sorted(opened) == sorted(closed)
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
+    train = faulty(200)
+    results = [diagnose(configure(tmp_path, train, rows(20, 150), workers=workers).data).to_json() for workers in (1, 3)]
+    assert results[0] == results[1]
+
+
+def test_a_row_that_ends_its_worker_is_a_finding(tmp_path):
+    config = configure(tmp_path, [*rows(5), row(40, completion="apple " * 3_000_000)], row_memory_mb=100)
+    diagnosis = diagnose(config.data)
+    (finding,) = diagnosis.findings["unreadable"]
+    assert finding.line == 6 and finding.detail == "checking it needed more than 100 MB of memory; see data.row_memory_mb."
+
+
+def test_diversity_of_same_and_of_different_rows(tmp_path):
+    plain = diagnose(configure(tmp_path, rows(100)).data).diversity
+    same = diagnose(configure(tmp_path, [row(seed % 4, completion=sentence(seed % 4)) for seed in range(100)]).data).diversity
+    assert same["distinct_ngrams"]["answers"]["3"] < 0.1 < 0.9 < plain["distinct_ngrams"]["answers"]["3"]
+    assert same["self_similarity"] == pytest.approx(24 / 99, abs=0.03) and plain["self_similarity"] < 0.03  # "Tell me about"
+    assert same["prompt_clusters"]["clusters"][0]["share"] == same["prompt_clusters"]["largest_share"] >= 0.25
+    assert sum(each["share"] for each in plain["prompt_clusters"]["clusters"]) == pytest.approx(1, abs=0.01)
+    assert plain["sets"] == [{"set": "data.train", "rows": 100, "share_of_rows": 1.0, "share_of_words": 1.0}]
+
+
+def test_clusters_are_groups_of_prompts(tmp_path):
+    groups = ("Translate this word please number", "Sum both values quickly now", "Write a poem that mentions")
+    train = [row(seed, prompt=f"{groups[seed % 3 if seed < 90 else 0]} {seed}") for seed in range(120)]
+    clusters = diagnose(configure(tmp_path, train).data).diversity["prompt_clusters"]["clusters"]
+    shares = {group: sum(each["share"] for each in clusters if each["example"].startswith(f'"{group}')) for group in groups}
+    assert shares == {
+        groups[0]: pytest.approx(0.5, abs=0.001),
+        groups[1]: pytest.approx(0.25, abs=0.001),
+        groups[2]: pytest.approx(0.25, abs=0.001),
+    }
+
+
+def test_shares_of_sets(tmp_path):
+    paths = [
+        write(tmp_path, f"{name}.jsonl", lines(*rows(count, first))) for name, count, first in (("a", 30, 0), ("b", 10, 50))
+    ]
+    config = configure(tmp_path, rows(1), train={"first": {"path": paths[0]}, "second": {"path": paths[1]}})
+    assert [(each["set"], each["share_of_rows"]) for each in diagnose(config.data).diversity["sets"]] == [
+        ("data.train.first", 0.75), ("data.train.second", 0.25),
+    ]  # fmt: skip
+
+
+def test_the_cleaned_copy_keeps_the_bytes_of_rows_and_says_what_went(tmp_path):
+    held = rows(5, 200)
+    content = (
+        b"\xef\xbb\xbf" + json.dumps(row(0)).encode() + b"\r\n\n"
+        + b'{"completion":  "' + sentence(1).encode() + b'", "prompt": "\xc3\xa4 and what else is there?", "extra": 1.50}\n'
+        + lines(row(2), row(3), row(2), row(4, completion=" "), held[1]).encode()
+        + b"{broken\n" + json.dumps(row(5)).encode()
+    )  # fmt: skip
+    config = configure(tmp_path, rows(1), held)
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    log = []
+    code, _ = visit(config, fix=str(tmp_path / "out"), log=log.append)
+    assert code == 3 and path.read_bytes() == content
+    source = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert (tmp_path / "out/train/train.jsonl").read_bytes() == b"".join(source[place] + b"\n" for place in (0, 2, 3, 4, 9))
+    assert (tmp_path / "out/eval/eval.jsonl").read_bytes() == (tmp_path / "eval.jsonl").read_bytes()
+    removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
+    assert [(each["file"], each["line"], each["kind"], each["also"]) for each in removed] == [
+        (str(path), 6, "duplicate", []), (str(path), 7, "empty_answer", []), (str(path), 8, "overlap", []),
+        (str(path), 9, "unreadable", []),
+    ]  # fmt: skip
+    assert removed[0]["row"] == row(2) and removed[0]["detail"] == f"is the same as {path}:4" and removed[3]["row"] == "{broken"
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["removed_by_kind"] == {"unreadable": 1, "empty_answer": 1, "duplicate": 1, "overlap": 1}
+    assert (summary["kept"], summary["removed"]) == (10, 4)
+    assert summary["kinds"] == ["unreadable", "empty_answer", "duplicate", "overlap", "near_duplicate"]
+    assert log[-1] == f"{tmp_path / 'out'}: 10 of 14 rows; removed.jsonl says why the others went."
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["eval.jsonl", "out", "train.jsonl"]
+
+
+def test_the_cleaned_copy_is_clean_of_what_was_removed(tmp_path):
+    config = configure(tmp_path, faulty(), rows(5, 200))
+    visit(config, fix=str(tmp_path / "out"), fix_kinds=list(CHECKS))
+    again = configure(tmp_path, rows(1))
+    path = tmp_path / "train.jsonl"
+    path.write_bytes((tmp_path / "out/train/train.jsonl").read_bytes())
+    diagnosis = diagnose(again.data)
+    assert [kind for kind, result in diagnosis.kinds.items() if result.rows] == [] and diagnosis.rows == 30
+
+
+def test_only_named_kinds_are_removed(tmp_path):
+    visit(configure(tmp_path, faulty()), fix=str(tmp_path / "out"), fix_kinds=["refusal"])
+    removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
+    assert [(each["line"], each["kind"]) for each in removed] == [(34, "refusal")]
+
+
+def test_arrays_packed_files_and_files_of_one_name_are_copied(tmp_path):
+    (tmp_path / "other").mkdir()
+    array = write(tmp_path, "rows.json", json.dumps([row(1), row(1), row(2)], indent=1))
+    packed = write(tmp_path, "more.jsonl.gz", lines(row(3), row(3), row(4)))
+    same_name = write(tmp_path / "other", "rows.json", lines(row(5), row(6)))
+    empty = write(tmp_path, "empty.jsonl", lines(row(1), row(2)))
+    config = configure(tmp_path, rows(1), train=[array, packed, same_name, empty])
+    visit(config, fix=str(tmp_path / "deep/out"))
+    folder = tmp_path / "deep/out/train"
+    read = {each.name: [json.loads(line) for line in each.read_text().splitlines()] for each in folder.iterdir()}
+    assert read == {"rows.jsonl": [row(1), row(2)], "more.jsonl": [row(3), row(4)], "rows-2.jsonl": [row(5), row(6)]}
+    assert gzip.open(packed).read() == lines(row(3), row(3), row(4)).encode()
+    files = json.loads((tmp_path / "deep/out/summary.json").read_text())["files"]
+    assert [(each["copy"], each["kept"], each["removed"]) for each in files] == [
+        ("train/rows.jsonl", 2, 1), ("train/more.jsonl", 2, 1), ("train/rows-2.jsonl", 2, 0), (None, 0, 2),
+    ]  # fmt: skip
+    assert len(open_rows([str(folder / "*.jsonl")], "data.train")) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fix": "full"}, "--fix: full: is not empty; name a new folder."),
+        ({"fix": "full/file"}, "--fix: full/file: is a file; name a new folder."),
+        (
+            {"fix_kinds": ["refusal"]},
+            "--fix_kinds: changes nothing without --fix; name a folder for the cleaned copy, or leave it out.",
+        ),
+        ({"fix": "new", "fix_kinds": ["x"]}, f"--fix_kinds: unknown kind 'x'; Known: {', '.join(sorted(CHECKS))}."),
+        ({"benchmark": ["none.jsonl"]}, "--benchmark: none.jsonl: there is no such file; check the path."),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_done(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    with pytest.raises(UserError) as error:
+        visit(configure(tmp_path, faulty()), **options)
+    assert str(error.value) == message
+    assert not Path("new").exists() and [each.name for each in Path("full").iterdir()] == ["file"]
+
+
+def test_an_empty_folder_takes_the_copy(tmp_path):
+    (tmp_path / "out").mkdir()
+    visit(configure(tmp_path, rows(5)), fix=str(tmp_path / "out"))
+    assert (tmp_path / "out/train/train.jsonl").read_bytes() == (tmp_path / "train.jsonl").read_bytes()

@@ -1,0 +1,45 @@
+"""Sets of rows for the tests of the doctor."""
+
+import random
+
+from row_files import lines, write
+
+from sft_jax.config import default_config, parse_config
+
+WORDS = (
+    "apple river stone window garden letter market winter silver candle harbour meadow thunder pocket engine ladder basket "
+    "copper mirror saddle pepper button castle forest island jacket kettle lantern marble needle orange pillow quarry ribbon "
+    "shadow temple velvet walnut yellow zipper anchor bridge cactus donkey eleven falcon goblet hammer insect jungle"
+).split()
+
+
+def sentence(seed, count=30):
+    """Returns words at random, as a sentence: two of them with different seeds have next to nothing in common."""
+    return " ".join(random.Random(seed).choices(WORDS, k=count)).capitalize() + "."
+
+
+def row(seed, **fields):
+    """Returns a row without a fault, unlike every other one."""
+    return {"prompt": f"Tell me about {sentence(f'p{seed}', 12)}", "completion": sentence(f"c{seed}"), **fields}
+
+
+def rows(count, first=0):
+    return [row(seed) for seed in range(first, first + count)]
+
+
+def configure(folder, train, held_out=None, /, **data):
+    """Writes rows to files and returns the configuration that names them."""
+    config = default_config()
+    config.model.path = "unused"
+    config.data.workers = 1
+    config.data.train = write(folder, "train.jsonl", lines(*train))
+    if held_out is not None:
+        config.data.eval = write(folder, "eval.jsonl", lines(*held_out))
+    for name, value in data.items():
+        config.data[name] = value
+    return parse_config(config)
+
+
+def found(diagnosis, kind):
+    """Returns {line: detail} of what was found of a kind in the training rows."""
+    return {finding.line: finding.detail for finding in diagnosis.findings[kind] if finding.set == "data.train"}

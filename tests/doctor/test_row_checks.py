@@ -5,6 +5,8 @@ import time
 import pytest
 
 from sft_jax.data.conversation import Conversation, Message
+from sft_jax.config import ColumnsConfig
+from sft_jax.data.formats import FORMATS
 from sft_jax.doctor import row_checks
 from sft_jax.doctor.facts import ROW_CHECKS
 from sft_jax.doctor.texts import texts_of
@@ -271,3 +273,26 @@ def test_hostile_text_of_a_megabyte_takes_linear_time(text):
         begin = time.process_time()
         check(texts)
         assert time.process_time() - begin < 5, kind
+
+
+def _calling(*turns):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    return texts_of(FORMATS["messages"].read({"messages": list(turns), "tools": tools}, ColumnsConfig()))
+
+
+_ASKED = {"role": "user", "content": "How is the weather in Rome today?"}
+_CALL = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather", "arguments": {"city": "Rome"}}]}
+_RESULT = {"role": "tool", "content": "sunny"}
+
+
+def test_a_turn_of_calls_is_an_answer():
+    texts = _calling(_ASKED, _CALL, _RESULT, {"role": "assistant", "content": "It is sunny."})
+    for check in (row_checks.empty_answer, row_checks.role_order, row_checks.cut_answer, row_checks.one_word_answer):
+        assert check(texts) == []
+    assert row_checks.empty_answer(_calling(_ASKED, _CALL)) == row_checks.cut_answer(_calling(_ASKED, _CALL)) == []
+    assert texts.answers == ('weather {"city": "Rome"}', "It is sunny.")
+
+
+def test_a_call_without_a_result_is_out_of_order():
+    texts = _calling(_ASKED, _CALL, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "It is sunny."})
+    assert row_checks.role_order(texts) == ["messages[2]: a turn of the user after a call of a tool, which has no result"]

@@ -355,3 +355,19 @@ def test_words_do_not_depend_on_case_width_or_punctuation(parts, seed):
         == words(text.translate({ord("w"): "ｗ"}))
         == text.split()
     )
+
+
+def test_rows_that_differ_in_calls_are_no_duplicates(tmp_path):
+    def calls(city):
+        turn = {"role": "assistant", "content": "", "tool_calls": [{"name": "weather", "arguments": {"city": city}}]}
+        return {"messages": [{"role": "user", "content": "How is it there?"}, turn]}
+
+    rows = [calls("Rome"), calls("Oslo"), calls("Rome")]
+    assert list(found(diagnose(configure(tmp_path, rows).data), "duplicate")) == [3]
+
+
+def test_rows_of_tokens_are_compared_as_they_are(tmp_path):
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2, 4]}, {"input_ids": [1, 2, 3]}]
+    diagnosis = diagnose(configure(tmp_path, rows).data)
+    assert list(found(diagnosis, "duplicate")) == [3]
+    assert {kind for kind, result in diagnosis.kinds.items() if result.rows} == {"duplicate"}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
-from sft_jax.config_checks import check_columns, check_finite, check_local, check_supervise, check_template_arguments, check_tokens
+from sft_jax.config_checks import check_columns, check_date, check_finite, check_local, check_supervise, check_template_arguments, check_tokens
 from sft_jax.errors import UserError, did_you_mean
 
 FormatName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "segments", "tokens"]
@@ -92,6 +92,7 @@ class DataConfig:
     overlength: OverlengthPolicy = "error"
     chat_template: str = "auto"  # "auto" (the model's own), "none", a built-in name such as "chatml", or a file
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as {"enable_thinking": False}
+    date: str = ""  # that templates take for today, such as "2026-01-31"; empty = the day on which the run begins
     add_tokens: tuple[str, ...] = ()  # special tokens that the model is given if it has them not, such as those that a
     #                                   template writes: "<|im_start|>,<|im_end|>"
     allow_special_tokens_in_content: bool = False
@@ -421,6 +422,7 @@ def _check(config: Config) -> None:
     check_supervise("data.supervise", data.supervise)
     check_columns("data.columns", dataclasses.asdict(data.columns))
     check_template_arguments("data.chat_template_kwargs", data.chat_template_kwargs)
+    check_date("data.date", data.date)
     check_tokens("data.add_tokens", data.add_tokens)
     require(
         data.weight_by == "documents" or data.train[0].weight is not None,

@@ -1,5 +1,6 @@
 """Checks of single values of the configuration, each naming the key under which the value stands."""
 
+import datetime
 import math
 import re
 from collections.abc import Sequence
@@ -68,6 +69,16 @@ def check_template_arguments(key: str, arguments: dict[str, Any]) -> None:
         if name in arguments:
             raise UserError(f"{key}: '{name}' is what every render sets itself; leave it out.")
     _check_json(key, arguments)
+
+
+def check_date(key: str, date: str) -> None:
+    """Raises UserError for what is neither empty nor a date such as "2026-01-31"."""
+    try:
+        known = not date or datetime.date.fromisoformat(date).isoformat() == date
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(f"{key}: '{date}' is no date; write it as 2026-01-31, or leave it out.")
 
 
 def check_tokens(key: str, tokens: Sequence[str]) -> None:

@@ -140,6 +140,8 @@ def test_every_field_can_be_overridden():
         ({"data__add_tokens": ["<a>", ""]}, ["data.add_tokens[1]", "''", "empty"]),
         ({"data__add_tokens": ["<a>\n"]}, ["data.add_tokens[0]", "white space"]),
         ({"data__add_tokens": "<a>, <b>,<a>"}, ["data.add_tokens", "'<a>' is named twice"]),
+        ({"data__date": "26.7.2024"}, ["data.date", "'26.7.2024' is no date; write it as 2026-01-31"]),
+        ({"data__date": "20240726"}, ["data.date", "is no date"]),
         ({"data__add_tokens": [3]}, ["data.add_tokens[0]", "str"]),
         ({"data__add_tokens": ["<\ud83d>"]}, ["data.add_tokens[0]", "surrogate"]),
         ({"loss__z_loss": -1e-4}, ["loss.z_loss", "-0.0001"]),

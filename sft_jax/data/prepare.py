@@ -68,8 +68,8 @@ def prepare(
         rows: when above 0, exactly so many training rows, whatever `epochs` says.
         normalize: "examples" gives every training example the same weight, "tokens" every supervised token. Held-out
             loss is always per token.
-        rendered_at: the day, such as "2026-01-31", that templates take for today; None is today. A run that goes on
-            gives the day it began, since a template that writes the date makes other tokens on another day.
+        rendered_at: the day, such as "2026-01-31", that templates take for today; None is data.date, else today. A run
+            that goes on gives the day it began, since a template that writes the date makes other tokens on another day.
         log: takes lines about what is done.
 
     Raises UserError, naming file and line or key and the remedy, for every kind of input that cannot be used.
@@ -154,7 +154,7 @@ def _open_sets(
     tokenizer, tokenizer_folder = open_tokenizer(model_path, cache, config.add_tokens)
     tokenizer_hash = tokenizer.fingerprint  # of megabytes, so once
     template = template_source(config.chat_template, tokenizer)
-    date = datetime.date.fromisoformat(rendered_at) if rendered_at else datetime.date.today()
+    date = day_of(config, rendered_at)
     sets: dict[str, list[DataSet]] = {"train": [], "eval": []}
     for split, key, item, files in opened:
         fingerprint = tokens_fingerprint(
@@ -169,6 +169,12 @@ def _open_sets(
     maker = StoreMaker(config, cache / "tokens", vocabulary, tokenizer_folder, template, circumstances, log, part)
     complete = maker.open_all(sets["train"] + sets["eval"])
     return _Opened(sets["train"], sets["eval"], tokenizer, tokenizer_hash, date, complete)
+
+
+def day_of(config: DataConfig, rendered_at: str | None = None) -> datetime.date:
+    """Returns the day that templates take for today: that on which a run has begun, else data.date, else today."""
+    known = rendered_at or config.date
+    return datetime.date.fromisoformat(known) if known else datetime.date.today()
 
 
 def cache_folder(config: DataConfig) -> Path:

@@ -64,7 +64,7 @@ class StoreMaker:
                 )
         day = self.circumstances.rendered_at
         if day != datetime.date.today() and any(day.isoformat() in item.store.name for item in sets):
-            self.log(f"{self.template[1]} writes the date: {day}, the day on which this run began.")
+            self.log(f"{self.template[1]} writes the date: {day}, which is data.date or the day on which this run began.")
         return True
 
     def _find(self, item: DataSet) -> bool:

@@ -1,7 +1,6 @@
 """What is looked at: the prepared data of a run, and for each data set its rows, its store and how rows are read."""
 
 import dataclasses
-import datetime
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from sft_jax.config import Config, DataConfig, DataSetConfig, data_set_key
 from sft_jax.data.circumstances import Circumstances
 from sft_jax.data.pipeline import RowStream
-from sft_jax.data.prepare import PreparedData, cache_folder, prepare
+from sft_jax.data.prepare import PreparedData, cache_folder, day_of, prepare
 from sft_jax.data.row_builder import SetOptions, Setup
 from sft_jax.data.sources import Rows, open_rows
 from sft_jax.data.store import Store
@@ -90,7 +89,7 @@ def open_subject(config: Config, model_path: str, vocab_size: int | None, log: C
     asked = config.data
     lenient = dataclasses.replace(asked, bad_rows="skip", train=_allowed(asked.train), eval=_allowed(asked.eval))
     rows = config.train.steps * config.train.batch_size
-    date = datetime.date.today()
+    date = day_of(asked)
     data = prepare(
         lenient, model_path=model_path, vocab_size=vocab_size, seed=config.seed, epochs=config.train.epochs, rows=rows,
         rendered_at=date.isoformat(), log=log,

@@ -7,7 +7,7 @@ import jax
 
 from sft_jax.checkpoint.processes import agree, differing_processes, of_first_process
 from sft_jax.config import Config
-from sft_jax.data.prepare import PreparedData, prepare
+from sft_jax.data.prepare import PreparedData, day_of, prepare
 from sft_jax.errors import UserError
 from sft_jax.training.adapting import tokenizer_place
 
@@ -27,7 +27,7 @@ def prepare_on_all_processes(
     Raises UserError in every process where one of them cannot prepare, or where they have not the same rows.
     """
     if rendered_at is None:
-        today = of_first_process(datetime.date.today().toordinal())
+        today = of_first_process(day_of(config.data).toordinal())
         rendered_at = datetime.date.fromordinal(today).isoformat()
 
     def work() -> PreparedData:

@@ -302,7 +302,18 @@ def test_a_template_that_writes_the_date_makes_other_rows_on_another_day(run, tm
     no_workers()
     again = run(rows, chat_template=str(template), options={"rendered_at": first.rendered_at})
     assert again.fingerprints == first.fingerprints and first_text(again) == first_text(first)
-    assert f"{template} writes the date: 2026-01-30, the day on which this run began." in run.lines
+    assert f"{template} writes the date: 2026-01-30, which is data.date or the day on which this run began." in run.lines
+
+
+def test_the_date_can_be_set(run, tmp_path):
+    """For runs that begin; one that goes on keeps the day on which it began."""
+    template = tmp_path / "template.jinja"
+    template.write_text(DATED)
+    rows = write(tmp_path / "rows.jsonl", chats(4))
+    pinned = run(rows, chat_template=str(template), date="2024-07-26")
+    assert "26 July 2024" in first_text(pinned) and pinned.rendered_at == pinned.report["rendered_at"] == "2024-07-26"
+    goes_on = run(rows, chat_template=str(template), date="2024-07-26", options={"rendered_at": "2026-01-30"})
+    assert "30 January 2026" in first_text(goes_on)
 
 
 def test_a_template_that_could_write_the_date_and_does_not_is_rendered_once(run, tmp_path, no_workers):

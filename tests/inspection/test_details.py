@@ -190,3 +190,13 @@ def test_tokens_that_the_data_bring(inspected, written):
     (detail,) = everything(subject)
     assert detail.ids.tolist() == [5, 6, 7] and detail.weights.tolist() == [0, 0.5, 1]
     assert detail.text == subject.data.tokenizer.decode([5, 6, 7]) and detail.kind == "plain"
+
+
+def test_the_date_of_the_data_is_the_one_that_is_shown(inspected, written, tmp_path):
+    template = tmp_path / "dated.jinja"
+    template.write_text(
+        "{{ strftime_now('%Y') }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    subject = inspected(written([{"prompt": "a", "completion": "b"}]), chat_template=str(template), date="2019-03-01")
+    assert everything(subject)[0].text.startswith("2019<|im_start|>user")

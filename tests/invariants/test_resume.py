@@ -17,7 +17,7 @@ from tiny_run import environment, final_checksums, metrics, run_command, tiny_co
 from sft_jax import fit
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.evaluation import evals
-from sft_jax.training import prepare as prepare_module
+from sft_jax.data import prepare as prepare_module
 
 
 def config_of(folder, **changes):

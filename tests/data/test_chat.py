@@ -515,6 +515,17 @@ def test_a_prompt_is_not_looked_for_in_earlier_turns(qwen):
     assert r"assistant\n[B] '" in row.reason and r"assistant\n[A] Two.<|im_end|>\n'" in row.reason
 
 
+def test_messages_that_the_template_leaves_out_are_counted(qwen):
+    """A system prompt or a result of a tool that is nowhere in the text; a last question without an answer is no loss."""
+    source = (
+        "{% for m in messages if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain, hidden = chat("1?", "One.", "2?"), (Message("system", "Be brief."), *chat("1?", "One.").messages, Message("tool", "2"), Message("assistant", "Two."))
+    rows = build(qwen, source, plain, Conversation(messages=hidden))
+    assert [row.counts for row in rows] == [{}, {"hidden_messages": 2}]
+
+
 def test_a_tokenizer_without_eos(qwen):
     values, files = qwen.state()
     del values["kind"]

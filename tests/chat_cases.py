@@ -79,7 +79,8 @@ END_OF_TURN = {
     "built-in/alpaca": "{eos}",
     "built-in/vicuna": "{eos}",
 }
-END_ADDED = {"GLM-4.6", "llama.cpp/ChatGLM4", "llama.cpp/GLMEdge", "llama.cpp/MiniCPM-3B-OpenHermes-2.5-v2-GGUF"}  # templates that leave it to the next message
+# Templates that leave it to the next message.
+END_ADDED = {"GLM-4.6", "llama.cpp/ChatGLM4", "llama.cpp/GLMEdge", "llama.cpp/MiniCPM-3B-OpenHermes-2.5-v2-GGUF"}
 ALWAYS_OPENS = {"llama.cpp/GLMEdge": "<|assistant|>"}  # of those, the ones that begin an answer although nobody asked for it
 # A template that writes nothing for an empty answer, no header either: refused, with both texts shown.
 NO_TURN = {("llama.cpp/ChatGLM4", "empty answer"), ("llama.cpp/ChatGLM4", "last answer empty")}

@@ -101,7 +101,8 @@ class Reference:
     def answers(self, turn):
         """Returns what may follow the prompt: the render from there to the end of the turn.
 
-        Where the render does not begin with the prompt: the content, as it is or trimmed, and the end of the turn.
+        Where the render does not begin with the prompt: the content, as it is or trimmed, and the end of the turn; before
+        it may stand what the template puts there in a chat of one turn.
         """
         prompt, shown = self.prompt(turn), self.render(turn + 1, False)
         if self.end_added:
@@ -112,11 +113,11 @@ class Reference:
         return {lead + text + self.end for lead in ("", self.lead()) for text in (content, content.strip())}
 
     def lead(self):
-        """Returns the white space that the template puts before answers."""
+        """Returns what the template puts before the answer in a chat of one turn: white space, an empty thinking section."""
         chat = CHATS["one turn"]
         prompt = reference_render(self.source, chat[:1], True, self.variables)
         rest = reference_render(self.source, chat, False, self.variables).removeprefix(prompt)
-        return rest[: len(rest) - len(rest.lstrip())]
+        return rest[: rest.index(chat[1].content)] if chat[0].content not in rest else ""
 
     def refuses(self):
         """Returns whether the template raises for the conversation, or for a prompt in it."""

@@ -75,12 +75,14 @@ SHAPES: dict[str, tuple[Message, ...]] = {
 
 
 def stock_templates(assets: Path) -> dict[str, str]:
-    """Returns name -> source of every stock template, and of our own."""
+    """Returns name -> source of every published template, and of our own."""
     folder = assets / "chat_templates"
     stock = {path.stem: path.read_text() for path in sorted((folder / "stock").glob("*.jinja"))}
     pairs = sorted((folder / "with_generation_tag").glob("*.stock.jinja"))
     pairs = {f"trl/{path.name.removesuffix('.stock.jinja')}": path.read_text() for path in pairs}
-    return {**stock, **pairs, **{f"built-in/{name}": source for name, source in TEMPLATES.items()}}
+    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+    cases = {f"llama.cpp/{case['name'].partition(' (')[0]}": case["template"] for case in cases}
+    return {**stock, **pairs, **cases, **{f"built-in/{name}": source for name, source in TEMPLATES.items()}}
 
 
 def with_markers(tokenizer: HFTokenizer, sources: list[str]) -> HFTokenizer:

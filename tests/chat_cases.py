@@ -46,6 +46,31 @@ END_OF_TURN = {
     "trl/phi3": "<|end|>",
     "trl/qwen2_5": "<|im_end|>",
     "trl/qwen3": "<|im_end|>",
+    "llama.cpp/teknium/OpenHermes-2.5-Mistral-7B": "<|im_end|>",
+    "llama.cpp/TheBloke/FusionNet_34Bx2_MoE-AWQ": "{eos}",
+    "llama.cpp/bofenghuang/vigogne-2-70b-chat": "{eos}",
+    "llama.cpp/google/gemma-7b-it": "<end_of_turn>",
+    "llama.cpp/openchat/openchat-3.5-0106": "<|end_of_turn|>",
+    "llama.cpp/deepseek-ai/deepseek-coder-33b-instruct": "<|EOT|>",
+    "llama.cpp/eachadea/vicuna-13b-1.1": "</s>",
+    "llama.cpp/Orca-Vicuna": "</s>",
+    "llama.cpp/CohereForAI/c4ai-command-r-plus": "<|END_OF_TURN_TOKEN|>",
+    "llama.cpp/Llama-3": "<|eot_id|>",
+    "llama.cpp/Phi-3-mini": "<|end|>",
+    "llama.cpp/Phi-3-small": "<|end|>",
+    "llama.cpp/Phi-3-medium": "<|end|>",
+    "llama.cpp/Phi-3-vision": "<|end|>",
+    "llama.cpp/ChatGLM4": "<|user|>",
+    "llama.cpp/GLMEdge": "<|user|>",
+    "llama.cpp/MiniCPM-3B-OpenHermes-2.5-v2-GGUF": "{eos}",
+    "llama.cpp/DeepSeek-V2": "{eos}",
+    "llama.cpp/ibm-granite/granite-3.0-8b-instruct": "<|end_of_text|>",
+    "llama.cpp/mistralai/Mistral-7B-Instruct-v0.2": "{eos}",
+    "llama.cpp/Mistral-Large-Instruct-2407": "{eos}",
+    "llama.cpp/Mistral-Nemo-Instruct-2407": "{eos}",
+    "llama.cpp/mistralai/Mistral-Large-Instruct-2411": "{eos}",
+    "llama.cpp/Infinigence/Megrez-3B-Instruct": "<|turn_end|>",
+    "llama.cpp/phi-4": "<|im_end|>",
     "built-in/chatml": "<|im_end|>",
     "built-in/llama2": "{eos}",
     "built-in/llama3": "<|eot_id|>",
@@ -54,7 +79,11 @@ END_OF_TURN = {
     "built-in/alpaca": "{eos}",
     "built-in/vicuna": "{eos}",
 }
-END_ADDED = {"GLM-4.6"}  # templates that leave it to the next message
+# Templates that leave it to the next message.
+END_ADDED = {"GLM-4.6", "llama.cpp/ChatGLM4", "llama.cpp/GLMEdge", "llama.cpp/MiniCPM-3B-OpenHermes-2.5-v2-GGUF"}
+ALWAYS_OPENS = {"llama.cpp/GLMEdge": "<|assistant|>"}  # of those, the ones that begin an answer although nobody asked for it
+# A template that writes nothing for an empty answer, no header either: refused, with both texts shown.
+NO_TURN = {("llama.cpp/ChatGLM4", "empty answer"), ("llama.cpp/ChatGLM4", "last answer empty")}
 
 
 def _chat(*texts: str, system: str | None = None) -> tuple[Message, ...]:

@@ -114,17 +114,27 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
         return _joined(rendering, messages, slots, prompt, text[before + cut : end], regions)
 
-    def shared_until(cut: int) -> bool:
+    def shared_until(cut: int, asked: str = prompt) -> bool:
         """Returns whether the prompt ends as `literal[:cut]` does, with a marker or all of it."""
-        shared = _common_end(prompt, literal[:cut])
+        shared = _common_end(asked, literal[:cut])
         return bool(shared.strip() and (len(shared) == cut or _MARKER.search(shared)))
 
-    begins, ends = ([place(match) for match in _MARKER.finditer(literal)][::-1] for place in (re.Match.start, re.Match.end))
+    markers = [*_MARKER.finditer(literal)][::-1]
+    begins = [match.start() for match in markers]
+    # White space after a marker may belong to the answer; that before the markup of a call is dealt with below.
+    ends = [end for match in markers for end in ((match.end(),) if calls else (match.end(), match.end(1)))]
     for cut in (len(literal), *ends):
         if shared_until(cut):
             return after(cut)
 
-    found, cut = prompt.rfind(literal) if literal.strip() else -1, len(literal)
+    for cut in ends if closing and "reasoning" not in mine else ():
+        # The prompt has white space behind the tag that opens a section, where the template leaves it empty.
+        if literal.startswith(closing, cut) and shared_until(cut, prompt.rstrip()):
+            return after(cut)
+
+    history = rendering.locate(messages[:-1], slots, True, prompt)
+    said = max((region.end for region in history.regions), default=0) if history else 0  # earlier answers begin so too
+    found, cut = prompt.rfind(literal, said) if literal.strip() else -1, len(literal)
     if found < 0:  # what the answer begins with is markup, which the data have not, such as that of a call
         for cut in begins:
             if shared_until(cut):

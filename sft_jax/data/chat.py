@@ -25,6 +25,7 @@ COUNTS = {
     "per_turn": "examples that hold one assistant turn, since the template renders it differently once it is history",
     "guarded": "rows whose content holds the text of a control token, which stayed text",
     "reasoning_dropped": "answers whose reasoning the template does not render, so that it is not trained on",
+    "hidden_messages": "messages of users, tools or the system before the last answer whose content the template does not render",
     "open_thinking": "answers without reasoning after a prompt that opens a thinking section",
     "end_added": "answers whose end-of-turn the template leaves to the next message, so that it was added",
     "empty_answers": "answers without text, so that only their end is trained on",

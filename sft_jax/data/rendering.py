@@ -82,7 +82,7 @@ class Rendering:
     @functools.cached_property
     def turn_end(self) -> TurnEnd:
         """How turns end."""
-        if self._like is not None:
+        if self._like is not None and self._like.turn_end.end:  # some templates render nothing without tools
             return self._like.turn_end
         special = self._tokenizer.special_tokens
         return find_turn_end(self.render, self._locator, self._tokenizer.added_tokens, special.get("eos_token"))

@@ -168,6 +168,8 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         main.spans += _other_roles(text, messages, weights, slots, located, rendering)
         main.spans.sort()
     main.spans = [span for span in main.spans if span.supervised]
+    if hidden := _hidden(slots, dicts, [*own, main] if main.spans else own):
+        counts["hidden_messages"] = hidden
     if own:
         counts["per_turn"] = len(own)
         if len(main.spans) == 1 and main.spans[0].turn >= 0:
@@ -197,6 +199,15 @@ def _count_messages(messages: Sequence[Message], usual: Sequence[float], weights
         if message.role == "assistant" and weight and not (message.content.strip() or message.reasoning or message.calls):
             counts["empty_answers"] += 1
     return {name: count for name, count in counts.items() if count}
+
+
+def _hidden(slots: Sequence[Slot], dicts: Messages, plans: Sequence[TextPlan]) -> int:
+    """Returns how many messages that ask for an answer, or that tell what it needs, have a content that no text shows."""
+    last = max((index for index, message in enumerate(dicts) if message["role"] == "assistant"), default=0)
+    asking = {slot.message for slot in slots if dicts[slot.message]["role"] != "assistant" and slot.message < last}
+    if not all(plan.complete for plan in plans):  # it cannot be told
+        return 0
+    return len(asking - {region.message for plan in plans for region in plan.regions})
 
 
 def _chosen(messages: Sequence[Message], chosen: Sequence[bool], supervise: Supervise) -> list[tuple[int, int]]:

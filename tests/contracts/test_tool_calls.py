@@ -33,18 +33,21 @@ ADDED = {  # ends that the template leaves out
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
 }
+# The only ones of llama.cpp's cases that show calls.
+CASES = {"llama.cpp/Mistral-Large-Instruct-2407", "llama.cpp/Mistral-Nemo-Instruct-2407"}
 # Templates that show no calls of tools, or that put text between the call and what asks for it.
 REFUSED = {
     "CohereForAI-c4ai-command-r-plus-tool_use", "HuggingFaceTB-SmolLM3-3B", "Kimi-K2-Instruct", "google-gemma-2-2b-it",
     "ibm-granite-granite-3.3-2B-Instruct", "llama-cpp-deepseek-r1", "microsoft-Phi-3.5-mini-instruct",
     "trl/cohere2", "trl/gemma", "trl/llama3", "trl/phi3",
     *(f"built-in/{name}" for name in ("chatml", "llama2", "llama3", "gemma", "zephyr", "alpaca", "vicuna")),
+    *(name for name in END_OF_TURN if name.startswith("llama.cpp/") and name not in CASES),
 }  # fmt: skip
 
 DISTILLS = {"deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B"}
 REFUSED_SHAPES = {
     "text before": {  # they show no text in a turn of calls, so it would be lost
-        *DISTILLS, "CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Mistral-Small-3.2-24B-Instruct-2506",
+        *DISTILLS, *CASES, "CohereForAI-c4ai-command-r7b-12-2024-tool_use", "Mistral-Small-3.2-24B-Instruct-2506",
         "meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct", "meta-llama-Llama-3.3-70B-Instruct",
         "mistralai-Mistral-Nemo-Instruct-2407", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
     },

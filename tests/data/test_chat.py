@@ -462,6 +462,70 @@ def test_a_prompt_that_is_nowhere_in_the_conversation_is_refused_with_both_texts
     assert "Answer this: question" in row.reason and "user=question;assistant=hello" in row.reason
 
 
+def test_a_thinking_section_that_the_template_leaves_empty(qwen):
+    """The prompt opens it with a newline, which the render does not have."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    (row,) = build(qwen, source, chat("1?", "One.", "2?", "Two.", "3?", "Three."))
+    answers = ["</think>One.<|im_end|>", "</think>Two.<|im_end|>", "</think>Three.<|im_end|>"]
+    assert texts_of(qwen, row) == [(turn, [text]) for turn, text in enumerate(answers)]
+    template = ChatTemplate(source, qwen.special_tokens)
+    for example in row.examples:
+        prompt = template.render(as_dicts(chat("1?", "One.", "2?", "Two.", "3?").messages[: 2 * example.turn + 1]), True)
+        start = int(np.flatnonzero(example.weights)[0])
+        assert example.ids[:start].tolist() == qwen.encode(prompt)
+
+
+def test_white_space_that_begins_answers_where_the_system_prompt_moves(qwen):
+    source = (
+        "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST] "
+        "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}[/INST]"
+        "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    system = Message("system", "Be terse.")
+    (row,) = build(qwen, source, Conversation(messages=(system, *chat("1?", "One.", "2?", "Two.").messages)))
+    assert texts_of(qwen, row) == [(0, [" One.<|im_end|>"]), (1, [" Two.<|im_end|>"])]
+    assert [qwen.decode(example.ids) for example in row.examples] == [
+        "[INST] Be terse.\n\n1?[/INST] One.<|im_end|>",
+        "[INST] 1?[/INST] One.<|im_end|>[INST] Be terse.\n\n2?[/INST] Two.<|im_end|>",
+    ]
+
+
+def test_the_end_of_turns_of_a_template_that_needs_tools(qwen):
+    """What it writes after the last turn, for the next one, is no part of the answer."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>system\nUse {{ tools[0].name }}.<|im_end|>\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (row,) = build(qwen, source, chat("1?", "One.", tools=({"name": "add"},)))
+    assert texts_of(qwen, row) == [(0, ["One.<|im_end|>"])]
+    assert build(qwen, source, chat("1?", "One."))[0].reason.startswith("the chat template does not accept the conversation")
+
+
+def test_a_prompt_is_not_looked_for_in_earlier_turns(qwen):
+    """An earlier answer begins as this one does, but the prompt ends otherwise."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}[A] {% endif %}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n[B] {% endif %}"
+    )
+    (row,) = build(qwen, source, chat("1?", "One.", "2?", "Two."), supervise="last")
+    assert isinstance(row, BadRow) and "message 3 cannot be supervised" in row.reason
+    assert r"assistant\n[B] '" in row.reason and r"assistant\n[A] Two.<|im_end|>\n'" in row.reason
+
+
+def test_messages_that_the_template_leaves_out_are_counted(qwen):
+    """A system prompt or a result of a tool that is nowhere in the text; a last question without an answer is no loss."""
+    source = (
+        "{% for m in messages if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain, hidden = chat("1?", "One.", "2?"), (Message("system", "Be brief."), *chat("1?", "One.").messages, Message("tool", "2"), Message("assistant", "Two."))
+    rows = build(qwen, source, plain, Conversation(messages=hidden))
+    assert [row.counts for row in rows] == [{}, {"hidden_messages": 2}]
+
+
 def test_a_tokenizer_without_eos(qwen):
     values, files = qwen.state()
     del values["kind"]

@@ -12,7 +12,7 @@ import numpy as np
 from sft_jax.config import ColumnsConfig
 from sft_jax.config_checks import check_template_arguments, is_expression
 from sft_jax.data.conversation import Conversation, Message, Piece
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, in_message
 from sft_jax.data.expressions import evaluate, fields_of
 from sft_jax.data.messages import LEAST, MOST, read_message, read_turn, text_of, unread_fields, weight_of
 from sft_jax.data.json_rows import kind_of
@@ -68,7 +68,7 @@ class Format(NamedTuple):
             if isinstance(first, dict) and not all(key in first for key in fields):
                 needed = " and ".join(map(repr, fields))
                 hint = "data.columns.messages names the field of another format"
-                return f"the turns in '{names['messages']}' have no {needed} ({hint})"
+                return in_message(f"the turns in '{names['messages']}' have no {needed} ({hint})")
         return ""
 
     def read(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Conversation:
@@ -124,7 +124,7 @@ class Format(NamedTuple):
             turns = row.get(name)
             if isinstance(turns, list):
                 unread.update(f"{name}[].{field}" for turn in turns for field in unread_fields(turn) - renamed)
-        return unread
+        return {in_message(name) for name in unread}
 
 
 def _with_arguments(conversation: Conversation, row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
@@ -152,7 +152,7 @@ def _has(row: Mapping[str, Any], name: str) -> bool:
 def _missing(row: Mapping[str, Any], name: str, column: str) -> str:
     state = f"field '{name}' is null" if name in row else f"field '{name}' is missing"
     near = did_you_mean(name, (str(key) for key in row)) if row else "the row is empty"
-    return f"{state} (data.columns.{column}); {near.replace('Known:', 'the row has:')}"
+    return in_message(f"{state} (data.columns.{column}); {near.replace('Known:', 'the row has:')}")
 
 
 def _read_messages(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:

@@ -171,7 +171,7 @@ def mutate(row: dict[str, Any], choose: random.Random) -> dict[str, Any]:
             cut = choose.randrange(len(old) + 1)
             parent[key] = old[:cut] + choose.choice(_TEXTS) + old[choose.choice([cut, min(cut + 3, len(old))]) :]
         if kind == 6 and choose.random() < 0.02 and isinstance(parent, list):
-            parent *= min(40, 2000 // max(len(parent), 1))
+            parent *= min(40, 120 // max(len(parent), 1)) or 1
     return row
 
 
@@ -450,7 +450,7 @@ def fuzz(args: argparse.Namespace) -> dict[str, Any]:
 
     def attempt(rows: list, builder: Builder, columns: ColumnsConfig) -> None:
         nonlocal slowest
-        before = time.monotonic()
+        before = time.process_time()
         try:
             with deadline(args.row_seconds * len(rows)):
                 totals.update(try_rows(rows, builder, columns))
@@ -460,7 +460,7 @@ def fuzz(args: argparse.Namespace) -> dict[str, Any]:
                     attempt([row], builder, columns)
             else:
                 findings.add(error, {"row": rows[0], "builder": builder.name, "columns": columns})
-        slowest = max(slowest, (time.monotonic() - before) / len(rows))
+        slowest = max(slowest, (time.process_time() - before) / len(rows))
 
     number = 0
     while done < args.rows and (not args.seconds or time.monotonic() - begun < args.seconds):
@@ -500,7 +500,7 @@ def fuzz(args: argparse.Namespace) -> dict[str, Any]:
         findings.counts[f"memory grew by {grown} MB over the second half"] += 1
     return {
         "rows": done, "seconds": round(time.monotonic() - begun), "seed": args.seed,
-        "outcomes": dict(totals.most_common()), "slowest_row_seconds": round(slowest, 2),
+        "outcomes": dict(totals.most_common()), "slowest_row_cpu_seconds": round(slowest, 2),
         "peak_mb": max(memory, default=0), "grown_mb": grown, "found": dict(findings.counts),
     }  # fmt: skip
 

@@ -223,6 +223,7 @@ def _read_segments(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversa
     """Texts that are joined as they are, each with `label` (true or false) or a weight; no template is put around them."""
     texts: list[str] = []
     pieces: list[Piece] = []
+    start = 0
     for index, segment in enumerate(_list(row, names["segments"])):
         place = f"{names['segments']}[{index}]"
         if not isinstance(segment, dict) or segment.get("text") is None:
@@ -230,9 +231,10 @@ def _read_segments(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversa
         weight, label = weight_of(segment, place), segment.get("label")
         if (weight is None) == (label is None) or not isinstance(label, (bool, type(None))):
             raise RowError(f"{place}: needs either 'label', true or false, or a 'weight'; correct the row.")
-        start = sum(map(len, texts))
         texts.append(text_of(segment["text"], f"{place}.text"))
-        pieces.append(Piece(start, start + len(texts[-1]), float(label) if weight is None else weight))
+        end = start + len(texts[-1])
+        pieces.append(Piece(start, end, float(label) if weight is None else weight))
+        start = end
     if not "".join(texts).strip():
         raise RowError(f"'{names['segments']}' holds no text, so there is nothing to learn; remove the row.")
     return Conversation(text="".join(texts), pieces=tuple(pieces))

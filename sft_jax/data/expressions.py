@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.runtime
 import jinja2.sandbox
 
 from sft_jax.config_checks import is_expression
@@ -39,7 +40,8 @@ class _Missing(jinja2.StrictUndefined):
         return False
 
 
-def _written(value: Any) -> Any:
+@jinja2.pass_context
+def _written(context: jinja2.runtime.Context, value: Any) -> Any:
     if value is None:
         raise jinja2.UndefinedError("it writes a field that is null")
     if isinstance(value, (list, dict)):
@@ -47,7 +49,11 @@ def _written(value: Any) -> Any:
     return value
 
 
-_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=_Missing, finalize=_written, keep_trailing_newline=True)
+# Compiling evaluates nothing (neither constants nor, since it is given the context, what `finalize` takes): expressions are
+# compiled where no watchdog is, to name their fields.
+_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    undefined=_Missing, finalize=_written, keep_trailing_newline=True, optimized=False
+)
 
 
 @functools.lru_cache(maxsize=256)

@@ -129,6 +129,15 @@ def test_names_of_fields_with_half_of_a_surrogate_pair_can_be_printed():
     )
 
 
+@pytest.mark.parametrize("name", ["text", "self", "kwargs", "message"])
+def test_template_arguments_of_a_row_may_have_any_name(ways, name):
+    """Those of Python's own parameters, too."""
+    row = {**fuzz_data.SHAPES[2], "chat_template_kwargs": {name: "x"}}
+    (built,) = ways[1].rows.build([read("messages", row)])
+    (plain,) = ways[1].rows.build([read("messages", fuzz_data.SHAPES[2] | {"chat_template_kwargs": None})])
+    assert built.examples[0].text == plain.examples[0].text
+
+
 def test_what_is_said_of_a_row_is_not_as_long_as_the_row():
     with pytest.raises(RowError) as error:
         read("messages", {"messages": [{"role": "u" * 10**6, "content": "a"}]})

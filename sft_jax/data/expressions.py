@@ -6,7 +6,6 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
-import jinja2.runtime
 import jinja2.sandbox
 
 from sft_jax.config_checks import is_expression
@@ -40,8 +39,7 @@ class _Missing(jinja2.StrictUndefined):
         return False
 
 
-@jinja2.pass_context
-def _written(context: jinja2.runtime.Context, value: Any) -> Any:
+def _written(value: Any) -> Any:
     if value is None:
         raise jinja2.UndefinedError("it writes a field that is null")
     if isinstance(value, (list, dict)):
@@ -49,11 +47,13 @@ def _written(context: jinja2.runtime.Context, value: Any) -> Any:
     return value
 
 
-# Compiling evaluates nothing (neither constants nor, since it is given the context, what `finalize` takes): expressions are
-# compiled where no watchdog is, to name their fields.
-_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    undefined=_Missing, finalize=_written, keep_trailing_newline=True, optimized=False
-)
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Computes nothing when it compiles, which is done where no watchdog is: an operator that is intercepted is no constant."""
+
+    intercepted_binops = frozenset(jinja2.sandbox.SandboxedEnvironment.default_binop_table)
+
+
+_ENVIRONMENT = _Environment(undefined=_Missing, finalize=_written, keep_trailing_newline=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -254,7 +254,8 @@ def _read_tokens(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversati
     if row.get(names["weights"]) is not None:
         if labels is not None:
             raise RowError(f"has both '{names['weights']}' and 'labels'; keep one of them.")
-        weights = _numbers(row, names["weights"], "biuf", len(ids)).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is infinite then is refused below
+            weights = _numbers(row, names["weights"], "biuf", len(ids)).astype(np.float32)
         off = ~((weights == 0) | (weights >= LEAST) & (weights <= MOST))
         if off.any():
             raise RowError(f"'{names['weights']}' must be 0, or from {LEAST:g} to {MOST:g}, not {weights[off][0]}; correct the row.")

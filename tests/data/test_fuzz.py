@@ -138,6 +138,13 @@ def test_template_arguments_of_a_row_may_have_any_name(ways, name):
     assert built.examples[0].text == plain.examples[0].text
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_beyond_float32_are_refused_without_a_warning():
+    with pytest.raises(RowError) as error:
+        read("tokens", {"input_ids": [5, 6, 7], "weights": [0, 0.5, 1e300]})
+    assert str(error.value) == "'weights' must be 0, or from 1e-06 to 1e+06, not inf; correct the row."
+
+
 def test_what_is_said_of_a_row_is_not_as_long_as_the_row():
     with pytest.raises(RowError) as error:
         read("messages", {"messages": [{"role": "u" * 10**6, "content": "a"}]})

@@ -5,8 +5,26 @@ from typing import NamedTuple
 import numpy as np
 
 
+_LONGEST_MESSAGE = 4000  # characters; rows are longer
+
+
+def in_message(text: str) -> str:
+    """Returns a text that quotes a row as it can be printed: without halves of surrogate pairs, and not as long as a row.
+
+    >>> in_message("field '\\ud800'")
+    "field '\\\\ud800'"
+    """
+    if len(text) > _LONGEST_MESSAGE:
+        half = _LONGEST_MESSAGE // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text.encode(errors="backslashreplace").decode()
+
+
 class RowError(Exception):
     """One row cannot be used. The message says why and what to do; the caller adds file and line."""
+
+    def __init__(self, message: str):
+        super().__init__(in_message(message))
 
 
 class Example(NamedTuple):

@@ -47,7 +47,13 @@ def _written(value: Any) -> Any:
     return value
 
 
-_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=_Missing, finalize=_written, keep_trailing_newline=True)
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Computes nothing when it compiles, which is done where no watchdog is: an operator that is intercepted is no constant."""
+
+    intercepted_binops = frozenset(jinja2.sandbox.SandboxedEnvironment.default_binop_table)
+
+
+_ENVIRONMENT = _Environment(undefined=_Missing, finalize=_written, keep_trailing_newline=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ import numpy as np
 from sft_jax.config import ColumnsConfig
 from sft_jax.config_checks import check_template_arguments, is_expression
 from sft_jax.data.conversation import Conversation, Message, Piece
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, in_message
 from sft_jax.data.expressions import evaluate, fields_of
 from sft_jax.data.messages import LEAST, MOST, read_message, read_turn, text_of, unread_fields, weight_of
 from sft_jax.data.json_rows import kind_of
@@ -68,7 +68,7 @@ class Format(NamedTuple):
             if isinstance(first, dict) and not all(key in first for key in fields):
                 needed = " and ".join(map(repr, fields))
                 hint = "data.columns.messages names the field of another format"
-                return f"the turns in '{names['messages']}' have no {needed} ({hint})"
+                return in_message(f"the turns in '{names['messages']}' have no {needed} ({hint})")
         return ""
 
     def read(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Conversation:
@@ -124,7 +124,7 @@ class Format(NamedTuple):
             turns = row.get(name)
             if isinstance(turns, list):
                 unread.update(f"{name}[].{field}" for turn in turns for field in unread_fields(turn) - renamed)
-        return unread
+        return {in_message(name) for name in unread}
 
 
 def _with_arguments(conversation: Conversation, row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
@@ -152,7 +152,7 @@ def _has(row: Mapping[str, Any], name: str) -> bool:
 def _missing(row: Mapping[str, Any], name: str, column: str) -> str:
     state = f"field '{name}' is null" if name in row else f"field '{name}' is missing"
     near = did_you_mean(name, (str(key) for key in row)) if row else "the row is empty"
-    return f"{state} (data.columns.{column}); {near.replace('Known:', 'the row has:')}"
+    return in_message(f"{state} (data.columns.{column}); {near.replace('Known:', 'the row has:')}")
 
 
 def _read_messages(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:
@@ -223,6 +223,7 @@ def _read_segments(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversa
     """Texts that are joined as they are, each with `label` (true or false) or a weight; no template is put around them."""
     texts: list[str] = []
     pieces: list[Piece] = []
+    start = 0
     for index, segment in enumerate(_list(row, names["segments"])):
         place = f"{names['segments']}[{index}]"
         if not isinstance(segment, dict) or segment.get("text") is None:
@@ -230,9 +231,10 @@ def _read_segments(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversa
         weight, label = weight_of(segment, place), segment.get("label")
         if (weight is None) == (label is None) or not isinstance(label, (bool, type(None))):
             raise RowError(f"{place}: needs either 'label', true or false, or a 'weight'; correct the row.")
-        start = sum(map(len, texts))
         texts.append(text_of(segment["text"], f"{place}.text"))
-        pieces.append(Piece(start, start + len(texts[-1]), float(label) if weight is None else weight))
+        end = start + len(texts[-1])
+        pieces.append(Piece(start, end, float(label) if weight is None else weight))
+        start = end
     if not "".join(texts).strip():
         raise RowError(f"'{names['segments']}' holds no text, so there is nothing to learn; remove the row.")
     return Conversation(text="".join(texts), pieces=tuple(pieces))
@@ -252,7 +254,8 @@ def _read_tokens(row: Mapping[str, Any], names: Mapping[str, str]) -> Conversati
     if row.get(names["weights"]) is not None:
         if labels is not None:
             raise RowError(f"has both '{names['weights']}' and 'labels'; keep one of them.")
-        weights = _numbers(row, names["weights"], "biuf", len(ids)).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is infinite then is refused below
+            weights = _numbers(row, names["weights"], "biuf", len(ids)).astype(np.float32)
         off = ~((weights == 0) | (weights >= LEAST) & (weights <= MOST))
         if off.any():
             raise RowError(f"'{names['weights']}' must be 0, or from {LEAST:g} to {MOST:g}, not {weights[off][0]}; correct the row.")

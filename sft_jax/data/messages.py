@@ -119,6 +119,7 @@ def _parts(content: Any, where: str) -> _Parts:
     texts: dict[str, list[str]] = {"text": [], "reasoning": []}
     calls: list[Call] = []
     pieces: list[Piece] = []
+    length = 0  # of the texts so far
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
         if not isinstance(part, dict):
@@ -135,14 +136,14 @@ def _parts(content: Any, where: str) -> _Parts:
         if kind == "tool_call":
             calls += read_call_text(text, f"{place}.{given[0]}")
         else:
-            start = sum(map(len, texts[kind]))
             texts[kind].append(text)
+        start, length = length, length + len(text) * (kind == "text")
         weight = weight_of(part, place)
         if weight is None:
             continue
         if kind != "text":
             raise RowError(f"{place}: only parts of type 'text' can have weights of their own; weight the message instead.")
-        pieces.append(Piece(start, start + len(text), weight))
+        pieces.append(Piece(start, length, weight))
     return _Parts("".join(texts["text"]), texts["reasoning"], tuple(calls), tuple(pieces))
 
 

@@ -71,7 +71,7 @@ class ChatTemplate:
         self.read_clock = True
         return self.now.strftime(form)
 
-    def render(self, messages: Sequence, add_generation_prompt: bool = False, **kwargs: Any) -> str:
+    def render(self, messages: Sequence, /, add_generation_prompt: bool = False, **kwargs: Any) -> str:
         """Returns the text of a conversation.
 
         Args:
@@ -98,8 +98,7 @@ class ChatTemplate:
             reason = str(error).strip() or type(error).__name__
             raise RowError(f"{self.name} does not accept the conversation: {reason}") from error
 
-
-    def generated(self, messages: Sequence[Mapping[str, Any]], text: str, **kwargs: Any) -> list[tuple[int, int]] | None:
+    def generated(self, messages: Sequence[Mapping[str, Any]], text: str, /, **kwargs: Any) -> list[tuple[int, int]] | None:
         """Returns the characters of `text`, the render of `messages`, that stand in `{% generation %}`.
 
         None where the template has no such block. Raises RowError where it cannot be told what they are.

@@ -77,8 +77,7 @@ def read_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError(f"{place}: has no 'name'; correct the row.")
         tools.append({"type": "function", "function": tool} if bare else tool)
-        for text in texts_in(tool):
-            _check_unicode(text, place)
+        _check_json(tool, place)
     return tuple(tools) or None
 
 
@@ -162,8 +161,7 @@ def _read_call(call: Any, where: str) -> Call:
         arguments = _parsed(text, f"{where}.arguments")
     if not isinstance(arguments, dict):
         raise RowError(f"'{where}.arguments' is {kind_of(arguments)}, not an object; correct the row.")
-    for part in texts_in([name, id_ or "", arguments, text]):
-        _check_unicode(part, where)
+    _check_json([name, id_, arguments, text], where)
     return Call(name, arguments, text or json.dumps(arguments, ensure_ascii=False), id_)
 
 
@@ -174,6 +172,21 @@ def _parsed(text: str, where: str) -> Any:
         return parse_value(text.encode())
     except RowError as error:
         raise RowError(f"'{where}' {error}") from error
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Raises RowError for a value that JSON cannot hold (files of other kinds may), or with text that is no Unicode."""
+    if isinstance(value, str):
+        _check_unicode(value, where)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_unicode(name, where)
+            _check_json(inner, where)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_json(inner, where)
+    elif not isinstance(value, (int, float, type(None))):
+        raise RowError(f"'{where}' holds {kind_of(value)}, which JSON cannot hold; correct the row.")
 
 
 def _check_unicode(text: str, where: str) -> None:

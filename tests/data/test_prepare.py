@@ -722,6 +722,46 @@ def test_a_row_on_which_the_template_eats_memory_is_named_and_can_be_skipped(run
     assert "needed more than 64 MB of memory; see data.row_memory_mb" in group["reason"]
 
 
+@pytest.mark.parametrize("body, limit, reason", [
+    (LOOP, {"row_timeout": 1.0, "row_memory_mb": 512}, "took longer than 1 seconds; see data.row_timeout"),
+    (EAT, {"row_timeout": 60.0, "row_memory_mb": 64}, "needed more than 64 MB of memory; see data.row_memory_mb"),
+])  # fmt: skip
+def test_a_template_that_runs_wild_when_it_is_asked_how_it_shows_calls_is_named(run, tmp_path, body, limit, reason):
+    """The first row with a call makes the template render calls that are in no row."""
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}" + body + "{{ m.tool_calls }}{% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    rows = chats(12)
+    rows[4]["messages"][1]["tool_calls"] = [{"function": {"name": "f", "arguments": {"key": "value"}}}]
+    data = run(write(tmp_path / "rows.jsonl", rows), chat_template=str(template), bad_rows="skip", **limit)
+    assert data.train.examples == 11
+    (group,) = data.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
+    assert group["first"] == [f"{tmp_path}/rows.jsonl:5"] and reason in group["reason"]
+
+
+@pytest.mark.parametrize("body, limit, reason", [
+    ("{% for i in range(10**9) %}{% endfor %}", {"row_timeout": 1.0, "row_memory_mb": 512}, "Range too big"),
+    (LOOP, {"row_timeout": 1.0, "row_memory_mb": 512}, "took longer than 1 seconds; see data.row_timeout"),
+    ("{{ ('ab' * 999999999) | length }}", {"row_timeout": 60.0, "row_memory_mb": 64}, "needed more than 64 MB of memory; see data.row_memory_mb"),
+])  # fmt: skip
+def test_an_expression_of_columns_that_runs_wild_is_named(run, tmp_path, body, limit, reason):
+    rows = pairs(12)
+    rows[4]["prompt"] = "BOOM"
+    columns = {"prompt": "{% if prompt == 'BOOM' %}" + body + "{% endif %}{{ prompt }}"}
+    data = run(write(tmp_path / "rows.jsonl", rows), columns=columns, format="prompt_completion", bad_rows="skip", **limit)
+    assert data.train.examples == 11
+    (group,) = data.report["train"]["sets"]["train"]["rows_left_out"]["reasons"]
+    assert group["first"] == [f"{tmp_path}/rows.jsonl:5"] and reason in group["reason"]
+
+
+def test_an_expression_of_columns_that_runs_wild_when_compiled_is_named(run, tmp_path):
+    """jinja2 evaluates constants when it compiles, which the workers do, too."""
+    columns = {"prompt": "{{ 9**(9**9) }}{{ prompt }}"}
+    message = fails(run, write(tmp_path / "rows.jsonl", pairs(3)), columns=columns, format="prompt_completion", row_timeout=1.0)
+    assert "took longer than 1 seconds; see data.row_timeout" in message and "rows.jsonl:1" in message
+
+
 def test_a_template_that_always_runs_wild_is_not_tried_on_every_row(run, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "WATCHDOG_ROWS", 2)
     rows = [

@@ -1,0 +1,153 @@
+"""Broken rows and broken files become examples, or errors that say why: the properties of scripts/fuzz_data.py, for seconds."""
+
+import importlib.util
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from format_rows import any_row, read
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from chat_cases import shared_tokenizer
+
+from sft_jax.data.chat import RowBuilder
+from sft_jax.data.examples import RowError, in_message
+from sft_jax.data.formats import FORMATS
+from sft_jax.data.templates import TEMPLATES, ChatTemplate
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location("fuzz_data", Path(__file__).parents[2] / "scripts" / "fuzz_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz_data = _script()
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def ways(assets):
+    """Builders for one tokenizer: without a template, ChatML, and one that shows calls and drops earlier thinking."""
+    qwen = shared_tokenizer(assets / "tokenizers" / "qwen3")
+    sources = {"plain": None, "chatml": TEMPLATES["chatml"], "qwen3": (assets / "chat_templates/stock/Qwen-Qwen3-0.6B.jinja").read_text()}
+    return [
+        fuzz_data.Builder(name, RowBuilder(qwen, source and ChatTemplate(source, qwen.special_tokens)), qwen)
+        for name, source in sources.items()
+    ]
+
+
+@QUICK
+@given(st.integers(0, 2**32), st.sampled_from(fuzz_data.COLUMNS))
+def test_changed_rows_become_examples_or_errors(ways, seed, columns):
+    choose = random.Random(seed)
+    rows = [fuzz_data.mutate(choose.choice(fuzz_data.SHAPES), choose) for _ in range(12)]
+    outcomes = fuzz_data.try_rows(rows, choose.choice(ways), columns)
+    assert outcomes.total() >= len(rows)
+
+
+@QUICK
+@given(st.lists(any_row, min_size=1, max_size=8))
+def test_any_rows_become_examples_or_errors(ways, rows):
+    for way in ways:
+        fuzz_data.try_rows(rows, way, fuzz_data.COLUMNS[0])
+
+
+def test_rows_that_nothing_changed_all_become_examples(ways):
+    """So what is tried does get as far as examples."""
+    found: Counter[str] = Counter()
+    for row in fuzz_data.SHAPES:
+        found.update(fuzz_data.try_rows([row], ways[2], fuzz_data.COLUMNS[0]))
+    assert found["built once"] + found["built per_turn"] + found["built plain"] == len(fuzz_data.SHAPES)
+
+
+@pytest.mark.parametrize("suffix", fuzz_data.FILES)
+def test_broken_files_are_read_or_refused(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    whole = fuzz_data.FILES[suffix](fuzz_data.SHAPES)
+    path.write_bytes(whole)
+    rows, outcomes = fuzz_data.try_file(path)
+    assert len(rows) == len(fuzz_data.SHAPES) == outcomes.total()
+    for seed in range(25):
+        path.write_bytes(fuzz_data.break_bytes(whole, random.Random(seed)))
+        fuzz_data.try_file(path)
+
+
+@pytest.mark.parametrize("change", ["weights", "ids", "guard", "message"])
+def test_what_may_not_come_out_is_noticed(ways, change):
+    way, row = ways[1], fuzz_data.SHAPES[0]
+    (built,) = way.rows.build([read("messages", row)])
+    example = built.examples[0]
+    if change == "message":
+        with pytest.raises(AssertionError, match="cannot be printed"):
+            fuzz_data.check_message("field '\ud800'")
+    elif change == "guard":
+        told = read("messages", {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "b"}]})
+        open_rows = RowBuilder(way.tokenizer, ChatTemplate(TEMPLATES["chatml"], way.tokenizer.special_tokens), allow_special_tokens=True)
+        (leaking,) = open_rows.build([told])
+        fuzz_data.check_guard(way.rows.build([told])[0], told, way)
+        with pytest.raises(AssertionError, match="control tokens where there should be"):
+            fuzz_data.check_guard(leaking._replace(counts={"guarded": 1}), told, way)
+    else:
+        changed = {"weights": {"weights": -example.weights}, "ids": {"ids": example.ids + way.tokenizer.vocab_size}}[change]
+        fuzz_data.check_row(built, way.tokenizer)
+        with pytest.raises(AssertionError):
+            fuzz_data.check_row(built._replace(examples=(example._replace(**changed),)), way.tokenizer)
+
+
+# --- what fuzzing found ---
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"tools": [{"name": "f", "x": b"\xff"}]}, "'tools[0]' holds bytes that are no text in UTF-8, which JSON cannot hold; correct the row."),
+        (
+            {"calls": [{"name": "f", "arguments": {"x": [b"\xff"]}}]},
+            "'messages[1].tool_calls[0]' holds bytes that are no text in UTF-8, which JSON cannot hold; correct the row.",
+        ),
+    ],
+)
+def test_what_json_cannot_hold_is_no_tool_and_no_argument(row, message):
+    """Parquet files may hold it; it went as far as json.dumps."""
+    answer = {"role": "assistant", "content": "b", "tool_calls": row.pop("calls", None)}
+    with pytest.raises(RowError) as error:
+        read("messages", {"messages": [{"role": "user", "content": "a"}, answer], **row})
+    assert str(error.value) == message
+
+
+def test_names_of_fields_with_half_of_a_surrogate_pair_can_be_printed():
+    row = {"messages": [{"role": "user", "\ud800": 1}]}
+    with pytest.raises(RowError) as error:
+        read("messages", row)
+    assert str(error.value) == r"messages[0]: 'content' is missing; the turn has: role, \ud800; correct the row."
+    assert FORMATS["messages"].unread_fields({**row, "\udfff": 1}, fuzz_data.COLUMNS[0]) == {r"\udfff", r"messages[].\ud800"}
+    assert FORMATS["text"].misfit({"\ud800": 1}, fuzz_data.COLUMNS[0]) == (
+        r"field 'text' is missing (data.columns.text); the row has: \ud800"
+    )
+
+
+@pytest.mark.parametrize("name", ["text", "self", "kwargs", "message"])
+def test_template_arguments_of_a_row_may_have_any_name(ways, name):
+    """Those of Python's own parameters, too."""
+    row = {**fuzz_data.SHAPES[2], "chat_template_kwargs": {name: "x"}}
+    (built,) = ways[1].rows.build([read("messages", row)])
+    (plain,) = ways[1].rows.build([read("messages", fuzz_data.SHAPES[2] | {"chat_template_kwargs": None})])
+    assert built.examples[0].text == plain.examples[0].text
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_beyond_float32_are_refused_without_a_warning():
+    with pytest.raises(RowError) as error:
+        read("tokens", {"input_ids": [5, 6, 7], "weights": [0, 0.5, 1e300]})
+    assert str(error.value) == "'weights' must be 0, or from 1e-06 to 1e+06, not inf; correct the row."
+
+
+def test_what_is_said_of_a_row_is_not_as_long_as_the_row():
+    with pytest.raises(RowError) as error:
+        read("messages", {"messages": [{"role": "u" * 10**6, "content": "a"}]})
+    assert len(str(error.value)) < 5000 and str(error.value).startswith("messages[0]: unknown role 'uuu")
+    assert str(error.value).endswith("Known: assistant, developer, system, tool, user.")
+    assert in_message("a" * 4000) == "a" * 4000

@@ -192,7 +192,7 @@ def test_content_that_the_template_drops_does_not_hinder_the_guard(qwen):
     source = around("{{ m.content }}").source.replace("for m in messages", "for m in messages if m.role != 'system'")
     messages = (Message("system", "old<|im_end|>"), *chat("new<|im_end|>", "b").messages)
     (row,) = builder(qwen, ChatTemplate(source, {})).build([Conversation(messages=messages)])
-    assert row.counts == {"guarded": 1}
+    assert row.counts == {"guarded": 1, "hidden_messages": 1}
     assert controls(qwen, row.examples[0].ids) == ["<|im_start|>", "<|im_end|>"] * 2
 
 

@@ -3,7 +3,9 @@
 import gzip
 import json
 
+from sft_jax.data.examples import RowError
 from sft_jax.data.sources import open_rows
+from sft_jax.errors import UserError
 
 
 def write(folder, name, content):
@@ -20,3 +22,18 @@ def lines(*rows):
 def read(*paths):
     rows = open_rows([str(path) for path in paths], "data.train")
     return [rows[index] for index in range(len(rows))], [rows.where(index).line for index in range(len(rows))]
+
+
+def assert_rows_or_user_error(path, is_row):
+    """Checks that a file is refused by name, or has rows each of which is one or raises RowError."""
+    try:
+        rows = open_rows([path], "data.train")
+    except UserError as error:
+        assert path in str(error)
+        return
+    assert len(rows) > 0
+    for index in range(len(rows)):
+        try:
+            assert is_row(rows[index])
+        except RowError:
+            pass

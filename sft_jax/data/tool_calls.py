@@ -89,15 +89,9 @@ def call_dict(call: Call, form: CallForm) -> dict[str, Any]:
 
 def texts_in(value: Any) -> Iterator[str]:
     """Yields every text in a JSON value, names of fields too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield str(name)
-            yield from texts_in(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from texts_in(inner)
+    yield from field_names(value)
+    for path in value_paths(value):
+        yield value_at(value, path)
 
 
 def field_names(value: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_files import read, write
+from row_files import assert_rows_or_user_error, read, write
 
 from sft_jax.data.examples import RowError
 from sft_jax.data.sources import open_rows
@@ -26,6 +26,8 @@ tables = st.integers(2, 4).flatmap(lambda width: st.lists(st.lists(texts, min_si
 @given(tables, st.sampled_from(["\n", "\r\n"]), st.booleans(), st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]), st.booleans())
 def test_rows_are_those_of_another_reader(content, ending, bom, quoting, tabs):
     names = [f"n{number}" for number in range(len(content[0]))]
+    if any("\r" in field for row in content for field in row):  # which Python's writer before 3.13 leaves without quotes
+        quoting = csv.QUOTE_ALL
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t" if tabs else ",", lineterminator=ending, quoting=quoting)
     writer.writerow(names)
@@ -104,14 +106,4 @@ def test_the_same_bytes_as_csv_and_tsv_are_other_data(tmp_path):
 def test_any_file_is_rows_or_a_user_error(content):
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), "x.csv", b"".join(content))
-        try:
-            rows = open_rows([path], "data.train")
-        except UserError as error:
-            assert path in str(error)
-            return
-        assert len(rows) > 0
-        for index in range(len(rows)):
-            try:
-                assert all(isinstance(value, str) for value in rows[index].values())
-            except RowError:
-                pass
+        assert_rows_or_user_error(path, lambda row: all(isinstance(value, str) for value in row.values()))

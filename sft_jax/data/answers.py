@@ -61,7 +61,7 @@ def find_answer(
             f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
             f"rendered as {_show(said)}; change the row or the template."
         )
-    _check_calls(rendering, turn, calls, said)
+    _check_calls(rendering, messages, calls, shown, said)
     if reasoning and reasoning not in said:
         counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
     if closing and closing not in said:
@@ -71,9 +71,17 @@ def find_answer(
     return answer
 
 
-def _check_calls(rendering: Rendering, turn: int, calls: Sequence[dict], said: str) -> None:
-    """Raises RowError where an answer lacks a call of the turn, its name or a text in its arguments."""
-    for call in calls:
+def _check_calls(rendering: Rendering, messages: Messages, calls: Sequence[dict], shown: str, said: str) -> None:
+    """Raises RowError where an answer lacks a call of the turn, its name or a text in its arguments.
+
+    Of several calls each must change `shown`, the render of `messages`: a template may show the first one only.
+    """
+    turn = len(messages) - 1
+    for number, call in enumerate(calls):
+        if len(calls) > 1 and rendering.shows_same([*messages[:-1], {**messages[-1], "tool_calls": [*calls[:number], *calls[number + 1 :]]}], shown):
+            raise RowError(
+                f"{rendering.name} does not render call {number + 1} of {len(calls)} in message {turn}; change the row or the template."
+            )
         function = call["function"]
         arguments = function["arguments"]
         values = [value_at(arguments, path) for path in value_paths(arguments)]

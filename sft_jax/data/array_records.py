@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from sft_jax.data.examples import RowError
 from sft_jax.data.json_rows import parse_row, text_or_bytes
 from sft_jax.data.parts import File, Row
-from sft_jax.data.pieces import changed, damaged, file_sha256, no_longer_read
+from sft_jax.data.pieces import State, changed, damaged, file_sha256, no_longer_read, state_of
 from sft_jax.errors import UserError
 
 BLOCK = 1024  # records that are read at a time
@@ -22,10 +22,11 @@ class RecordFile:
     """A Part whose rows are [skip, skip + count) of the `available` records of an ArrayRecord file, which `parse` reads."""
 
     def __init__(
-        self, file: File, content: str, available: int, skip: int, count: int, parse: Callable[[bytes], Row]
+        self, file: File, state: State, content: str, available: int, skip: int, count: int, parse: Callable[[bytes], Row]
     ):
+        """`state` is that of the file before `content` was told from it."""
         self.name, self._path, self._blocks = file.name, file.path, file.shared.blocks
-        self.size, self.content = os.path.getsize(file.path), content
+        self.size, self.content, self._state = state.size, content, state
         self._available, self._skip, self._count, self._parse = available, skip, count, parse
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class RecordFile:
 
     def _load(self, block: int) -> tuple[list[bytes], int]:
         try:
-            if os.path.getsize(self._path) != self.size:
+            if state_of(self._path) != self._state:
                 raise changed(self.name)
             reader = ArrayRecordReader(self._path, _OPTIONS)
             try:
@@ -64,8 +65,8 @@ class RecordFile:
 
 def open_array_record(file: File) -> RecordFile:
     """Opens an ArrayRecord file. Raises UserError where it is none."""
-    count = record_count(file)
-    return RecordFile(file, f"array_record {file_sha256(file.path)}", count, 0, count, parse_record)
+    count, state = record_count(file), state_of(file.path)
+    return RecordFile(file, state, f"array_record {file_sha256(file.path)}", count, 0, count, parse_record)
 
 
 def record_count(file: File) -> int:
@@ -93,14 +94,19 @@ def parse_record(record: bytes) -> Row:
     A feature of an Example with one value is that value, one with more a list: the two are written alike. Bytes are text
     where they are UTF-8.
     """
-    if record.lstrip()[:1] == b"{":
+    looks_like_json = record.lstrip()[:1] == b"{"
+    if looks_like_json and record[:1] != b"\n":  # the byte with which an Example begins
         return parse_row(record)
     from tensorflow_datasets.proto import tf_example_pb2  # here: it takes half a second, and few data sets need it
 
     try:
         features = tf_example_pb2.Example.FromString(record).features.feature
     except DecodeError as error:
+        if looks_like_json:
+            return parse_row(record)
         raise RowError("is neither a JSON object nor a tf.train.Example; write each record as JSON text.") from error
+    if not features and looks_like_json:
+        return parse_row(record)
     if not features:
         raise RowError("holds no field: it is neither a JSON object nor a tf.train.Example with features.")
     return {name: _feature(features[name]) for name in sorted(features)}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from sft_jax.data.arrow_values import table_rows
 from sft_jax.data.examples import RowError
 from sft_jax.data.parts import File, Row
-from sft_jax.data.pieces import changed, damaged, file_sha256, no_longer_read
+from sft_jax.data.pieces import changed, damaged, file_sha256, no_longer_read, state_of
 from sft_jax.errors import UserError, reason_of
 
 _ARROW_FILE = b"ARROW1"  # Arrow's file format, which is Feather's too, begins with it; else it is a stream
@@ -23,8 +23,8 @@ class TableFile:
 
     def __init__(self, file: File, kind: str, counts: list[int], load: _Load):
         self.name, self._path, self._blocks, self._load = file.name, file.path, file.shared.blocks, load
-        self._state = os.stat(file.path)
-        self.size = self._state.st_size
+        self._state = state_of(file.path)
+        self.size = self._state.size
         self.content = f"{kind} {file_sha256(file.path)}"
         self._bases = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
@@ -47,8 +47,7 @@ class TableFile:
     def _block(self, number: int) -> pa.Table:
         def load() -> tuple[pa.Table, int]:
             try:
-                state = os.stat(self._path)
-                if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
+                if state_of(self._path) != self._state:
                     raise changed(self.name)
                 table = self._load(number)
             except (pa.ArrowException, ValueError) as error:

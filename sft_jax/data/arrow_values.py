@@ -1,7 +1,7 @@
 """Rows of Arrow tables as plain Python: what JSON would hold, as far as it can.
 
-Text, numbers, true and false, null, lists and structs are what they are; a struct whose fields are all null stays an object of
-nulls, which formats read like fields that are absent. Dates, times and decimals become text as Arrow writes them ("2024-01-31
+Text, numbers, true and false, null, lists and structs are what they are, but that fields of a struct that are null are absent:
+all structs of a column have all its fields, those of other tools or calls too. Dates, times and decimals become text as Arrow writes them ("2024-01-31
 12:00:00", "1.20"), durations whole numbers in their unit, maps objects, columns of Arrow's JSON type what they say, bytes
 text where they are UTF-8. Other bytes and types stay, and a format that reads such a field refuses the row.
 """
@@ -74,6 +74,9 @@ def _readable(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if types.is_duration(kind):
         return pa.int64()
+    if types.is_dictionary(kind):
+        inner = _readable(kind.value_type)
+        return kind if inner == kind.value_type else inner
     if types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_readable(kind.value_type)))
     if types.is_large_list(kind):
@@ -101,9 +104,12 @@ def _reader(kind: pa.DataType) -> Reader | None:
         return lambda pairs: _object(pairs, item)
     if isinstance(kind, pa.StructType):
         readers = {field.name: reader for field in kind if (reader := _reader(field.type))}
-        return (lambda value: {key: _read(readers.get(key), inner) for key, inner in value.items()}) if readers else None
+        # Null is what is absent: all structs of a column have all its fields, those of tools and arguments of calls too.
+        return lambda value: {key: _read(readers.get(key), inner) for key, inner in value.items() if inner is not None}
     if isinstance(kind, _LISTS):
         item = _reader(kind.value_type)
+        if types.is_list_view(kind) or types.is_large_list_view(kind):  # pyarrow's casts of them give broken arrays
+            item = str if _readable(kind.value_type) == pa.string() else item
         return (lambda values: [_read(item, value) for value in values]) if item else None
     return None
 

@@ -12,9 +12,10 @@ from sft_jax.data.alignment import Encoding
 from sft_jax.data.conversation import Conversation, Message
 from sft_jax.data.examples import BadRow, BuiltRow, Example, RowError
 from sft_jax.data.guard import guard_of
+from sft_jax.data.outside import check_outside
 from sft_jax.data.rendering import Rendering
 from sft_jax.data.seams import SeamEncoder
-from sft_jax.data.spans import RowPlan, Span, TextPlan, as_messages, parse_supervise, plan_chat, plan_plain
+from sft_jax.data.spans import RowPlan, Span, TextPlan, parse_supervise, plan_chat, plan_plain
 from sft_jax.data.templates import ChatTemplate
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
@@ -31,6 +32,7 @@ COUNTS = {
     "empty_answers": "answers without text, so that only their end is trained on",
     "marked_messages": "messages that are supervised because the row says so, not by data.supervise",
     "weighted_parts": "parts of messages or texts that have weights of their own",
+    "unused_arguments": "rows that bring template arguments, and are rendered with no template",
     "generation_less": "answers of which the template's {% generation %} leaves out a part, which is not supervised",
     "end_left_out": "answers whose end the template's {% generation %} leaves out, so that the model does not learn to stop",
     "unprompted_turns": "assistant turns at the beginning of a row, which no prompt leads to; not supervised",
@@ -51,7 +53,7 @@ def build_rows(
     Rows are independent: a bad one does not affect the others. All texts of a call are encoded together, so give many
     rows at once. See `RowBuilder` for the arguments.
     """
-    kwargs = json.dumps(template_kwargs or {}, sort_keys=True)
+    kwargs = json.dumps(template_kwargs or {})
     return _builder(tokenizer, template, supervise, kwargs, allow_special_tokens).build(conversations)
 
 
@@ -125,9 +127,9 @@ class RowBuilder:
                 if conversation.kind == "tokens":
                     given[row], rows[row] = self._given(conversation), RowPlan(None, [], "plain", {})
                     continue
-                if self._guard is not None:
-                    self._guard.check_outside(conversation)
                 rows[row] = self._plan(conversation)
+                if self._guard is not None:
+                    check_outside(conversation, self._rendering, self._guard)
                 guarded = self._guard is not None and self._guard.needed(_contents(conversation))
                 jobs += self._jobs(row, rows[row], guarded)
             except RowError as error:
@@ -161,9 +163,12 @@ class RowBuilder:
                     "the tokenizer has no EOS token, so rows cannot be ended; name its eos_token in "
                     "tokenizer_config.json, or use chats with a template."
                 )
-            return plan_plain(conversation, self._supervise)
+            plan = plan_plain(conversation, self._supervise)
+            if conversation.template_kwargs:
+                plan.counts["unused_arguments"] = 1
+            return plan
         rendering = self._rendering.of(conversation.tools, conversation.template_kwargs)
-        return plan_chat(as_messages(conversation), rendering, self._supervise)
+        return plan_chat(conversation.as_messages(), rendering, self._supervise)
 
     def _given(self, conversation: Conversation) -> Example:
         """Returns an example of tokens that the data bring, as they are."""
@@ -284,7 +289,7 @@ class RowBuilder:
 
 
 def _contents(conversation: Conversation) -> Sequence[Message]:
-    return (Message("other", conversation.text or ""),) if conversation.kind == "text" else as_messages(conversation)
+    return (Message("other", conversation.text or ""),) if conversation.kind == "text" else conversation.as_messages()
 
 
 def _is_unicode(text: str) -> bool:

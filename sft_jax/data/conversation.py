@@ -54,6 +54,13 @@ class Conversation:
     template_kwargs: dict[str, Any] | None = None  # template arguments of the row; they win over the run's
     separator: str = ""  # ends the prompt where no template does, so that it does not run into the completion
 
+    def as_messages(self) -> tuple[Message, ...]:
+        """Returns the turns of a chat, or of a prompt with its completion: the prompt is the user's, the completion the assistant's."""
+        if self.messages is not None:
+            return self.messages
+        system = (Message("system", self.system),) if self.system else ()
+        return (*system, Message("user", self.prompt), Message("assistant", self.completion))
+
     @property
     def kind(self) -> Literal["chat", "completion", "text", "tokens"]:
         """Returns which of the four it is."""

@@ -79,8 +79,9 @@ class Format(NamedTuple):
                 raise RowError(
                     f"{_missing(row, names[column], column)}; correct the row or name the field in data.columns."
                 )
+        known = {field for name in names.values() for field in fields_of(name)}
         for field, content in UNSUPPORTED.items():
-            if row.get(field) not in NOTHING and field not in names.values():
+            if row.get(field) not in NOTHING and field not in known:
                 if content == "tools" and "tools" in names:
                     raise RowError(f"field '{field}' brings tools and is not read; set data.columns.tools={field}, or leave such rows out.")
                 raise RowError(f"field '{field}' brings {content}, which are not supported; leave such rows out.")
@@ -98,7 +99,7 @@ class Format(NamedTuple):
             if not isinstance(turn, dict):
                 return turn
             renamed = {ours: turn[theirs] for ours, theirs in zip(self.turns, fields, strict=True) if theirs in turn}
-            rest = {name: value for name, value in turn.items() if name not in fields}
+            rest = {name: value for name, value in turn.items() if name not in fields and name not in self.turns}
             speaker = renamed.get(self.turns[0])
             if isinstance(speaker, str):
                 renamed[self.turns[0]] = columns.roles.get(speaker, speaker)
@@ -113,7 +114,8 @@ class Format(NamedTuple):
         """
         columns_read = self.names(columns)
         names = {field for name in columns_read.values() for field in fields_of(name)}
-        renamed = set(self.turn_fields(columns)) - set(self.turns)
+        standard = self._standard_turns(row, columns_read, columns) if self.turns[0] and "messages" in columns_read else {}
+        hidden = set(self.turns) - set(self.turn_fields(columns))  # by fields of other names
         unread = {
             name
             for name, value in row.items()
@@ -123,7 +125,9 @@ class Format(NamedTuple):
             name = columns_read.get(column, "")
             turns = row.get(name)
             if isinstance(turns, list):
-                unread.update(f"{name}[].{field}" for turn in turns for field in unread_fields(turn) - renamed)
+                fields = {field for turn in standard.get(name, turns) for field in unread_fields(turn)}
+                fields |= {field for turn in turns if isinstance(turn, dict) for field in hidden & turn.keys()}
+                unread.update(f"{name}[].{field}" for field in fields)
         return {in_message(name) for name in unread}
 
 

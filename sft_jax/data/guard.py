@@ -10,21 +10,22 @@ are replaced by their aliases, content is left alone, and one encode does the re
 import bisect
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sft_jax.data.alignment import Encoding
-from sft_jax.data.conversation import Conversation, Message, Piece
+from sft_jax.data.conversation import Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS, Slot
 from sft_jax.data.seams import SeamEncoder
 from sft_jax.data.spans import TextPlan
 from sft_jax.data.tokens import Tokenizer
-from sft_jax.data.tool_calls import field_names, texts_in
+from sft_jax.data.tool_calls import texts_in
 
 REASONING = frozenset(tag for pair in REASONING_TAGS for tag in pair)
+_SIGNS = re.compile(r"[<>\[\]|\uff5c]")  # what control tokens are made of beside letters
 _FIRST_ALIAS = 0x108000  # aliases are characters of the last private-use plane
 _LAST_ALIAS = 0x10FFFD
 
@@ -50,6 +51,7 @@ class Guard:
         self._any = _pattern(texts)
         self._other = _pattern([text for text in texts if text not in REASONING])
         self._thought = _pattern([text for text in texts if text in REASONING])
+        self._inner = frozenset(text[1:-1] for text in texts if text[:1] + text[-1:] in ("<>", "[]"))
         self._control = np.zeros(tokenizer.vocab_size, bool)
         self._control[[tokenizer.added_tokens[text] for text in texts]] = True
         self._reasoning_ids = {tokenizer.added_tokens[text] for text in texts if text in REASONING}
@@ -69,22 +71,21 @@ class Guard:
                 return True
         return False
 
-    def check_outside(self, conversation: Conversation) -> None:
-        """Raises RowError where a text that stands outside of all regions holds the text of a control token.
+    def find(self, texts: Iterable[str]) -> str | None:
+        """Returns the first control token whose text one of `texts` holds."""
+        found = next(filter(None, map(self._any.search, texts)), None)
+        return found.group() if found else None
 
-        Those are the tools, template arguments, and names and ids of calls.
+    def suspicious(self, text: str) -> bool:
+        """Returns whether a text could become a control token with others beside it: it has signs that are part of some, or is
+
+        what stands between the brackets of one.
         """
-        outside = [("its tools", conversation.tools), ("its template arguments", conversation.template_kwargs)]
-        for number, message in enumerate(conversation.messages or ()):
-            names = [(call.name, call.id, *field_names(call.arguments)) for call in message.calls]
-            outside.append((f"a name or an id in message {number}", [*names, message.name, message.call_id]))
-        for what, value in outside:
-            found = next(filter(None, map(self._any.search, texts_in(value))), None)
-            if found:
-                raise RowError(
-                    f"{what} holds the text of the control token {found.group()!r}; remove it or set "
-                    "data.allow_special_tokens_in_content=True."
-                )
+        return bool(_SIGNS.search(text)) or text in self._inner
+
+    def joined(self, text: str, neutral: str) -> bool:
+        """Returns whether a text has control tokens, of any kind, that another one has not."""
+        return bool(np.any(self._more(np.array(self._tokenizer.encode(text), np.int64), neutral)))
 
     def doubtful(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot]) -> bool:
         """Returns whether a content holds the text of a control token, so that no piece of it may pass for the template's."""
@@ -192,11 +193,15 @@ class Guard:
         It decides where it is not known which part of the text is content: no content holds the text of a token, but
         a piece of one may have become a token together with what stands beside it. Reasoning markup may be content.
         """
-        others = np.array(self._tokenizer.encode(neutral), np.int64)
-        counts, usual = (np.bincount(part[self._control[part]], minlength=len(self._control)) for part in (ids, others))
-        more = counts > usual
+        more = self._more(ids, neutral)
         more[list(self._reasoning_ids)] = False
         return bool(more.any())
+
+    def _more(self, ids: np.ndarray, neutral: str) -> np.ndarray:
+        """Returns of which tokens `ids` has more than a text, bool [vocabulary]; only control tokens count."""
+        others = np.array(self._tokenizer.encode(neutral), np.int64)
+        counts, usual = (np.bincount(part[self._control[part]], minlength=len(self._control)) for part in (ids, others))
+        return counts > usual
 
     def _allowed(self, plan: TextPlan, token: int, start: int, stop: int) -> bool:
         """Returns whether a control token that touches content is reasoning markup of the assistant, or an alias."""

@@ -22,7 +22,7 @@ def open_json(file: File) -> TextFile:
 
 
 def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
-    """Returns the rows of a file and the SHA-256 of its bytes.
+    """Returns the rows of a file, and a hash of its bytes and of whether they are an array.
 
     A `.json` file is an array of rows, or holds a row on each line like `.jsonl`; its first character tells. Raises
     UserError, calling the file `name`, where it is empty, in UTF-16, or an array that is malformed.
@@ -33,7 +33,7 @@ def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
         head += more
     if suffix == ".json" and text.startswith(b"["):
         data = piece.read(0, piece.size)
-        return index_array(data, begin, name), hashlib.sha256(data).hexdigest()
+        return index_array(data, begin, name), f"array {hashlib.sha256(data).hexdigest()}"  # the same bytes as lines are other rows
     index, digest = _index_lines(piece, begin)
     if suffix == ".json" and len(index.starts):
         _refuse_object(piece, name, index)

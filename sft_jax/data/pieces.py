@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import stat
 import tempfile
 import weakref
 import zlib
@@ -65,6 +66,19 @@ class _Reader(io.RawIOBase):
         return len(data)
 
 
+class State(NamedTuple):
+    """By what a file that has been written again is known."""
+
+    size: int  # bytes
+    changed_at: int  # nanoseconds
+
+
+def state_of(file: str | int) -> State:
+    """Returns the state of a file, by its path or its descriptor."""
+    found = os.stat(file)
+    return State(found.st_size, found.st_mtime_ns)
+
+
 class Pieces:
     """Files that are opened when they are read, of which few are open at a time.
 
@@ -74,12 +88,15 @@ class Pieces:
 
     def __init__(self):
         self._open: dict[str, int] = {}  # path -> descriptor, the one used last at the end
+        self._states: dict[str, State] = {}  # path -> that when it was first opened
         self._unpacked: dict[str, Piece] = {}  # by path
         self._scratch: BinaryIO | None = None
         weakref.finalize(self, _close, self._open)
 
     def open(self, path: str, label: str) -> Piece:
         """Returns the content of a file. Raises OSError, and UserError calling the file `label` for a damaged archive."""
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe has no end that could be waited for, and no rows by number
+            raise UserError(f"{label}: is no regular file; save what it gives to one.")
         if packing(path):
             return self._unpack(path, label)
         descriptor = self._open.pop(path, None)
@@ -88,15 +105,16 @@ class Pieces:
                 os.close(self._open.pop(next(iter(self._open))))
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._open[path] = descriptor
+        self._states.setdefault(path, state_of(descriptor))
         return Piece(descriptor, 0, os.fstat(descriptor).st_size)
 
     def reopen(self, path: str, name: str, size: int) -> Piece:
-        """Returns the content of a file that was opened before. Raises UserError where it has no longer `size` bytes."""
+        """Returns the content of a file that was opened before, of `size` bytes. Raises UserError where it has changed since."""
         try:
             piece = self.open(path, name)
         except OSError as error:
             raise no_longer_read(name, error) from error
-        if piece.size != size:
+        if piece.size != size or not packing(path) and state_of(self._open[path]) != self._states[path]:
             os.close(self._open.pop(path))
             raise changed(name)
         return piece

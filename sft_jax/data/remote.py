@@ -70,9 +70,9 @@ def copy(url: str, label: str, shared: Shared) -> str:
     state = json.dumps([url, info.get("size"), versions], sort_keys=True)
     folder = shared.cache / "remote" / hashlib.sha256(state.encode()).hexdigest()[:32]
     target = folder / os.path.basename(path)
-    if versions and target.is_file():
-        return str(target)
     size = info.get("size")
+    if versions and target.is_file() and size in (None, target.stat().st_size):
+        return str(target)
     shared.log(f"{label}: copying {size or 0:,} bytes to {target}.")
     temporary = None
     try:
@@ -83,6 +83,8 @@ def copy(url: str, label: str, shared: Shared) -> str:
         copied = os.path.getsize(temporary)
         if size is not None and copied != size:
             raise UserError(f"{label}: {copied:,} of {size:,} bytes were copied; start again.")
+        with open(temporary, "rb") as written:  # else a crash of the machine could leave a part of it under its name
+            os.fsync(written.fileno())
         os.replace(temporary, target)
     except OSError as error:
         raise UserError(

@@ -34,6 +34,7 @@ class Rendering:
         self._tokenizer = tokenizer
         self._doubtful = doubtful
         self._locator = Locator(self.render, doubtful)
+        self.checked_outside: dict[str, bool] = {}  # see sft_jax.data.outside
         self._variants: dict[str, Rendering] = {}
         self._like: Rendering | None = None  # the same but for tools, which change neither the form of calls nor ends of turns
 
@@ -41,7 +42,7 @@ class Rendering:
         """Returns the rendering of a row that brings tools or template arguments; itself where it brings neither."""
         if not tools and not kwargs:
             return self
-        key = json.dumps([tools, kwargs], sort_keys=True)
+        key = json.dumps([tools, kwargs])  # templates write them in their order
         if key not in self._variants:
             if len(self._variants) >= _REMEMBERED:
                 self._variants.clear()
@@ -64,6 +65,13 @@ class Rendering:
         """Returns the text of `messages`, ending with what asks for an answer where `prompt` is set."""
         return self.template.render(messages, prompt, **self._kwargs)
 
+    def shows_same(self, messages: Messages, text: str) -> bool:
+        """Returns whether the render of `messages` is `text`; it is not where the template refuses them."""
+        try:
+            return self.render(messages, False) == text
+        except RowError:
+            return False
+
     def locate(self, messages: Messages, slots: Sequence[Slot], prompt: bool, text: str) -> Located | None:
         """Returns where the contents of `messages` lie in their render `text`; `slots` may go on beyond them."""
         count = len(messages)
@@ -85,21 +93,24 @@ class Rendering:
         if self._like is not None and self._like.turn_end.end:  # some templates render nothing without tools
             return self._like.turn_end
         special = self._tokenizer.special_tokens
-        return find_turn_end(self.render, self._locator, self._tokenizer.added_tokens, special.get("eos_token"))
+        with self.template.probed():
+            return find_turn_end(self.render, self._locator, self._tokenizer.added_tokens, special.get("eos_token"))
 
     @functools.cached_property
     def call_form(self) -> tuple[CallForm | None, str]:
         """How the template is given calls of tools; None and why where it shows them in no form."""
         if self._like is not None:
             return self._like.call_form
-        return find_call_form(lambda messages, tools: self.template.render(messages, False, **{**self._kwargs, "tools": tools}))
+        with self.template.probed():
+            return find_call_form(lambda messages, tools: self.template.render(messages, False, **{**self._kwargs, "tools": tools}))
 
     @functools.cached_property
     def call_end(self) -> CallEnd:
         """How a turn of calls ends where it does not end as other turns do."""
         if self._like is not None:
             return self._like.call_end
-        return find_call_end(self.render, self.call_form[0], self.turn_end, self._tokenizer.added_tokens)
+        with self.template.probed():
+            return find_call_end(self.render, self.call_form[0], self.turn_end, self._tokenizer.added_tokens)
 
     @property
     def bos(self) -> str:

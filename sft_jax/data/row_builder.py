@@ -57,7 +57,7 @@ class Built(NamedTuple):
     kinds: Counter[str]  # how rows became examples, see sft_jax.data.examples.BuiltRow
     counts: Counter[str]
     unused_fields: Counter[str]  # rows with a field that nothing reads, by its name
-    read_clock: bool  # the template has asked for the date since the worker began
+    read_clock: bool  # the template has asked for the date for one of them
 
 
 class _Results(NamedTuple):
@@ -91,6 +91,8 @@ def _with_results(setup: Setup, finish: Callable[[_Results], Any]) -> Callable[[
 
     def build(items: list[Item]) -> Any:
         chat_template = compiled()
+        if chat_template is not None:
+            chat_template.read_clock = False  # it is of these rows that it is told
         numbers, conversations, bad = [], [], []
         unused: Counter[str] = Counter()
         options = setup.sets[items[0].set_index]

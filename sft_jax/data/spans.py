@@ -111,14 +111,6 @@ def plan_plain(conversation: Conversation, supervise: Supervise) -> RowPlan:
     return RowPlan(plan, [], "plain", counts)
 
 
-def as_messages(conversation: Conversation) -> tuple[Message, ...]:
-    """Returns a conversation as a chat: a prompt is the user's, its completion the assistant's."""
-    if conversation.messages is not None:
-        return conversation.messages
-    system = (Message("system", conversation.system),) if conversation.system else ()
-    return (*system, Message("user", conversation.prompt), Message("assistant", conversation.completion))
-
-
 def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supervise) -> RowPlan:
     """Plans a chat. Raises RowError where the template refuses it or spans cannot be decided."""
     dicts = rendering.dicts(messages)

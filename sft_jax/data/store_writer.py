@@ -35,6 +35,7 @@ from sft_jax.errors import UserError
 
 _LOCK = "lock"  # file in a folder that is being written
 
+_TRIES = 8  # to make a folder that processes which fail take away
 
 class ShardWriter:
     """Writes shard `number` of the store in `folder`, of the rows [first, stop). Use as a context manager.
@@ -53,10 +54,16 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.temporary, self._lock = _locked_folder(shard_path(self.folder, self.number))
+            self.temporary, self._lock = self._make()
             self._files = {name: _HashedFile(self.temporary / name) for name in FIELDS}
         return self
+
+    def _make(self) -> tuple[Path, Any]:
+        for _ in range(_TRIES):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process that has failed took the empty folder away
+                return _locked_folder(shard_path(self.folder, self.number))
+        return _locked_folder(shard_path(self.folder, self.number))
 
     def __exit__(self, kind, error, trace) -> None:
         for file in self._files.values():

@@ -4,6 +4,7 @@ Templates come from model repositories and are not trusted: the sandbox keeps th
 renders in a loop does so in a process that is watched for time and memory.
 """
 
+import contextlib
 import contextvars
 import datetime
 import functools
@@ -11,7 +12,7 @@ import itertools
 import json
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ class ChatTemplate:
     def _strftime_now(self, form: str) -> str:
         self.read_clock = True
         return self.now.strftime(form)
+
+    @contextlib.contextmanager
+    def probed(self) -> Iterator[None]:
+        """Renders in it are of no row, so `read_clock` stays as it is."""
+        before = self.read_clock
+        try:
+            yield
+        finally:
+            self.read_clock = before
 
     def render(self, messages: Sequence, /, add_generation_prompt: bool = False, **kwargs: Any) -> str:
         """Returns the text of a conversation.

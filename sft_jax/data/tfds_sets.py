@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from sft_jax.data.array_records import RecordFile, record_count
 from sft_jax.data.examples import RowError
 from sft_jax.data.json_rows import text_or_bytes
 from sft_jax.data.parts import File, Part, Row, Shared
-from sft_jax.data.pieces import file_sha256
+from sft_jax.data.pieces import file_sha256, state_of
 from sft_jax.data.remote import is_url
 from sft_jax.errors import UserError, reason_of
 
@@ -40,7 +41,8 @@ def open_tfds(name: str, label: str, shared: Shared) -> list[Part]:
         known = ", ".join(builder.info.splits)
         raise UserError(f"{label}: has no such split ({reason_of(error)}); it has {known}.") from error
     features = builder.info.features
-    kind = hashlib.sha256(json.dumps(features.to_json(), sort_keys=True).encode()).hexdigest()
+    known = [features.to_json(), list(_labels(features))]  # labels are read as their names
+    kind = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     parts: list[Part] = []
     for number, each in enumerate(instructions):
         path = os.fspath(each.filename)
@@ -51,14 +53,25 @@ def open_tfds(name: str, label: str, shared: Shared) -> list[Part]:
         file = File(f"{name}/{os.path.basename(path)}", label, path, shared)
         if any(part.name == file.name for part in parts):  # of a sum of slices of one file
             file = file._replace(name=f"{file.name}#{number}")
-        available = record_count(file)
+        available, state = record_count(file), state_of(path)
         count = each.take if each.take >= 0 else available - each.skip
         if each.skip + count > available:
             needed = each.skip + count
             raise UserError(f"{label}: {path} has {available} of {needed} records; prepare the data set again.")
         content = f"tfds {builder.info.full_name} {kind} {each.skip} {count} {file_sha256(path)}"
-        parts.append(RecordFile(file, content, available, each.skip, count, partial(_parse, features)))
+        parts.append(RecordFile(file, state, content, available, each.skip, count, partial(_parse, features)))
     return parts
+
+
+def _labels(feature: Any, path: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yields (path, names) of every feature whose numbers stand for names."""
+    if getattr(feature, "names", None):
+        yield path, list(feature.names)
+    elif hasattr(feature, "items"):  # several features by name
+        for name, inner in feature.items():
+            yield from _labels(inner, f"{path}/{name}")
+    elif hasattr(feature, "feature"):  # a list of one
+        yield from _labels(feature.feature, f"{path}[]")
 
 
 def _builder(name: str, label: str) -> Any:

@@ -35,12 +35,13 @@ def open_tokenizer(model_path: str, cache: Path, add_tokens: Sequence[str] = ())
         try:
             store_tokenizer(tokenizer, temporary)
             (temporary / _CHECKSUM).write_text(folder_hash(temporary))
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            if _is_whole(folder):  # another process was faster, and its workers may be reading it
+                return tokenizer, folder
+            shutil.rmtree(folder, ignore_errors=True)
             try:
                 os.rename(temporary, folder)
             except OSError:
-                if not _is_whole(folder):  # else another process was faster
+                if not _is_whole(folder):
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -49,5 +50,7 @@ def open_tokenizer(model_path: str, cache: Path, add_tokens: Sequence[str] = ())
 
 def _is_whole(folder: Path) -> bool:
     """Returns whether a stored tokenizer is there as it was written."""
-    checksum = folder / _CHECKSUM
-    return checksum.is_file() and checksum.read_text() == folder_hash(folder, leave_out=_CHECKSUM)
+    try:
+        return (folder / _CHECKSUM).read_text() == folder_hash(folder, leave_out=_CHECKSUM)
+    except (FileNotFoundError, NotADirectoryError):  # or another process is removing it
+        return False

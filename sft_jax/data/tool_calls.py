@@ -1,6 +1,7 @@
 """Calls of tools and the tools themselves, as rows write them: OpenAI's lists, JSON texts, ShareGPT's turns."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,10 @@ def read_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
         function = tool if bare else tool["function"]
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError(f"{place}: has no 'name'; correct the row.")
-        tools.append({"type": "function", "function": tool} if bare else tool)
+        if tool.get("type") not in (None, "function"):
+            raise RowError(f"{place}: tools of type {tool['type']!r} are not supported, only 'function'; leave such rows out.")
+        inner = {name: value for name, value in tool.items() if name != "type"}
+        tools.append({"type": "function", "function": inner} if bare else tool)
         _check_json(tool, place)
     return tuple(tools) or None
 
@@ -174,12 +178,14 @@ def _check_json(value: Any, where: str) -> None:
         _check_unicode(value, where)
     elif isinstance(value, dict):
         for name, inner in value.items():
+            if not isinstance(name, str):
+                raise RowError(f"'{where}' holds a field whose name is {kind_of(name)}, not text; correct the row.")
             _check_unicode(name, where)
             _check_json(inner, where)
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _check_json(inner, where)
-    elif not isinstance(value, (int, float, type(None))):
+    elif not isinstance(value, (int, float, type(None))) or isinstance(value, float) and not math.isfinite(value):
         raise RowError(f"'{where}' holds {kind_of(value)}, which JSON cannot hold; correct the row.")
 
 

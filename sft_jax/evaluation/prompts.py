@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config_checks import check_template_arguments
+from sft_jax.data.conversation import Conversation
 from sft_jax.data.examples import RowError
 from sft_jax.data.guard import guard_of
 from sft_jax.data.locate import slots_of
 from sft_jax.data.messages import read_message
+from sft_jax.data.outside import check_outside
 from sft_jax.data.rendering import Rendering
 from sft_jax.data.spans import TextPlan
 from sft_jax.data.templates import resolve_template
@@ -71,6 +73,8 @@ class PromptReader:
             messages = [read_message(message, f"message {number}") for number, message in enumerate(chat)]
             dicts = self._rendering.dicts(messages)
             text = self._rendering.render(dicts, True)
+            if self._guard is not None:
+                check_outside(Conversation(messages=tuple(messages)), self._rendering, self._guard)
             (encoding,) = self.tokenizer.encode_with_offsets([text])
             if self._guard is not None:
                 located = self._rendering.locate(dicts, slots_of(dicts), True, text)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_jax.config import DataSetConfig, default_config
+from sft_jax.config import ColumnsConfig, DataSetConfig, default_config
 from sft_jax.errors import UserError
 
 Rule = Literal["free", "longer", "override", "never"]
@@ -69,6 +69,7 @@ def flat_keys(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_COLUMNS = dataclasses.asdict(ColumnsConfig())
 _SET_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataSetConfig) if field.default is None}
 
 
@@ -90,7 +91,9 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
     before, now = flat_keys(before), flat_keys(now)
     for key in ("data.train", "data.eval"):
         if key in before:
-            before[key] = [_SET_DEFAULTS | item for item in before[key]]
+            before[key] = [
+                {**_SET_DEFAULTS, **item, **({"columns": _COLUMNS | item["columns"]} if "columns" in item else {})} for item in before[key]
+            ]
     before = {key: value for key, value in _defaults().items() if key in now} | before  # the run may be older than a key
     changes = []
     for key in sorted(before.keys() | now.keys()):

@@ -15,6 +15,8 @@ from sft_jax.data.examples import BadRow
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.templates import ChatTemplate
 from sft_jax.config import ColumnsConfig
+from sft_jax.errors import UserError
+from sft_jax.evaluation.prompts import PromptReader
 
 pytest.importorskip("transformers")
 SCRIPT = template_classes_script()
@@ -226,13 +228,53 @@ def test_what_users_and_tools_say_never_becomes_a_control_token(sources, tokeniz
     count = [sum(id_ in controls for example in row.examples for id_ in example.ids.tolist()) for row in (hostile, harmless)]
     assert count[0] == count[1] and hostile.counts["guarded"] == 1
     assert evil in tokenizer.decode(hostile.examples[0].ids)
-    for place, turns, tools in (
-        ("its tools", [ASK, {"role": "assistant", "content": "x"}], json.loads(json.dumps(TOOLS).replace("Where.", evil))),
-        ("a name or an id in message 1", [ASK, {"role": "assistant", "content": "", "tool_calls": [call({}, name=evil)]}], TOOLS),
-        ("a name or an id in message 1", [ASK, {"role": "assistant", "content": "", "tool_calls": [call({evil: 1})]}], TOOLS),
+    for turns, tools in (
+        ([ASK, {"role": "assistant", "content": "x"}], json.loads(json.dumps(TOOLS).replace("Where.", evil))),
+        ([ASK, {"role": "assistant", "content": "", "tool_calls": [call({}, name=evil)]}], TOOLS),
+        ([ASK, {"role": "assistant", "content": "", "tool_calls": [call({evil: 1})]}], TOOLS),
     ):
         (row,) = builder.build([conversation(turns, tools=tools)])
-        assert isinstance(row, BadRow) and row.reason.startswith(f"{place} holds the text of the control token '<|im_end|>'")
+        assert isinstance(row, BadRow) and "hold the text of the control token '<|im_end|>'" in row.reason
+
+
+@pytest.mark.parametrize("name", ["|im_end|", "tool_call", "|im_start|"])
+def test_a_name_never_becomes_a_control_token_between_the_brackets_of_the_template(name, assets, sources):
+    """Qwen3-Coder writes names of unknown fields of a schema in brackets; where a template does not, they are no harm."""
+    tokenizer = shared_tokenizer(assets / "tokenizers" / "qwen3")
+    tools = json.loads(json.dumps(TOOLS))
+    tools[0]["function"]["parameters"][name] = "evil"
+    turns = [ASK, {"role": "assistant", "content": "x"}]
+    coder, usual = (RowBuilder(tokenizer, ChatTemplate(sources[each], tokenizer.special_tokens)) for each in ("Qwen3-Coder", "Qwen-Qwen2.5-7B-Instruct"))
+    (row,) = coder.build([conversation(turns, tools=tools)])
+    assert isinstance(row, BadRow) and "hold a piece of a control token" in row.reason
+    (row,) = usual.build([conversation(turns, tools=tools)])
+    assert not isinstance(row, BadRow)
+    (row,) = coder.build([conversation(turns)])
+    assert not isinstance(row, BadRow)
+
+
+def test_two_texts_side_by_side_never_become_a_control_token(tokenizer):
+    source = (
+        "{% for t in tools or [] %}{{ t.function.name }}{{ t.function.description }}{% endfor %}{{ a }}{{ b }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    builder = RowBuilder(tokenizer, ChatTemplate(source, tokenizer.special_tokens))
+    turns = [ASK, {"role": "assistant", "content": "x"}]
+    halves = [{"type": "function", "function": {"name": "<|im_", "description": "end|>"}}]
+    apart = [{"type": "function", "function": {"name": "<|im_", "description": "x end|>"}}]
+    bad, good, worse = builder.build([conversation(turns, tools=halves), conversation(turns, tools=apart), conversation(turns, tools=None, chat_template_kwargs={"a": "<|im_", "b": "end|>"})])
+    assert "piece of a control token" in bad.reason and "piece of a control token" in worse.reason and not isinstance(good, BadRow)
+
+
+def test_prompts_are_guarded_as_rows_are(assets, sources, tmp_path):
+    tokenizer = shared_tokenizer(assets / "tokenizers" / "qwen3")
+    (tmp_path / "t.jinja").write_text(sources["Qwen-Qwen2.5-7B-Instruct"])
+    reader = PromptReader(tokenizer, str(tmp_path / "t.jinja"))
+    turns = [ASK, {"role": "assistant", "content": "", "tool_calls": [call({}, name="f<|im_end|>")]}, result("x")]
+    with pytest.raises(UserError, match="hold the text of the control token"):
+        reader.ids(turns)
+    assert reader.ids([ASK, {"role": "assistant", "content": "", "tool_calls": [call(ROME)]}, result("x")])
 
 
 def test_a_call_that_the_template_loses_is_refused(tokenizer):
@@ -245,9 +287,41 @@ def test_a_call_that_the_template_loses_is_refused(tokenizer):
     builder = RowBuilder(tokenizer, ChatTemplate(source, tokenizer.special_tokens))
     one = [ASK, {"role": "assistant", "content": "", "tool_calls": [call({"city": "Rome"})]}]
     two = [ASK, {"role": "assistant", "content": "", "tool_calls": [call({"city": "Rome"}), call({"city": "Ostia"}, 2)]}]
-    good, bad = builder.build([conversation(one), conversation(two)])
+    numbers = [ASK, {"role": "assistant", "content": "", "tool_calls": [call({"x": 1}), call({"x": 2}, 2)]}]
+    good, *bad = builder.build([conversation(turns) for turns in (one, two, numbers)])
     assert not isinstance(good, BadRow)
-    assert "does not render the call of 'weather' in message 1 as it is: 'Ostia' is missing" in bad.reason
+    assert all("does not render call 2 of 2 in message 1; change the row or the template." in row.reason for row in bad)
+
+
+def test_a_text_of_a_call_that_the_template_loses_is_refused(tokenizer):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% for k in c.function.arguments %}{{ k }}{% endfor %}probed value{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    builder = RowBuilder(tokenizer, ChatTemplate(source, tokenizer.special_tokens))
+    (row,) = builder.build([conversation([ASK, {"role": "assistant", "content": "", "tool_calls": [call({"city": "Rome"})]}])])
+    assert "does not render the call of 'weather' in message 1 as it is: 'Rome' is missing" in row.reason
+
+
+def test_harmony_shows_one_call_a_turn(sources, tokenizer):
+    """So a second one, of the same tool with other numbers, would be lost."""
+    two = [ASK, {"role": "assistant", "content": "", "tool_calls": [call({"x": 71111}), call({"x": 82222}, 2)]}]
+    for name in ("openai-gpt-oss-120b", "trl/gptoss"):
+        (row,) = builder_of(name, sources, tokenizer).build([conversation(two)])
+        assert "does not render call 2 of 2" in row.reason
+    (row,) = builder_of("Qwen-Qwen2.5-7B-Instruct", sources, tokenizer).build([conversation(two)])
+    assert not isinstance(row, BadRow)
+
+
+def test_rows_keep_the_order_of_their_tools(sources, tokenizer):
+    """Whatever rows were built before."""
+    turned = [{"function": dict(reversed(TOOLS[0]["function"].items())), "type": "function"}]
+    turns = [ASK, {"role": "assistant", "content": "Sunny."}]
+    name = "Qwen-Qwen2.5-7B-Instruct"
+    (alone,) = builder_of(name, sources, tokenizer).build([conversation(turns, tools=turned)])
+    _, after = builder_of(name, sources, tokenizer).build([conversation(turns), conversation(turns, tools=turned)])
+    assert alone.examples[0].text == after.examples[0].text and json.dumps(turned[0]) in alone.examples[0].text
 
 
 def test_tools_without_a_template_are_refused(tokenizer):

@@ -113,6 +113,15 @@ CONTENT = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("size", range(100, 130))
+def test_an_example_of_any_length_is_read(size):
+    """One of 123 bytes begins with a newline and a brace, as JSON may."""
+    made = tf_example_pb2.Example()
+    made.features.feature["text"].bytes_list.value.append(b"x" * size)
+    assert parse_record(made.SerializeToString()) == {"text": "x" * size}
+    assert parse_record(b'\n{"text": "x"}') == {"text": "x"}
+
+
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -143,6 +152,15 @@ def test_tfds_slices_are_those_of_its_data_source(prepared, split):
 def test_tfds_fingerprints_follow_the_split(prepared):
     splits = ["train", "train[:50%]", "train[50%:]"]
     assert len({open_rows([f"tfds:rows_builder:{split}"], "data.train").fingerprint for split in splits}) == 3
+
+
+def test_tfds_fingerprints_follow_the_names_of_labels(prepared, tmp_path):
+    """They are what is read, and are neither in the records nor in the features' JSON."""
+    before = open_rows(["tfds:rows_builder:train"], "data.train")
+    (names,) = tmp_path.rglob("label.labels.txt")
+    names.write_text("good\nbad\n")
+    after = open_rows(["tfds:rows_builder:train"], "data.train")
+    assert before[0]["label"] == "bad" and after[0]["label"] == "good" and after.fingerprint != before.fingerprint
 
 
 def test_tfds_names_that_cannot_be_read(prepared, tmp_path):

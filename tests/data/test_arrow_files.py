@@ -55,6 +55,13 @@ def encoded(value, kind):
     return value.encode() if pa.types.is_binary(kind) else value
 
 
+def without_nulls(value):
+    """Fields of structs that are null are absent; null columns and items of lists stay."""
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.dictionaries(names, kinds, min_size=1, max_size=3))
 def test_random_rows_come_back_equal(data, fields):
@@ -67,7 +74,9 @@ def test_random_rows_come_back_equal(data, fields):
         with pa.OSFile(f"{folder}/rows.arrow", "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=2)
         for name in ("rows.parquet", "rows.feather", "rows.arrow"):
-            assert list(open_rows([f"{folder}/{name}"], "data.train")) == content
+            assert list(open_rows([f"{folder}/{name}"], "data.train")) == [
+                {column: without_nulls(value) for column, value in row.items()} for row in content
+            ]
 
 
 def parquet(folder, columns, name="rows.parquet"):
@@ -120,6 +129,30 @@ def test_bytes_are_refused_where_a_format_reads_them_and_harmless_elsewhere(tmp_
     with pytest.raises(RowError) as caught:
         FORMATS["text"].read(row, ColumnsConfig())
     assert str(caught.value) == "'text' is bytes that are no text in UTF-8, not text; correct the row."
+
+
+def test_dates_in_every_kind_of_column(tmp_path):
+    dates = pa.array([datetime.date(2024, 1, 31)])
+    row = parquet(tmp_path, {"plain": dates, "code": dates.dictionary_encode()})[0]
+    assert row == {"plain": "2024-01-31", "code": "2024-01-31"}
+    view = pa.ListViewArray.from_arrays(pa.array([0], pa.int32()), pa.array([1], pa.int32()), dates)
+    pa.feather.write_feather(pa.table({"view": view}), tmp_path / "v.feather", compression="uncompressed")
+    assert open_rows([str(tmp_path / "v.feather")], "data.train")[0] == {"view": ["2024-01-31"]}
+
+
+def test_tools_and_arguments_have_no_fields_of_others(tmp_path):
+    """One struct for the arguments of all calls, and for the properties of all tools."""
+    def turns(arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    def tools(name):
+        return [{"type": "function", "function": {"name": "f", "parameters": {"properties": {name: {"type": "string"}}}}}]
+
+    rows = parquet(tmp_path, {"messages": [turns({"city": "Rome"}), turns({"days": 2})], "tools": [tools("city"), tools("days")]})
+    for row, name, arguments in zip(rows, ("city", "days"), ({"city": "Rome"}, {"days": 2}), strict=True):
+        found = FORMATS["messages"].read(row, ColumnsConfig())
+        assert found.messages[1].calls[0].arguments == arguments and found.tools == tuple(tools(name))
 
 
 def test_fields_that_arrow_fills_with_null_are_absent(tmp_path):

@@ -37,6 +37,12 @@ def test_names_of_fields_and_roles_in_turns(rows_of):
     assert [message.role for message in read("sharegpt", {"conversations": turns}, columns).messages] == ["user", "assistant"]
     with pytest.raises(RowError, match="unknown role 'klant'"):
         read("sharegpt", {"conversations": turns})
+    hidden = {"dialog": [{"speaker": "customer", "text": "Hi", "role": "x"}, {"speaker": "agent", "text": "Hello"}]}
+    assert FORMATS["messages"].unread_fields(hidden, SUPPORT) == {"dialog[].role"}
+    with pytest.raises(RowError, match="'role' is missing; the turn has: content"):  # another schema, so no row of this one
+        read("messages", {"dialog": [{"role": "user", "text": "Hi"}, {"speaker": "agent", "text": "Hello"}]}, SUPPORT)
+    tool = {"dialog": [{"speaker": "tool", "text": "1", "name": "f"}, {"speaker": "agent", "text": "Hello"}]}
+    assert FORMATS["messages"].unread_fields(tool, SUPPORT) == set()
     with pytest.raises(UserError, match="data.columns.role: the format 'sharegpt' has no such field"):
         resolve_format("sharegpt", rows_of({"conversations": turns}), ColumnsConfig(role="from"))
 
@@ -49,6 +55,10 @@ def test_texts_of_several_fields(rows_of):
     assert read("prompt_completion", {**row, "hint": "h"}, columns).prompt == "C\n\nQ: Why? (h)"
     assert detect_format(rows_of(row), columns) == "prompt_completion" == resolve_format("prompt_completion", rows_of(row), columns)
     assert FORMATS["prompt_completion"].unread_fields(row, columns) == {"more"}
+    for null in ("{{ hint ~ question }}", "{{ hint | trim }}", "{{ [hint, question] | join }}", "{{ nested.x ~ question }}"):
+        with pytest.raises(RowError, match="fails: "):
+            read("prompt_completion", {**row, "nested": {"x": None}}, ColumnsConfig(prompt=null, completion="answer"))
+    assert read("prompt_completion", {**row, "n": {"a": [None, 1]}}, ColumnsConfig(prompt="{{ n | tojson }}", completion="answer")).prompt == '{"a": [null, 1]}'
     choices = ColumnsConfig(prompt="{{ q }}{% for c in choices %}\n{{ loop.index }}. {{ c }}{% endfor %}", completion="{{ choices[right] }}")
     found = read("prompt_completion", {"q": "Which?", "choices": ["a", "b"], "right": 1}, choices)
     assert (found.prompt, found.completion) == ("Which?\n1. a\n2. b", "b")
@@ -60,6 +70,9 @@ def test_texts_of_several_fields(rows_of):
         ("{{ question }}", {"other": 1}, "'question' is undefined"),
         ("{{ question }}", {"question": None}, "it writes a field that is null"),
         ("{{ question }}", {"question": ["a"]}, "it writes a list"),
+        ("{{ question ~ 'x' }}", {"question": ["a"]}, "it writes a list"),
+        ("{{ dict }}", {}, "'dict' is undefined"),
+        ("{{ range }}", {}, "it writes"),
         ("{{ question.a.b }}", {"question": {}}, "has no attribute 'a'"),
         ("{{ 1 / n }}", {"n": 0}, "division by zero"),
         ("{{ ''.__class__ }}", {}, "unsafe"),

@@ -100,12 +100,17 @@ def test_calls_and_tools_in_all_their_forms():
     assert read("sharegpt", {"conversations": turns}).messages[1].calls == wanted
     tool = {"name": "f", "parameters": {}}
     whole = ({"type": "function", "function": tool},)
-    for tools in ([tool], json.dumps([tool]), [*whole]):
+    for tools in ([tool], json.dumps([tool]), [*whole], [{"type": "function", **tool}]):
         assert read("messages", chat(USER, ANSWER, tools=tools)).tools == whole
         assert read("messages", chat(USER, ANSWER, functions=tools), ColumnsConfig(tools="functions")).tools == whole
     answered = {"role": "tool", "content": "1", "tool_call_id": "x", "name": "f"}
     assert read("messages", chat(answered, ANSWER)).messages[0] == Message("tool", "1", call_id="x", name="f")
     assert FORMATS["messages"].unread_fields(chat(answered, ANSWER, tools=[tool]), STANDARD) == set()
+
+
+def test_an_expression_may_read_what_would_be_refused():
+    row = {"tools": '[{"name": "f"}]', "body": "hi"}
+    assert read("text", row, ColumnsConfig(text="{{ tools }} {{ body }}")).text == '[{"name": "f"}] hi'
 
 
 def test_template_arguments_of_a_row():
@@ -297,6 +302,9 @@ def test_every_role(rows_of):
         ("messages", chat({"role": "tool", "content": "x", "tool_call_id": 3}, ANSWER), "tool_call_id' is a number"),
         ("messages", chat(USER, ANSWER, tools=[{"type": "function"}]), r"tools\[0\]: has no 'name'"),
         ("messages", chat(USER, ANSWER, tools="x"), "'tools' is not valid JSON"),
+        ("messages", chat(USER, ANSWER, tools=[{"type": "web_search", "name": "f"}]), "tools of type 'web_search' are not supported"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": float("nan")}}]}), "a number, which JSON cannot hold"),
+        ("messages", chat(USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {1: 2}}]}), "a field whose name is a number"),
         ("messages", chat(USER, ANSWER, tools=[1]), r"'tools\[0\]' is a number, not a tool"),
         ("messages", chat(USER, ANSWER, functions=[{"name": "f"}]), "'functions' brings tools and is not read; set data.columns.tools=functions"),
         ("text", {"text": "x", "tools": [{"name": "f"}]}, "brings tools, which are not supported"),

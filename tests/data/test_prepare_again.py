@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from preparing import chats, fails, first_text, model, no_workers, pairs, run, tokenizer, write  # fixtures too
+from preparing import chats, fails, first_text, model, no_workers, pairs, run, tokenizer, turn, write  # fixtures too
 from sentencepiece import sentencepiece_model_pb2
 
-from sft_jax.data import stores
+from sft_jax.data import stores, tokenizer_cache
 from sft_jax.data.tokenizer_cache import open_tokenizer
+from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import UserError
 
 
@@ -140,6 +141,19 @@ def test_a_template_that_could_write_the_date_and_does_not_is_rendered_once(run,
     assert run(rows, **options, options={"rendered_at": "2026-01-31"}).fingerprints == first.fingerprints
 
 
+def test_only_the_data_set_that_writes_the_date_depends_on_it(run, tmp_path):
+    """Whatever other set the same worker has prepared before."""
+    template = tmp_path / "template.jinja"
+    template.write_text(DATED.replace("{{ strftime_now('%d %B %Y') }}", "{% if 'DATE' in messages[0].content %}{{ strftime_now('%d %B %Y') }}{% endif %}"))
+    dated = [{"messages": [turn("user", "DATE?"), turn("assistant", "Yes.")]}]
+    sets = {"dated": write(tmp_path / "a.jsonl", dated), "plain": write(tmp_path / "b.jsonl", chats(4))}
+    first = run(sets, chat_template=str(template), options={"rendered_at": "2026-01-30"})
+    second = run(sets, chat_template=str(template), options={"rendered_at": "2026-01-31"})
+    assert first.stores["data.train.dated"] == second.stores["data.train.dated"]
+    names = [[store.name for store in data.train.corpus.stores] for data in (first, second)]
+    assert names[0][0] != names[1][0] and names[0][1] == names[1][1]
+
+
 def test_a_token_that_the_model_has_not_is_named_with_its_row(run, tmp_path, tokenizer):
     rows = [{"prompt": "fox", "completion": " owl"}] * 3 + [{"prompt": "\u00e9\uffff", "completion": " owl"}] * 100
     ids = [tokenizer.encode(row["prompt"] + row["completion"]) for row in rows]
@@ -210,6 +224,20 @@ def test_a_damaged_stored_tokenizer_is_loaded_again(model, tmp_path, tokenizer):
             assert same == folder and again.fingerprint == tokenizer.fingerprint
             assert path.read_bytes() == content
     assert [entry.name for entry in (tmp_path / "tokenizers").iterdir()] == [folder.name]
+
+
+def test_the_tokenizer_that_a_faster_process_has_stored_stays(model, tmp_path, monkeypatch):
+    """Its workers may be reading it."""
+    def load(*arguments):
+        monkeypatch.undo()
+        _, folder = open_tokenizer(str(model), tmp_path)  # the faster one
+        seen.append((folder.stat().st_ino, folder))
+        return load_tokenizer(*arguments)
+
+    seen = []
+    monkeypatch.setattr(tokenizer_cache, "load_tokenizer", load)
+    _, folder = open_tokenizer(str(model), tmp_path)
+    assert seen == [(folder.stat().st_ino, folder)]
 
 
 def test_a_warm_start_needs_no_transformers(run, assets, tmp_path):

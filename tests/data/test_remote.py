@@ -1,5 +1,7 @@
 """Remote files are copied once, and again when they change; what goes wrong on the way is one message."""
 
+import os
+
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet
@@ -45,6 +47,15 @@ def test_a_file_is_copied_once_and_again_when_it_changes(bucket, rows_of, tmp_pa
     changed = rows_of(url)
     assert len(rows_of.lines) == 1 and list(changed) == [{"n": 2}] and changed.fingerprint != first.fingerprint
     assert list(first) == [{"n": 1}]  # what was opened is what is read
+
+
+def test_a_copy_that_is_cut_is_made_again(bucket, rows_of, tmp_path):
+    """As a machine leaves it that went down while it was written."""
+    url = bucket("a.jsonl", b'{"n": 1}\n{"n": 2}\n')
+    rows_of(url)
+    (copy,) = (tmp_path / "cache").rglob("*.jsonl")
+    os.truncate(copy, 9)
+    assert list(rows_of(url)) == [{"n": 1}, {"n": 2}] and len(rows_of.lines) == 1
 
 
 def test_a_remote_file_is_the_same_data_as_a_local_one(bucket, rows_of, tmp_path):

@@ -166,10 +166,29 @@ def test_the_fingerprint_follows_the_bytes_and_the_order(tmp_path):
 
 
 def test_the_fingerprint_of_json_is_a_hash_of_the_bytes(tmp_path):
-    """Prepared data are found by it, so it never changes."""
+    """Prepared data are found by it, so it never changes. An array is told from lines of the same bytes."""
     paths = [write(tmp_path, "1.jsonl", lines({"a": 1})), write(tmp_path, "2.json", '[{"a": 2}]')]
-    digests = "".join(f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}\n" for path in paths)
-    assert open_rows(paths, "data.train").fingerprint == hashlib.sha256(digests.encode()).hexdigest()
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    wanted = f"{digests[0]}\narray {digests[1]}\n"
+    assert open_rows(paths, "data.train").fingerprint == hashlib.sha256(wanted.encode()).hexdigest()
+    same = write(tmp_path, "2.jsonl", '[{"a": 2}]')
+    assert open_rows([same], "data.train").fingerprint != open_rows(paths[1:], "data.train").fingerprint
+
+
+def test_a_file_that_was_written_again_is_noticed_at_the_same_size(tmp_path):
+    path = write(tmp_path, "a.jsonl", lines({"a": 1}))
+    rows = open_rows([path], "data.train")
+    assert rows[0] == {"a": 1}
+    os.utime(path, ns=(0, 0))  # as an editor that writes in place leaves it
+    Path(path).write_text(lines({"a": 2}))
+    with pytest.raises(UserError, match="has changed since it was first read"):
+        rows[0]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="pipe.jsonl: is no regular file"):
+        open_rows([str(tmp_path / "pipe.jsonl")], "data.train")
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("zst", zstd)])

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_data import Plain, examples, make_corpus, make_store, random_examples
 
+from sft_jax.data import store_writer
 from sft_jax.data.store import FIELDS, Mapped, StoreDamaged, encode, open_shard, open_store, weight_runs
 from sft_jax.data.store_writer import ShardWriter, find_shard, remove_manifest, remove_shard, write_manifest
 from sft_jax.errors import UserError
@@ -203,6 +204,21 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert len(list(tmp_path.iterdir())) == 1
     make_store(random_examples(3, max_tokens=10), tmp_path)
     assert names_in(tmp_path) == ["00000", "manifest.json"]
+
+
+def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch):
+    """One that fails removes the folder of the store if it is empty, perhaps just before another writes to it."""
+    real, left = store_writer._locked_folder, [1]
+
+    def late(path):
+        if left:
+            left.pop()
+            path.parent.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(store_writer, "_locked_folder", late)
+    with store_writer.ShardWriter(tmp_path / "store", 0, (0, 1), 100) as writer:
+        assert writer.temporary.is_dir() and not left
 
 
 def test_the_faster_of_two_builds_wins(tmp_path):

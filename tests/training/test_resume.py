@@ -1,7 +1,10 @@
 """What may change on resume, and what must not."""
 
+import dataclasses
+
 import pytest
 
+from sft_jax.config import ColumnsConfig
 from sft_jax.errors import UserError
 from sft_jax.training.resume import check_changes
 
@@ -44,6 +47,16 @@ def test_a_run_that_is_older_than_a_key_of_data_sets():
     older, now = ({"data": {"train": [{"path": ["x"], "name": "a", **more}]}} for more in ({}, {"weight": None, "epochs": None, "cap": None}))
     assert check_changes(older, now, ()) == []
     now["data"]["train"][0]["cap"] = 5
+    with pytest.raises(UserError, match="data.train: .*cannot change"):
+        check_changes(older, now, ())
+
+
+def test_a_run_that_is_older_than_a_key_of_columns():
+    older, now = ({"data": {"train": [{"path": ["x"], "name": "a", "columns": columns}]}} for columns in ({"prompt": "q"}, {"prompt": "q", "tools": "", "roles": {}}))
+    now["data"]["train"][0]["columns"] = dataclasses.asdict(ColumnsConfig(prompt="q"))
+    now["data"]["train"][0] |= {"weight": None, "epochs": None, "cap": None}
+    assert check_changes(older, now, ()) == []
+    now["data"]["train"][0]["columns"]["tools"] = "functions"
     with pytest.raises(UserError, match="data.train: .*cannot change"):
         check_changes(older, now, ())
 

@@ -84,6 +84,7 @@ def test_scanned_equals_unrolled(pair):
     np.testing.assert_allclose(unrolled[segments > 0], scanned[segments > 0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_of_packed_rows(pair):
     """Ours is of packed rows, theirs of each document alone; gradients by the names of the checkpoint."""
     batch = random_batch(2, LENGTH, seed=5, vocab=92)
@@ -132,6 +133,7 @@ def of_gradients(model):
     return copied
 
 
+@pytest.mark.slow
 def test_import_then_export_is_the_same_bytes(pair, tmp_path):
     """As transformers writes it: one file in float32, and sharded in bfloat16."""
     for dtype, size, number in (("float32", "1GB", 10**9), ("bfloat16", "20KB", 20_000)):

@@ -144,11 +144,11 @@ def _write_page(subject, filters, config) -> None:
         from sft_jax.doctor.check import EXIT_FINDINGS, diagnose
         from sft_jax.doctor.checks import CHECKS
         from sft_jax.doctor.findings import parse_limits
-        from sft_jax.doctor.report import html_section
+        from sft_jax.inspection.page_faults import fault_section
 
         limits = parse_limits(_ALLOW.value, tuple(CHECKS))
         diagnosis = diagnose(config.data, _BENCHMARK.value, _say)
-        sections, exceeded = [Section("faults", "Faults", html_section(diagnosis))], limits.exceeded(diagnosis)
+        sections, exceeded = [Section("faults", "Faults", fault_section(diagnosis))], limits.exceeded(diagnosis)
     path = Path(_HTML.value).expanduser()
     limit = _PAGE_LIMIT if _LIMIT.value is None else _LIMIT.value
     _say(write_page(path, subject, filters, most_examples=limit, most_rows=_PAGE_ROWS, sections=sections))

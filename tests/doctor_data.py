@@ -1,10 +1,15 @@
 """Sets of rows for the tests of the doctor."""
 
+import io
 import random
 
+from rich.console import Console
 from row_files import lines, write
 
 from sft_jax.config import default_config, parse_config
+from sft_jax.doctor.check import run_check
+
+MAIL = "someone.real@mail.example.org"
 
 WORDS = (
     "apple river stone window garden letter market winter silver candle harbour meadow thunder pocket engine ladder basket "
@@ -43,3 +48,23 @@ def configure(folder, train, held_out=None, /, **data):
 def found(diagnosis, kind):
     """Returns {line: detail} of what was found of a kind in the training rows."""
     return {finding.line: finding.detail for finding in diagnosis.findings[kind] if finding.set == "data.train"}
+
+
+def faulty(count=30):
+    """Returns rows with a fault of many kinds each, beside some without."""
+    return [
+        *rows(count),
+        row(1),
+        row(50, completion=" "),
+        row(51, completion=f"{sentence(51)} Write to {MAIL}."),
+        row(52, completion="I'm sorry, but I can't help with that."),
+        row(53, completion=sentence(53) + "<|im_end|>"),
+        row(54, completion=sentence(54) + "\n```\nx = 1"),
+    ]
+
+
+def visit(config, **options):
+    """Runs the check; returns the exit code and what it printed."""
+    out = io.StringIO()
+    code = run_check(config, console=Console(file=out, width=160), **options)
+    return code, out.getvalue()

@@ -28,16 +28,21 @@ def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
     UserError, calling the file `name`, where it is empty, in UTF-16, or an array that is malformed.
     """
     begin = begin_of_text(piece, name)
-    head = piece.read(0, 4096)
-    while not (text := head[begin:].lstrip(SPACE)) and (more := piece.read(len(head), 4096)):
-        head += more
-    if suffix == ".json" and text.startswith(b"["):
+    if suffix == ".json" and is_array(piece, begin):
         data = piece.read(0, piece.size)
         return index_array(data, begin, name), f"array {hashlib.sha256(data).hexdigest()}"  # the same bytes as lines are other rows
     index, digest = _index_lines(piece, begin)
     if suffix == ".json" and len(index.starts):
         _refuse_object(piece, name, index)
     return index, digest
+
+
+def is_array(piece: Piece, begin: int) -> bool:
+    """Returns whether a text of JSON that begins at byte `begin` is an array."""
+    head = piece.read(0, 4096)
+    while not (text := head[begin:].lstrip(SPACE)) and (more := piece.read(len(head), 4096)):
+        head += more
+    return text.startswith(b"[")
 
 
 def _index_lines(piece: Piece, begin: int) -> tuple[Index, str]:
@@ -83,7 +88,7 @@ def _without_blank(piece: Piece, index: Index) -> Index:
 
 
 def index_array(data: bytes, begin: int, name: str) -> Index:
-    """Returns the elements of a JSON array.
+    """Returns the elements of a JSON array. Where several begin on one line, their lines are their numbers, from 1 on.
 
     The bytes are decoded as Latin-1, where one character is one byte: the structure of JSON is ASCII, so elements end
     at the same places as in UTF-8, in which each is read later.
@@ -128,7 +133,10 @@ def index_array(data: bytes, begin: int, name: str) -> Index:
     if skip(position) != len(text):
         raise fail("Extra data after the array", skip(position))
     rows = np.asarray(starts, np.int64)
-    return Index(rows, np.asarray(ends, np.int64), np.searchsorted(newlines, rows).astype(np.int64) + 1)
+    found = np.searchsorted(newlines, rows).astype(np.int64) + 1
+    if (found[1:] == found[:-1]).any():  # a line would not tell which row is meant
+        found = np.arange(1, len(rows) + 1)
+    return Index(rows, np.asarray(ends, np.int64), found)
 
 
 def _refuse_object(piece: Piece, name: str, index: Index) -> None:

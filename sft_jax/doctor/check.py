@@ -59,7 +59,7 @@ def run_check(
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if as_json:
         report = {**diagnosis.to_json(), "limits_exceeded": exceeded}
-        console.out(json.dumps(report, indent=2, ensure_ascii=False), highlight=False)
+        console.out(json.dumps(report, indent=2), highlight=False)
     else:
         console.print(table(diagnosis))
         if exceeded:

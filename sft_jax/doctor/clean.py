@@ -1,7 +1,8 @@
 """A cleaned copy of the files that were looked at, and a log of what went and why. The files themselves are never changed."""
 
-import gzip
+import base64
 import json
+import math
 import os
 import re
 import shutil
@@ -9,15 +10,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from sft_jax.data.examples import RowError
+from sft_jax.data.json_files import is_array
+from sft_jax.data.pieces import Piece, Pieces, packing
+from sft_jax.data.text_files import BOM, begin_of_text, suffix_of
 from sft_jax.doctor.checks import CHECKS
 from sft_jax.doctor.collection import Collection, InputSet
 from sft_jax.doctor.collector import Collector
 from sft_jax.errors import UserError, did_you_mean
 
-BOM = b"\xef\xbb\xbf"
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 class _Cleaned(NamedTuple):
@@ -58,7 +62,7 @@ def prepare_folder(path: str) -> None:
 def write_cleaned(path: str, rows: Collection, collector: Collector, kinds: Sequence[str], log: Callable[[str], None]) -> None:
     """Writes the rows without faults of `kinds` to the folder `path`, which appears whole or not at all.
 
-    Each file becomes one of JSON Lines at SPLIT/SET/NAME.jsonl, with the bytes of its rows where it is one already.
+    Each file becomes one of JSON Lines at SPLIT/SET/NAME.jsonl, with the bytes of its rows where it is one already, packed or not.
     removed.jsonl has the other rows, with file, line, kind and detail; summary.json counts. Raises UserError where the disk
     does not take it.
     """
@@ -82,12 +86,13 @@ def _write(folder: Path, rows: Collection, collector: Collector, kinds: Sequence
     total: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     files = []
+    changed: Counter[str] = Counter()
     with open(folder / "removed.jsonl", "w", encoding="utf-8", errors="backslashreplace") as removed:
         for file in _files(rows):
             kept = 0
             (folder / file.copy).parent.mkdir(parents=True, exist_ok=True)
             with open(folder / file.copy, "wb") as copy:
-                for row, data in _contents(rows, file):
+                for row, data in _contents(rows, file, changed):
                     faults = collector.faults(row, kinds)
                     if not faults:
                         copy.write(data)
@@ -112,6 +117,7 @@ def _write(folder: Path, rows: Collection, collector: Collector, kinds: Sequence
         "removed_by_kind": {kind: by_kind[kind] for kind in kinds if by_kind[kind]},
         "kinds": list(kinds),
         "files": files,
+        "columns_changed": dict(changed),  # bytes are in base64 in the copy, what is no number is null
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
     return total
@@ -120,7 +126,7 @@ def _write(folder: Path, rows: Collection, collector: Collector, kinds: Sequence
 def _record(rows: Collection, row: int, file: _Cleaned, faults: list[tuple[str, str]], data: bytes) -> dict[str, Any]:
     """Returns the line of removed.jsonl: the first fault that took the row, the kinds of further ones, and the row."""
     try:
-        content = rows.row(row)
+        content = _plain(rows.row(row))
     except RowError:
         content = data.decode("utf-8", "backslashreplace").strip()
     (kind, detail), *others = faults
@@ -149,7 +155,7 @@ def _files(rows: Collection) -> list[_Cleaned]:
 
 def _copy_name(item: InputSet, name: str, taken: set[str]) -> str:
     folder = "/".join(re.sub(r"[^\w-]", "_", part) for part in item.key.removeprefix("data.").split(".", 1))
-    stem = os.path.splitext(re.sub(r"\.gz$", "", os.path.basename(name), flags=re.IGNORECASE))[0]
+    stem = os.path.splitext(os.path.basename(name)[: len(os.path.basename(name)) - len(packing(name))])[0]
     copy, count = f"{folder}/{stem}.jsonl", 1
     while copy.casefold() in taken:
         count += 1
@@ -158,51 +164,49 @@ def _copy_name(item: InputSet, name: str, taken: set[str]) -> str:
     return copy
 
 
-def _contents(rows: Collection, file: _Cleaned) -> Iterator[tuple[int, bytes]]:
-    """Yields (row, its line) of a file: the bytes of the file where it has a row on each line."""
+def _contents(rows: Collection, file: _Cleaned, changed: Counter[str]) -> Iterator[tuple[int, bytes]]:
+    """Yields (row, its line) of a file: the bytes of the file where it has a row on each line.
+
+    `changed` gets the columns with values that JSON cannot hold, and of how many rows.
+    """
     path = os.path.expanduser(file.name)
-    kind = os.path.splitext(re.sub(r"\.gz$", "", file.name.lower()))[1]
-    if os.path.isfile(path) and kind in (".jsonl", ".ndjson", ".json"):
-        yield from _lines(rows, file, path)
-        return
-    yield from _written(rows, file)
-
-
-def _lines(rows: Collection, file: _Cleaned, path: str) -> Iterator[tuple[int, bytes]]:
-    with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as source:
-        if _has_lines(file.name, source):
-            lines = enumerate(source, 1)
-            for row in file.rows:
-                wanted = rows.where(row).line
-                line = next((line for number, line in lines if number == wanted), None)
-                if line is None:
-                    raise UserError(f"{file.name}: has changed since it was first read; start again.")
-                yield row, (line.removeprefix(BOM) if wanted == 1 else line).rstrip(b"\n") + b"\n"
+    if os.path.isfile(path) and suffix_of(path) in JSON_SUFFIXES:
+        pieces = Pieces()  # its files are closed when it is gone
+        piece = pieces.open(path, file.name)
+        if suffix_of(path) != ".json" or not is_array(piece, begin_of_text(piece, file.name)):
+            yield from _lines(rows, file, piece)
             return
-    yield from _written(rows, file)
-
-
-def _written(rows: Collection, file: _Cleaned) -> Iterator[tuple[int, bytes]]:
     for row in file.rows:
         try:
+            content = {name: _plain(value) for name, value in rows.row(row).items()}
+            changed.update(name for name, value in rows.row(row).items() if content[name] != value)
             # Half a surrogate pair, in a field that nothing reads, is written as JSON escapes it.
-            yield row, json.dumps(rows.row(row), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+            yield row, json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         except RowError:
             yield row, b""
-        except TypeError as error:
-            raise UserError(f"--fix: {rows.where(row)}: {error}, so no JSON can be written; leave such a column out of the file.") from error
 
 
-def _has_lines(name: str, source: BinaryIO) -> bool:
-    """Returns whether a file has a row on each line; leaves it at its beginning."""
-    suffix = os.path.splitext(re.sub(r"\.gz$", "", name.lower()))[1]
-    if suffix in (".jsonl", ".ndjson"):
-        return True
-    head = b""
-    while not (text := head.removeprefix(BOM).lstrip(b" \t\r\n")) and (more := source.read(4096)):
-        head += more
-    source.seek(0)
-    return suffix == ".json" and not text.startswith(b"[")
+def _lines(rows: Collection, file: _Cleaned, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    lines = enumerate(piece.lines(), 1)
+    for row in file.rows:
+        wanted = rows.where(row).line
+        line = next((line for number, line in lines if number == wanted), None)
+        if line is None:
+            raise UserError(f"{file.name}: has changed since it was first read; start again.")
+        yield row, (line.removeprefix(BOM) if wanted == 1 else line).rstrip(b"\n") + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it: bytes in base64, what is no number as null, what else there is as text."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _umask() -> int:

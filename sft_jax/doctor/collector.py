@@ -9,6 +9,7 @@ from sft_jax.doctor.checks import CHECKS
 from sft_jax.doctor.collection import Collection
 from sft_jax.doctor.findings import LISTED, Finding, KindResult
 from sft_jax.doctor.set_checks import set_ranges
+from sft_jax.printable import printable
 
 LONGEST = 500  # characters of a detail
 MANY = 10  # rows of a set that must have a fault before it can be usual there
@@ -72,6 +73,6 @@ class Collector:
 
 
 def shorten(detail: str) -> str:
-    """Returns a detail of bounded length, in one line that any terminal and file can encode."""
-    line = " ".join(detail.encode("utf-8", "backslashreplace").decode().split())
+    """Returns a detail of bounded length, in one line that can be shown everywhere."""
+    line = " ".join(printable(detail).split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -93,7 +93,7 @@ class FactFinder:
             whole=_whole_key(texts),
             short=0
             if signature is not None
-            else key_of(f"{_content_key(texts.prompt)} {_content_key(texts.answer or texts.body)}"),
+            else key_of(f"{_content_key(texts.apart)} {_content_key(texts.prompt)} {_content_key(texts.answer or texts.body)}"),
             prompt=key_of(texts.system, texts.prompt) if has_answer and texts.prompt.strip() else 0,
             asked=_content_key(texts.prompt or texts.body),
             answer=_content_key(texts.answer),

@@ -73,11 +73,15 @@ def similarity(one: Texts, other: Texts) -> float:
     """Returns the Jaccard similarity of two rows; 0 where they are no near duplicates although most of their words are.
 
     They are none where a number or an operator differs, since that is another exercise; nor where only a long text is
-    shared, and what is asked about it, or the answer, is another one.
+    shared, and what is asked about it, or the answer, is another one; nor where system prompt, reasoning or tools are others.
     """
     mine, yours = words(one.all), words(other.all)
     value = jaccard(_shingles(mine), _shingles(yours))
     if value < THRESHOLD or quantities(one.all) != quantities(other.all):
+        return 0.0
+    mine, yours = words(one.apart), words(other.apart)
+    shared = jaccard(_shingles(mine), _shingles(yours)) if min(len(mine), len(yours)) >= SHINGLE else float(mine == yours)
+    if shared < THRESHOLD or quantities(one.apart) != quantities(other.apart):
         return 0.0
     for get in (lambda texts: texts.prompt, lambda texts: texts.answer):
         if one.answers and other.answers and jaccard(set(words(get(one))), set(words(get(other)))) < SIDE:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sft_jax.printable import printable
+
 
 class Pattern(NamedTuple):
     """What a kind of data looks like, whether a match is one, and how it is shown."""
@@ -109,7 +111,7 @@ def snippet(text: str, length: int = 60, end: bool = False) -> str:
     near = text[-2000:] if end else text[:2000]
     if len(text) > 2000:  # no part of what stands at the edge
         near = near.partition(" ")[2] or near if end else near.rpartition(" ")[0] or near
-    line = " ".join(mask(near).split())
+    line = printable(" ".join(mask(near).split()))
     if len(line) <= length:
         return f'"{line}"'
     return f'"...{line[-length:]}"' if end else f'"{line[:length]}..."'

@@ -1,12 +1,11 @@
-"""A diagnosis for people: a table in the terminal, and a part of a page."""
-
-import html
+"""A diagnosis for people: a table in the terminal, and the lines below it."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sft_jax.doctor.findings import Diagnosis, KindResult
+from sft_jax.doctor.findings import Diagnosis
+from sft_jax.printable import printable
 
 SHOWN = 3  # findings of a kind in the terminal
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -14,14 +13,14 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 def table(diagnosis: Diagnosis) -> RenderableType:
     """Returns what rich prints: a line a kind with its first findings, then what was not looked at, and the diversity."""
-    result = Table(title=f"{diagnosis.rows:,} rows in {', '.join(diagnosis.sets)}", title_justify="left", expand=False)
+    result = Table(title=Text(printable(f"{diagnosis.rows:,} rows in {', '.join(diagnosis.sets)}")), title_justify="left", expand=False)
     result.add_column("kind", no_wrap=True)
     result.add_column("rows", justify="right", no_wrap=True)
     result.add_column("share", justify="right", no_wrap=True)
     result.add_column("first found", overflow="fold")
     for kind, found in diagnosis.kinds.items():
         if found.rows:
-            examples = [f"{finding.file}:{finding.line} {finding.detail}" for finding in found.findings[:SHOWN]]
+            examples = [printable(f"{finding.file}:{finding.line} {finding.detail}") for finding in found.findings[:SHOWN]]
             result.add_row(
                 Text(kind, style=_COLOURS[found.severity]),
                 f"{found.rows:,}",
@@ -29,42 +28,11 @@ def table(diagnosis: Diagnosis) -> RenderableType:
                 Text("\n".join(examples)),
             )
     parts: list[RenderableType] = [result] if result.row_count else [Text(f"{diagnosis.rows:,} rows: nothing found.")]
-    return Group(*parts, *(Text(line) for line in [*_usual(diagnosis), *diagnosis.notes, *diversity_lines(diagnosis)]))
+    return Group(*parts, *(Text(printable(line)) for line in [*usual_lines(diagnosis), *diagnosis.notes, *diversity_lines(diagnosis)]))
 
 
-def html_section(diagnosis: Diagnosis) -> str:
-    """Returns the diagnosis as HTML for a section of a page: every finding that is listed, everything escaped."""
-    lines = []
-    found = {kind: result for kind, result in diagnosis.kinds.items() if result.rows}
-    if not found:
-        lines.append(f"<p>{diagnosis.rows:,} rows: nothing found.</p>")
-    else:
-        lines.append(
-            "<table><thead><tr><th>kind</th><th>severity</th><th>rows</th><th>share</th><th>found</th></tr></thead><tbody>"
-        )
-        lines += [_html_row(kind, result, diagnosis.rows) for kind, result in found.items()]
-        lines.append("</tbody></table>")
-    lines += [f"<p>{html.escape(line)}</p>" for line in [*_usual(diagnosis), *diagnosis.notes]]
-    lines.append("<h3>Diversity</h3>")
-    lines += [f"<p>{html.escape(line)}</p>" for line in diversity_lines(diagnosis)]
-    return "\n".join([*lines, ""])
-
-
-def _html_row(kind: str, result: KindResult, rows: int) -> str:
-    items = "".join(
-        f"<li><code>{html.escape(f'{finding.file}:{finding.line}')}</code> {html.escape(finding.detail)}</li>"
-        for finding in result.findings
-    )
-    more = result.rows - len(result.findings)
-    rest = f"<p>and {more:,} more</p>" if more else ""
-    return (
-        f"<tr class='{result.severity}'><td>{html.escape(kind)}</td><td>{result.severity}</td><td>{result.rows:,}</td>"
-        f"<td>{share(result.rows, rows)}</td>"
-        f"<td><details><summary>{html.escape(result.about)}</summary><ul>{items}</ul>{rest}</details></td></tr>"
-    )
-
-
-def _usual(diagnosis: Diagnosis) -> list[str]:
+def usual_lines(diagnosis: Diagnosis) -> list[str]:
+    """Returns what is so common in a set that it is no fault there."""
     return [
         f"{kind}: so many rows of {', '.join(result.usual)} are like this that it is no fault of theirs, and none is counted."
         for kind, result in diagnosis.kinds.items()

@@ -8,7 +8,7 @@ import re
 import ftfy.badness
 
 from sft_jax.doctor.personal_data import find_personal_data, snippet
-from sft_jax.doctor.texts import Texts, quantities, words
+from sft_jax.doctor.texts import Texts, quantities, said, words
 
 _WINDOW = 100_000  # characters at either end of an answer that patterns are looked for in
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})(.*)$", re.MULTILINE)
@@ -225,10 +225,10 @@ def personal_data(texts: Texts) -> list[str]:
 
 
 def _contents(texts: Texts) -> list[str]:
-    """Returns everything that the row says, a text for each turn."""
+    """Returns everything that the row says: a text for what each turn says, its calls too, and what the assistant thought."""
     conversation = texts.conversation
     if conversation is None or conversation.kind == "text":
         return [texts.body]
     if conversation.kind == "chat":
-        return [message.content for message in conversation.messages]
+        return [text for message in conversation.messages for text in (said(message), message.reasoning) if text]
     return [text for text in (conversation.system, conversation.prompt, conversation.completion) if text]

@@ -1,6 +1,7 @@
 """The texts of a row as checks see them, and hashes of their words and runs of words."""
 
 import hashlib
+import json
 import re
 import unicodedata
 import zlib
@@ -33,6 +34,7 @@ class Texts:
 
     conversation: Conversation | None
     system: str = ""
+    apart: str = ""  # what else makes rows different: system prompts, what the assistant thought, tools
     prompt: str = ""
     question: str = ""
     answers: tuple[str, ...] = ()
@@ -55,18 +57,25 @@ def texts_of(conversation: Conversation) -> Texts:
         return Texts(conversation, body=conversation.text or "")
     if conversation.kind == "completion":
         prompt, answer = conversation.prompt, conversation.completion
-        return Texts(conversation, conversation.system or "", prompt, prompt, (answer,))
+        return Texts(conversation, conversation.system or "", _apart(conversation, conversation.system), prompt, prompt, (answer,))
     messages = conversation.messages
     last = max(index for index, message in enumerate(messages) if message.role == "assistant")
     spoken = [message for message in messages[:last] if message.role not in ("system", "developer")]
+    system = "\n".join(message.content for message in messages if message.role in ("system", "developer"))
     users = [message.content for message in spoken if message.role == "user"]
     return Texts(
         conversation,
-        "\n".join(message.content for message in messages if message.role in ("system", "developer")),
+        system,
+        _apart(conversation, system, *(message.reasoning for message in messages)),
         "\n".join(said(message) for message in spoken),
         users[-1] if users else "",
         tuple(said(message) for message in messages[: last + 1] if message.role == "assistant" and not message.given),
     )
+
+
+def _apart(conversation: Conversation, *texts: str | None) -> str:
+    tools = json.dumps(conversation.tools) if conversation.tools else ""
+    return "\n".join(filter(None, [*texts, tools]))
 
 
 def said(message: Message) -> str:

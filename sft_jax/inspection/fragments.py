@@ -1,19 +1,15 @@
-"""Tokens as text to show: fragments of one weight each, control tokens apart, and what must not be shown as it is."""
+"""Tokens as text to show: fragments of one weight each, control tokens apart."""
 
 import functools
 import os
-import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from sft_jax.data.tokens import Tokenizer
 
-# What would move a cursor, colour a terminal, hide text or turn its direction: C0 and C1 controls but for tab and newline,
-# invisible and bidirectional marks, tag characters, halves of surrogate pairs.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]+")
 _PARTIAL = "\ufffd"
+_MOST_BYTES = 4  # of a character, so that as many more tokens complete it
 
 
 class Fragment(NamedTuple):
@@ -51,7 +47,8 @@ def fragments(tokenizer: Tokenizer, ids: np.ndarray, weights: np.ndarray, each_t
             before = tokenizer.decode(values[context:shown]) if context < shown else ""
             whole = tokenizer.decode(values[context:stop])
             last = stop == len(ids) or control[stop]
-            if whole.endswith(_PARTIAL) and not last:  # a part of a character: it is shown with the rest of it
+            # What ends in a part of a character is shown with the rest of it; a character that only looks so stays.
+            if whole.endswith(_PARTIAL) and not last and not tokenizer.decode(values[context : stop + _MOST_BYTES]).startswith(whole):
                 text = ""
             else:
                 text = whole[len(os.path.commonprefix([before, whole])) :]
@@ -63,32 +60,6 @@ def fragments(tokenizer: Tokenizer, ids: np.ndarray, weights: np.ndarray, each_t
 def supervised_text(tokenizer: Tokenizer, ids: np.ndarray, weights: np.ndarray) -> str:
     """Returns the text of the tokens with a weight above 0, one after the other, control tokens by their names."""
     return "".join(fragment.text for fragment in fragments(tokenizer, ids, weights) if fragment.weight > 0)
-
-
-def split_unsafe(text: str) -> Iterator[tuple[str, bool]]:
-    r"""Yields pieces of a text and whether they stand for characters that must not be shown as they are.
-
-    >>> list(split_unsafe("a\x1b[1mb"))
-    [('a', False), ('\\x1b', True), ('[1mb', False)]
-    """
-    done = 0
-    for match in _UNSAFE.finditer(text):
-        if match.start() > done:
-            yield text[done : match.start()], False
-        yield "".join(map(_escaped, match.group())), True
-        done = match.end()
-    if done < len(text):
-        yield text[done:], False
-
-
-def printable(text: str) -> str:
-    """Returns a text with what must not be shown as it is in escaped form."""
-    return "".join(piece for piece, _ in split_unsafe(text))
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 @functools.lru_cache(maxsize=2)

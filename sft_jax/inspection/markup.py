@@ -3,8 +3,9 @@
 import html
 from collections.abc import Iterable
 
-from sft_jax.inspection.fragments import Fragment, printable, split_unsafe
+from sft_jax.inspection.fragments import Fragment
 from sft_jax.inspection.terminal import weight_class
+from sft_jax.printable import printable, split_unsafe
 
 
 def escape(text: str) -> str:

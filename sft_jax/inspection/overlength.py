@@ -24,6 +24,10 @@ class Shortened(NamedTuple):
         """Returns which examples do not fit a row, bool [examples]. A row holds max_length positions, so one token more."""
         return self.tokens > self.max_length + 1
 
+    def problematic(self) -> np.ndarray:
+        """Returns which examples have a problem, bool [examples]."""
+        return self.too_long() | (self.pieces == 0 if self.cap is not None else False)
+
     def cut(self, example: int) -> bool:
         """Returns whether the policy changes an example."""
         return bool(self.tokens[example] > self.max_length + 1)

@@ -11,7 +11,7 @@ from sft_jax.inspection.subject import InspectedSet, Subject
 
 
 class Problem(NamedTuple):
-    """A row that cannot be used, or an example that does not fit."""
+    """A row that cannot be used, or an example that does not fit or is beyond the cap of its set."""
 
     set: InspectedSet
     file: str
@@ -30,16 +30,16 @@ class StreamShares(NamedTuple):
 def problems(item: InspectedSet) -> Iterator[Problem]:
     """Yields all problems of a set in the order of the data."""
     store = item.store
-    too_long = np.flatnonzero(item.shortened.too_long()).tolist()
+    numbers = np.flatnonzero(item.shortened.problematic()).tolist()
     bad = [(entry["file"], entry["line"], entry["reason"]) for entry in store.bad_rows]
-    long = [(int(store.files[n]), int(store.lines[n]), item.shortened.problem(n)) for n in too_long]
-    for file, line, reason in sorted(bad + long, key=lambda entry: entry[:2]):
+    others = [(int(store.files[n]), int(store.lines[n]), item.shortened.problem(n)) for n in numbers]
+    for file, line, reason in sorted(bad + others, key=lambda entry: entry[:2]):
         yield Problem(item, store.file_names[file], line, reason)
 
 
 def problem_count(item: InspectedSet) -> int:
     """Returns how many problems a set has."""
-    return len(item.store.bad_rows) + int(item.shortened.too_long().sum())
+    return len(item.store.bad_rows) + int(item.shortened.problematic().sum())
 
 
 def row_fill(stream: RowStream) -> np.ndarray:

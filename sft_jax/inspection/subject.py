@@ -45,17 +45,14 @@ class InspectedSet:
         return int(self.stream.corpus.bases[self.index])
 
     def examples_of(self, row: int) -> range:
-        """Returns the numbers in the stream's corpus of the examples of a row; the store has them by file and line."""
-        where, (files, lines) = self.rows.where(row), self._places
-        file = self.store.file_names.index(where.file)
-        first, end = np.searchsorted(files, [file, file + 1]).tolist()
-        low, high = (int(np.searchsorted(lines[first:end], where.line, side)) for side in ("left", "right"))
-        return range(self.first + first + low, self.first + first + high)
+        """Returns the numbers in the stream's corpus of the examples of a row."""
+        low, high = np.searchsorted(self._rows_of, [row, row + 1]).tolist()
+        return range(self.first + low, self.first + high)
 
     @functools.cached_property
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Files and lines of all examples of the store."""
-        return self.store.files.whole(), self.store.lines.whole()
+    def _rows_of(self) -> np.ndarray:
+        """The number of the row of every example of the store, ascending."""
+        return self.store.rows.whole()
 
     @functools.cached_property
     def shortened(self) -> Shortened:

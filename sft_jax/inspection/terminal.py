@@ -12,9 +12,10 @@ from rich.text import Text
 
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.inspection.details import Detail
-from sft_jax.inspection.fragments import fragments, printable, split_unsafe
+from sft_jax.inspection.fragments import fragments
 from sft_jax.inspection.packed import PackedRow, Segment
 from sft_jax.inspection.records import class_name
+from sft_jax.printable import printable, split_unsafe
 
 _STYLES = {"none": "dim", "less": "yellow", "one": "green", "more": "magenta"}
 _UNSAFE_STYLE, _CONTROL_STYLE, _SPACE_STYLE = "reverse", "bold underline", "dim"

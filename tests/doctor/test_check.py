@@ -1,46 +1,20 @@
-"""The doctor's visit as the command makes it: exit codes, limits, output, the cleaned copy."""
+"""The doctor's visit as the command makes it: exit codes, limits, output."""
 
-import gzip
 import html
-import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from doctor_data import configure, row, rows, sentence
-from rich.console import Console
+from doctor_data import MAIL, configure, faulty, row, rows, sentence, visit
 from row_files import lines, write
 
-from sft_jax.data.sources import open_rows
-from sft_jax.doctor.check import diagnose, run_check
+from sft_jax.doctor.check import diagnose
 from sft_jax.doctor.checks import CHECKS
 from sft_jax.doctor.facts import ROW_CHECKS
 from sft_jax.doctor.findings import LISTED, Limits, parse_limits
-from sft_jax.doctor.report import html_section
 from sft_jax.errors import UserError
-
-MAIL = "someone.real@mail.example.org"
-
-
-def faulty(count=30):
-    """Returns rows with a fault of many kinds each, beside some without."""
-    return [
-        *rows(count),
-        row(1),
-        row(50, completion=" "),
-        row(51, completion=f"{sentence(51)} Write to {MAIL}."),
-        row(52, completion="I'm sorry, but I can't help with that."),
-        row(53, completion=sentence(53) + "<|im_end|>"),
-        row(54, completion=sentence(54) + "\n```\nx = 1"),
-    ]
-
-
-def visit(config, **options):
-    """Runs the check; returns the exit code and what it printed."""
-    out = io.StringIO()
-    code = run_check(config, console=Console(file=out, width=160), **options)
-    return code, out.getvalue()
+from sft_jax.inspection.page_faults import fault_section
 
 
 def test_exit_codes_and_table(tmp_path):
@@ -123,13 +97,13 @@ def test_what_most_rows_of_a_set_have_is_told_and_not_counted(tmp_path):
     )
     assert diagnosis.kinds["template_markup"].rows == 0 and diagnosis.kinds["template_markup"].usual == ("data.train",)
     line = "template_markup: so many rows of data.train are like this that it is no fault of theirs, and none is counted."
-    assert line in html.unescape(html_section(diagnosis))
+    assert line in html.unescape(fault_section(diagnosis))
 
 
 def test_the_page_is_escaped(tmp_path):
     evil = '<script>alert(1)</script> & "quotes"'
     train = [*rows(20), row(40, completion=f"I'm sorry, but I can't help with {evil}"), row(41, prompt=f"{evil} {sentence(1)}")]
-    text = html_section(diagnose(configure(tmp_path, [*train, {"prompt": evil, "completion": ""}], rows(3, 90)).data))
+    text = fault_section(diagnose(configure(tmp_path, [*train, {"prompt": evil, "completion": ""}], rows(3, 90)).data))
     assert "<script" not in text and "&lt;script&gt;" in text
     opened, closed = [], []
     parser = HTMLParser()
@@ -183,72 +157,6 @@ def test_shares_of_sets(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_cleaned_copy_keeps_the_bytes_of_rows_and_says_what_went(tmp_path):
-    held = rows(5, 200)
-    content = (
-        b"\xef\xbb\xbf" + json.dumps(row(0)).encode() + b"\r\n\n"
-        + b'{"completion":  "' + sentence(1).encode() + b'", "prompt": "\xc3\xa4 and what else is there?", "extra": 1.50}\n'
-        + lines(row(2), row(3), row(2), row(4, completion=" "), held[1]).encode()
-        + b"{broken\n" + json.dumps(row(5)).encode()
-    )  # fmt: skip
-    config = configure(tmp_path, rows(1), held)
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(content)
-    log = []
-    code, _ = visit(config, fix=str(tmp_path / "out"), log=log.append)
-    assert code == 3 and path.read_bytes() == content
-    source = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    assert (tmp_path / "out/train/train.jsonl").read_bytes() == b"".join(source[place] + b"\n" for place in (0, 2, 3, 4, 9))
-    assert (tmp_path / "out/eval/eval.jsonl").read_bytes() == (tmp_path / "eval.jsonl").read_bytes()
-    removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
-    assert [(each["file"], each["line"], each["kind"], each["also"]) for each in removed] == [
-        (str(path), 6, "duplicate", []), (str(path), 7, "empty_answer", []), (str(path), 8, "overlap", []),
-        (str(path), 9, "unreadable", []),
-    ]  # fmt: skip
-    assert removed[0]["row"] == row(2) and removed[0]["detail"] == f"is the same as {path}:4" and removed[3]["row"] == "{broken"
-    summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert summary["removed_by_kind"] == {"unreadable": 1, "empty_answer": 1, "duplicate": 1, "overlap": 1}
-    assert (summary["kept"], summary["removed"]) == (10, 4)
-    assert summary["kinds"] == ["unreadable", "empty_answer", "duplicate", "overlap", "near_duplicate"]
-    assert log[-1] == f"{tmp_path / 'out'}: 10 of 14 rows; removed.jsonl says why the others went."
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["eval.jsonl", "out", "train.jsonl"]
-
-
-def test_the_cleaned_copy_is_clean_of_what_was_removed(tmp_path):
-    config = configure(tmp_path, faulty(), rows(5, 200))
-    visit(config, fix=str(tmp_path / "out"), fix_kinds=list(CHECKS))
-    again = configure(tmp_path, rows(1))
-    path = tmp_path / "train.jsonl"
-    path.write_bytes((tmp_path / "out/train/train.jsonl").read_bytes())
-    diagnosis = diagnose(again.data)
-    assert [kind for kind, result in diagnosis.kinds.items() if result.rows] == [] and diagnosis.rows == 30
-
-
-def test_only_named_kinds_are_removed(tmp_path):
-    visit(configure(tmp_path, faulty()), fix=str(tmp_path / "out"), fix_kinds=["refusal"])
-    removed = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
-    assert [(each["line"], each["kind"]) for each in removed] == [(34, "refusal")]
-
-
-def test_arrays_packed_files_and_files_of_one_name_are_copied(tmp_path):
-    (tmp_path / "other").mkdir()
-    array = write(tmp_path, "rows.json", json.dumps([row(1), row(1), row(2)], indent=1))
-    packed = write(tmp_path, "more.jsonl.gz", lines(row(3), row(3), row(4)))
-    same_name = write(tmp_path / "other", "rows.json", lines(row(5), row(6)))
-    empty = write(tmp_path, "empty.jsonl", lines(row(1), row(2)))
-    config = configure(tmp_path, rows(1), train=[array, packed, same_name, empty])
-    visit(config, fix=str(tmp_path / "deep/out"))
-    folder = tmp_path / "deep/out/train"
-    read = {each.name: [json.loads(line) for line in each.read_text().splitlines()] for each in folder.iterdir()}
-    assert read == {"rows.jsonl": [row(1), row(2)], "more.jsonl": [row(3), row(4)], "rows-2.jsonl": [row(5), row(6)]}
-    assert gzip.open(packed).read() == lines(row(3), row(3), row(4)).encode()
-    files = json.loads((tmp_path / "deep/out/summary.json").read_text())["files"]
-    assert [(each["copy"], each["kept"], each["removed"]) for each in files] == [
-        ("train/rows.jsonl", 2, 1), ("train/more.jsonl", 2, 1), ("train/rows-2.jsonl", 2, 0), (None, 0, 2),
-    ]  # fmt: skip
-    assert len(open_rows([str(folder / "*.jsonl")], "data.train")) == 6
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -272,7 +180,8 @@ def test_bad_options_are_told_before_anything_is_done(tmp_path, monkeypatch, opt
     assert not Path("new").exists() and [each.name for each in Path("full").iterdir()] == ["file"]
 
 
-def test_an_empty_folder_takes_the_copy(tmp_path):
-    (tmp_path / "out").mkdir()
-    visit(configure(tmp_path, rows(5)), fix=str(tmp_path / "out"))
-    assert (tmp_path / "out/train/train.jsonl").read_bytes() == (tmp_path / "train.jsonl").read_bytes()
+def test_content_never_acts_on_a_terminal_or_a_page(tmp_path):
+    evil = "\x1b[31mred\x9b\u202e"
+    config = configure(tmp_path, [*rows(20), row(40, completion=f"I'm sorry, but I can't help with that {evil}.", **{f"f{evil}": 1})])
+    for text in (visit(config)[1], visit(config, as_json=True)[1], fault_section(diagnose(config.data))):
+        assert "can't help" in html.unescape(text) and not set("\x1b\x9b\u202e") & set(text)

@@ -296,3 +296,11 @@ def test_a_turn_of_calls_is_an_answer():
 def test_a_call_without_a_result_is_out_of_order():
     texts = _calling(_ASKED, _CALL, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "It is sunny."})
     assert row_checks.role_order(texts) == ["messages[2]: a turn of the user after a call of a tool, which has no result"]
+
+
+def test_personal_data_are_found_in_calls_and_reasoning_too():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "send", "arguments": {"to": "someone.real@mail.example.org"}}]}
+    thought = {"role": "assistant", "content": "Done.", "reasoning_content": "The number is 4111 1111 1111 1111."}
+    for turn, kind in ((call, "e-mail"), (thought, "card")):
+        (found,) = row_checks.personal_data(_calling(_ASKED, turn))
+        assert kind in found and "someone.real" not in found and "1111 1111" not in found

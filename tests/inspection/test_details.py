@@ -14,8 +14,10 @@ from sft_jax.data.templates import resolve_template
 from sft_jax.data.workers import WorkerPool
 from sft_jax.errors import UserError
 from sft_jax.inspection import details as inspection_details
+from sft_jax.inspection.filters import Filters, Selection
 from sft_jax.inspection.fragments import supervised_text
 from sft_jax.inspection.records import line
+from sft_jax.inspection.statistics import problem_count, problems
 
 
 def test_details_are_what_build_rows_makes_of_each_row(inspected, written):
@@ -180,9 +182,19 @@ def test_what_a_cap_leaves_out_is_told(inspected, written):
     assert {detail.problem for detail in left_out} == {"is not in the sample of 5 rows that the cap of its set takes."}
     assert all((detail.trained == 0) == bool(detail.problem) for detail in details)
     (item,) = subject.sets
+    assert problem_count(item) == len(list(problems(item))) == 15
     assert not item.shortened.positions_lost.any() and not item.shortened.supervised_lost.any()
     documents = [subject.data.train.document(number)[0] for number in range(subject.data.train.document_count)]
     assert [number for number, detail in enumerate(details) if not detail.problem] == sorted(documents)
+
+
+def test_rows_of_an_array_on_one_line_are_told_apart(inspected, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": f"{number}?", "completion": f"{number}."} for number in range(4)]))
+    subject = inspected(str(path), chat_template="none", add_tokens="")
+    assert [(d.line, d.text.strip()) for d in everything(subject)] == [(n + 1, f"{n}?{n}.") for n in range(4)]
+    assert [d.text for d in Selection(subject, Filters(row="3")).take()] == ["2?2."]
+    assert [d.text for d in Selection(subject, Filters(row=f"{path}:3")).take()] == ["2?2."]
 
 
 def test_tokens_that_the_data_bring(inspected, written):

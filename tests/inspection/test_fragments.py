@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data.tokens import load_tokenizer
-from sft_jax.inspection.fragments import fragments, printable, split_unsafe, supervised_text
+from sft_jax.inspection.fragments import fragments, supervised_text
+from sft_jax.printable import printable, split_unsafe
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=30)
 
@@ -69,6 +70,13 @@ def test_a_part_of_a_character_is_shown_with_the_rest_of_it(byte_level):
     assert [f.text for f in fragments(byte_level, ids, np.zeros(3, np.float32), each_token=True)] == ["a", "", "é"]
     alone = fragments(byte_level, ids[:2], np.zeros(2, np.float32), each_token=True)
     assert [f.text for f in alone] == ["a", "\ufffd"]
+
+
+def test_a_replacement_character_of_the_text_stays_where_it_is(byte_level):
+    first, second = (byte_level.encode(text) for text in ("a\ufffd", "bc"))
+    weights = np.array([0] * len(first) + [1] * len(second), np.float32)
+    found = fragments(byte_level, np.array(first + second, np.int32), weights)
+    assert [(fragment.text, fragment.weight) for fragment in found] == [("a\ufffd", 0), ("bc", 1)]
 
 
 def test_no_tokens_have_no_fragments(byte_level):

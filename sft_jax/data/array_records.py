@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 
@@ -32,8 +33,11 @@ class RecordFile:
     def __len__(self) -> int:
         return self._count
 
-    def line(self, row: int) -> int:
-        return self._skip + row + 1
+    def lines(self, rows: np.ndarray) -> np.ndarray:
+        return self._skip + rows + 1
+
+    def unparsed(self, first: int, stop: int) -> list[Row | RowError]:
+        return self.read(first, stop)
 
     def read(self, first: int, stop: int) -> list[Row | RowError]:
         rows: list[Row | RowError] = []

@@ -31,8 +31,11 @@ class TableFile:
     def __len__(self) -> int:
         return int(self._bases[-1])
 
-    def line(self, row: int) -> int:
-        return row + 1
+    def lines(self, rows: np.ndarray) -> np.ndarray:
+        return rows + 1
+
+    def unparsed(self, first: int, stop: int) -> list[Row | RowError]:
+        return self.read(first, stop)
 
     def read(self, first: int, stop: int) -> list[Row | RowError]:
         rows: list[Row | RowError] = []

@@ -66,9 +66,6 @@ class StoreBuilder:
     _first_bad: int = 0  # how many rows had been looked at before the first bad ones
     _reported: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self):
-        self._file_numbers = {name: index for index, name in enumerate(self.rows.names)}
-
     def build(self, meta: dict[str, Any]) -> bool:
         """Makes the shards of this part, but for those that are there, and the store where all others are there too.
 
@@ -119,7 +116,7 @@ class StoreBuilder:
                 entries = [self._entry(*item) for item in found]
                 new = RowCounts(rows=done, watched=sum(watched for _, _, watched in found))
                 if isinstance(built, Built):
-                    places = self._places(built.encoded.rows)
+                    places = self.rows.places(built.encoded.rows)
                     new = self._counts_of(built, places, new)
                     self._check_vocabulary(new.largest)
                     writer.append(built.encoded, places[:, 0], places[:, 1])
@@ -174,16 +171,8 @@ class StoreBuilder:
     def _bounds(self, number: int) -> tuple[int, int]:
         return number * store.SHARD_ROWS, min((number + 1) * store.SHARD_ROWS, len(self.rows))
 
-    def _places(self, numbers: np.ndarray) -> np.ndarray:
-        """Returns the file (index) and line of rows, int64 [rows, 2]."""
-        return np.array([self._place(number) for number in numbers.tolist()], np.int64).reshape(-1, 2)
-
-    def _place(self, number: int) -> tuple[int, int]:
-        where = self.rows.where(number)
-        return self._file_numbers[where.file], where.line
-
     def _entry(self, number: int, reason: str, watched: bool) -> BadRowEntry:
-        file, line = self._place(number)
+        ((file, line),) = self.rows.places(np.array([number])).tolist()
         return {"row": number, "file": file, "line": line, "reason": reason, **({"watched": True} if watched else {})}
 
     def _report(self) -> None:
@@ -224,7 +213,7 @@ def _results(
         size = max(1, min(CHUNK, -(-(stop - first) // (4 * pool.count))))
         for start in range(first, stop, size):
             items = []
-            for number, row in enumerate(rows.read(start, min(start + size, stop)), start):
+            for number, row in enumerate(rows.unparsed(start, min(start + size, stop)), start):
                 if isinstance(row, RowError):
                     unreadable[number], row = str(row), None
                 items.append(Item(set_index, number, row))

@@ -3,6 +3,8 @@
 Formats are tables of functions: a new one is a reader and an entry in FORMATS. `data.columns` gives fields other names.
 """
 
+import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -39,7 +41,18 @@ class Format(NamedTuple):
 
     def names(self, columns: ColumnsConfig) -> dict[str, str]:
         """Returns column -> name of the field in the rows."""
-        return {column: getattr(columns, column) or name for column, name in {**self.required, **self.optional}.items()}
+        return self._reading(columns).names
+
+    def _reading(self, columns: ColumnsConfig) -> "_Reading":
+        """Returns what is the same for all rows that are read with `columns`."""
+        key = self.reader, _names_in(columns)
+        found = _READINGS.get(key)
+        if found is None:
+            names = {column: getattr(columns, column) or name for column, name in {**self.required, **self.optional}.items()}
+            fields = frozenset(field for name in names.values() for field in fields_of(name))
+            expressions = tuple(name for name in names.values() if is_expression(name))
+            found = _READINGS[key] = _Reading(names, fields, fields.union(self.own, UNSUPPORTED), expressions)
+        return found
 
     def columns(self) -> tuple[str, ...]:
         """Returns the columns that a configuration may name."""
@@ -73,19 +86,18 @@ class Format(NamedTuple):
 
     def read(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Conversation:
         """Returns the conversation in a row. Raises RowError naming the field and the remedy."""
-        names = self.names(columns)
+        names, known, _, written = self._reading(columns)
         for column in self.required:
             if not _has(row, names[column]):
                 raise RowError(
                     f"{_missing(row, names[column], column)}; correct the row or name the field in data.columns."
                 )
-        known = {field for name in names.values() for field in fields_of(name)}
         for field, content in UNSUPPORTED.items():
-            if row.get(field) not in NOTHING and field not in known:
+            if field in row and field not in known and row[field] not in NOTHING:
                 if content == "tools" and "tools" in names:
                     raise RowError(f"field '{field}' brings tools and is not read; set data.columns.tools={field}, or leave such rows out.")
                 raise RowError(f"field '{field}' brings {content}, which are not supported; leave such rows out.")
-        expressions = {name: evaluate(name, row) for name in names.values() if is_expression(name)}
+        expressions = {name: evaluate(name, row) for name in written}
         turns = self._standard_turns(row, names, columns) if self.turns[0] else {}
         return _with_arguments(self.reader({**row, **expressions, **turns}, names), row, names)
 
@@ -112,15 +124,10 @@ class Format(NamedTuple):
 
         Those of messages are called like "messages[].name".
         """
-        columns_read = self.names(columns)
-        names = {field for name in columns_read.values() for field in fields_of(name)}
+        columns_read, _, looked_at, _ = self._reading(columns)
         standard = self._standard_turns(row, columns_read, columns) if self.turns[0] and "messages" in columns_read else {}
         hidden = set(self.turns) - set(self.turn_fields(columns))  # by fields of other names
-        unread = {
-            name
-            for name, value in row.items()
-            if value is not None and name not in names and name not in self.own and name not in UNSUPPORTED
-        }
+        unread = {name for name, value in row.items() if value is not None and name not in looked_at}
         for column in ("messages", "prompt", "completion"):
             name = columns_read.get(column, "")
             turns = row.get(name)
@@ -129,6 +136,19 @@ class Format(NamedTuple):
                 fields |= {field for turn in turns if isinstance(turn, dict) for field in hidden & turn.keys()}
                 unread.update(f"{name}[].{field}" for field in fields)
         return {in_message(name) for name in unread}
+
+
+class _Reading(NamedTuple):
+    """A format with names of columns."""
+
+    names: dict[str, str]  # column -> name of the field in the rows, or expression
+    fields: frozenset[str]  # that columns name or that expressions read
+    looked_at: frozenset[str]  # all fields that are not overlooked
+    expressions: tuple[str, ...]
+
+
+_READINGS: dict[tuple, _Reading] = {}  # by reader and names of columns; as many as there are data sets
+_names_in = operator.attrgetter(*(field.name for field in dataclasses.fields(ColumnsConfig) if field.type is str))
 
 
 def _with_arguments(conversation: Conversation, row: Mapping[str, Any], names: Mapping[str, str]) -> Conversation:

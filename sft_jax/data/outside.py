@@ -28,6 +28,8 @@ _NEUTRAL = "\uf8ff"
 def check_outside(conversation: Conversation, rendering: Rendering | None, guard: Guard) -> None:
     """Raises RowError where a text outside of contents becomes a control token, or may."""
     outside = _outside(conversation)
+    if not any(outside):  # as in most rows
+        return
     found = guard.find(texts_in(outside))
     if found:
         raise RowError(
@@ -51,7 +53,7 @@ def check_outside(conversation: Conversation, rendering: Rendering | None, guard
 
 def _outside(conversation: Conversation) -> list[Any]:
     calls = [call for message in conversation.messages or () for call in message.calls]
-    names = [name for message in conversation.messages or () for name in (message.name, message.call_id)]
+    names = [name for message in conversation.messages or () for name in (message.name, message.call_id) if name]
     own = [part for call in calls for part in (call.name, call.id, list(field_names(call.arguments)))]
     return [conversation.tools, conversation.template_kwargs, own, names]
 

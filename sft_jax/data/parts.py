@@ -4,12 +4,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from sft_jax.data.examples import RowError
 from sft_jax.data.pieces import Pieces
 
 Row = dict[str, Any]
 CACHED_BYTES = 1 << 28  # of blocks that one Blocks keeps
 CACHED_BLOCKS = 64
+
+
+class Unparsed(NamedTuple):
+    """A row as it stands in its file, which can be sent to a process that reads it."""
+
+    data: bytes
+    parse: Callable[[bytes], Row]  # raises RowError; can be pickled
+
+    def read(self) -> Row | RowError:
+        """Returns the row; where it cannot be used, the error that says why."""
+        try:
+            return self.parse(self.data)
+        except RowError as error:
+            return error
 
 
 class Part(Protocol):
@@ -24,8 +40,11 @@ class Part(Protocol):
     def read(self, first: int, stop: int) -> list[Row | RowError]:
         """Returns the rows [first, stop); for one that cannot be used, the error that says why. Raises UserError."""
 
-    def line(self, row: int) -> int:
-        """Returns the line on which a row begins; where there are no lines its number, counted from 1."""
+    def unparsed(self, first: int, stop: int) -> list[Row | RowError | Unparsed]:
+        """Returns the same rows, as they stand in the file where that costs less than reading them."""
+
+    def lines(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the line on which each row begins, int64 [rows]; where there are no lines its number, counted from 1."""
 
 
 class Blocks:

@@ -12,6 +12,7 @@ from sft_jax.config import ColumnsConfig
 from sft_jax.data.chat import build_rows
 from sft_jax.data.examples import BadRow, BuiltRow, RowError
 from sft_jax.data.formats import FORMATS
+from sft_jax.data.parts import Unparsed
 from sft_jax.data.store import ROLES, Encoded, encode
 from sft_jax.data.templates import ChatTemplate
 from sft_jax.data.tokens import load_stored_tokenizer
@@ -46,7 +47,7 @@ class Item(NamedTuple):
 
     set_index: int
     number: int
-    row: dict[str, Any] | None
+    row: dict[str, Any] | Unparsed | None
 
 
 class Built(NamedTuple):
@@ -100,9 +101,10 @@ def _with_results(setup: Setup, finish: Callable[[_Results], Any]) -> Callable[[
             if item.row is None:
                 continue
             try:
-                conversations.append(FORMATS[options.format].read(item.row, options.columns))
+                row = item.row.parse(item.row.data) if isinstance(item.row, Unparsed) else item.row
+                conversations.append(FORMATS[options.format].read(row, options.columns))
                 numbers.append(item.number)
-                unused.update(FORMATS[options.format].unread_fields(item.row, options.columns))
+                unused.update(FORMATS[options.format].unread_fields(row, options.columns))
             except RowError as error:
                 bad.append((item.number, str(error)))
         results = build_rows(

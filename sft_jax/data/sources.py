@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from sft_jax.data.csv_files import open_csv
 from sft_jax.data.examples import RowError
 from sft_jax.data.hf_sets import is_saved, open_hugging_face, open_saved
 from sft_jax.data.json_files import open_json
-from sft_jax.data.parts import Blocks, File, Part, Shared
+from sft_jax.data.parts import Blocks, File, Part, Shared, Unparsed
 from sft_jax.data.pieces import PACKINGS, Pieces, packing
 from sft_jax.data.text_files import suffix_of
 from sft_jax.data.tfds_sets import open_tfds
@@ -74,19 +74,36 @@ class Rows(Sequence):
 
     def read(self, first: int, stop: int) -> list[dict[str, Any] | RowError]:
         """Returns the rows [first, stop), each file read once; for one that cannot be used, the error that says why."""
-        result: list[dict[str, Any] | RowError] = []
-        while first < stop:
-            number, local = self._find(first)
-            part = self._parts[number]
-            rows = part.read(local, min(local + stop - first, len(part)))
-            result += rows
-            first += len(rows)
-        return result
+        return [row for part, start, end in self._ranges(first, stop) for row in part.read(start, end)]
+
+    def unparsed(self, first: int, stop: int) -> list[dict[str, Any] | RowError | Unparsed]:
+        """Returns the same rows, as they stand in their files where that costs less than reading them."""
+        return [row for part, start, end in self._ranges(first, stop) for row in part.unparsed(start, end)]
 
     def where(self, row: int) -> Where:
         """Returns the file and the line on which row `row` begins."""
-        number, local = self._find(row)
-        return Where(self.names[number], self._parts[number].line(local))
+        ((file, line),) = self.places(np.array([row])).tolist()
+        return Where(self.names[file], line)
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the file (index in `names`) and the line of each row, int64 [rows, 2]. Raises IndexError beyond the end."""
+        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        files = np.searchsorted(self._bases, rows, side="right") - 1
+        lines = np.empty_like(files)
+        for file in np.unique(files).tolist():
+            own = files == file
+            lines[own] = self._parts[file].lines(rows[own] - self._bases[file])
+        return np.stack([files, lines], axis=1)
+
+    def _ranges(self, first: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+        """Yields the parts that hold the rows [first, stop), and which of theirs these are."""
+        while first < stop:
+            number, local = self._find(first)
+            part = self._parts[number]
+            count = min(stop - first, len(part) - local)
+            yield part, local, local + count
+            first += count
 
     def _find(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.parts import File, Row
+from sft_jax.data.parts import File, Row, Unparsed
 from sft_jax.data.pieces import Piece, changed, packing
 from sft_jax.errors import UserError
 
@@ -35,22 +35,20 @@ class TextFile:
     def __len__(self) -> int:
         return len(self._index.starts)
 
-    def line(self, row: int) -> int:
-        return int(self._index.lines[row])
+    def lines(self, rows: np.ndarray) -> np.ndarray:
+        return self._index.lines[rows]
 
     def read(self, first: int, stop: int) -> list[Row | RowError]:
+        return [row.read() for row in self.unparsed(first, stop)]
+
+    def unparsed(self, first: int, stop: int) -> list[Unparsed]:
         starts, ends = self._index.starts[first:stop], self._index.ends[first:stop]
         begin, end = int(starts[0]), int(ends[-1])
         data = self._pieces.reopen(self._path, self.name, self.size).read(begin, end - begin)
         if len(data) != end - begin:
             raise changed(self.name)
-        rows: list[Row | RowError] = []
-        for start, stop in zip((starts - begin).tolist(), (ends - begin).tolist(), strict=True):
-            try:
-                rows.append(self._parse(data[start:stop]))
-            except RowError as error:
-                rows.append(error)
-        return rows
+        ranges = zip((starts - begin).tolist(), (ends - begin).tolist(), strict=True)
+        return [Unparsed(data[start:stop], self._parse) for start, stop in ranges]
 
 
 def begin_of_text(piece: Piece, label: str) -> int:

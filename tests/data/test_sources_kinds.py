@@ -1,6 +1,7 @@
 """What holds for rows of every kind of data."""
 
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def test_the_same_rows_come_back_in_any_order(kind, make):
         assert rows.read(first, stop) == ROWS[first:stop]
     with pytest.raises(IndexError):
         rows[len(ROWS)]
+
+
+def test_rows_that_another_process_reads_are_the_same(kind, make):
+    sent = pickle.loads(pickle.dumps(make.open(make(ROWS)).unparsed(0, len(ROWS))))
+    assert [row.read() if isinstance(row, parts.Unparsed) else row for row in sent] == ROWS
 
 
 def test_where_is_the_line_or_the_number_of_the_row(kind, make):

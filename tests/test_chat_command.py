@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from xla_flags import xla_flags
 
 # Gives a program the terminal on its standard input, as a shell does, so that Ctrl-C reaches it; also where the tests run in
 # the background and ignore it.
@@ -23,7 +24,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TERM": "dumb", "XDG_CACHE_HOME": str(cache)}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(), "TERM": "dumb", "XDG_CACHE_HOME": str(cache)}
 
 
 def command(*arguments):

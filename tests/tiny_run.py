@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from xla_flags import xla_flags
 
 import sft_jax
 from sft_jax.config import default_config
@@ -101,7 +102,7 @@ def train_command(config, workdir: Path) -> list[str]:
 
 def environment(devices: int, cache: Path) -> dict[str, str]:
     """Returns the environment of a training process with so many CPU devices and a compilation cache of its own."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices),
             "XDG_CACHE_HOME": str(cache)}  # fmt: skip
 
 

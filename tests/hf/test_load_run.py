@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from tiny_models import CONFIGS, random_decoder, to_tensors
+from xla_flags import xla_flags
 
 from sft_jax.checkpoint.checkpoints import Checkpoints, flatten_state
 from sft_jax.errors import UserError
@@ -126,7 +127,7 @@ def test_the_export_command_names_base_and_data(run, tmp_path):
     export(run, scaled(1 / 3), dtype="bfloat16")
     for source, out in ((run, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
         command = [sys.executable, "-m", "sft_jax.export", f"--model={source}", f"--out={out}", "--dtype=float32"]
-        subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": ""})
+        subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": xla_flags()})
         readme = (out / "README.md").read_text()
         for part in (f"| base model | `{tmp_path / 'base'}` |", "| data fingerprint | `rows of run` |", "steps | 1,200 |"):
             assert part in readme, readme

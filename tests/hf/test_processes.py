@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tiny_models import CONFIGS, random_decoder, to_tensors
+from xla_flags import xla_flags
 
 from sft_jax.hf.files import SINGLE_FILE, open_tensors
 from sft_jax.hf.load import load_decoder
@@ -40,7 +41,7 @@ def results(model, tmp_path_factory):
         port = sock.getsockname()[1]
 
     def run(index: int):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags()}
         command = [sys.executable, str(WORKER), str(model), str(out), str(port), "2", str(index)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from evaluation_sets import PROMPTS, decoder_on, evaluate_on, everything_on, held_out, held_out_stream
+from xla_flags import xla_flags
 
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.model.sharding import make_mesh
@@ -66,7 +67,7 @@ def test_two_processes_say_what_one_says():
         port = probe.getsockname()[1]
     environment = {
         **os.environ, "PYTHONPATH": str(TESTS.parent), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2",
     }  # fmt: skip
     processes = [

@@ -20,7 +20,7 @@ from sft_jax.data.conversation import Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS, Slot
 from sft_jax.data.seams import SeamEncoder
-from sft_jax.data.spans import TextPlan
+from sft_jax.data.text_plans import TextPlan
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.data.tool_calls import texts_in
 

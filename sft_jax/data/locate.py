@@ -30,7 +30,7 @@ REASONING_TAGS = (
 # First code points of ranges that the marks may come from; one that the row's own text does not use is taken.
 _BASES = (0xF0000, 0xE000, 0xF8000)
 _RANGE = 0x1800  # two marks for each of 3072 contents
-_REMEMBERED = 4096  # sequences of roles
+_REMEMBERED = 1 << 18  # contents of the sequences of roles that are remembered
 
 
 class Slot(NamedTuple):
@@ -97,6 +97,7 @@ class Locator:
         """
         self._render, self._doubtful = render, doubtful
         self._skeletons: dict[tuple, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+        self._size = 0  # contents in them: chats may be long, and each turn's prompt is another sequence
 
     def locate(
         self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool, text: str
@@ -122,9 +123,11 @@ class Locator:
         if complete and (len(shown) < len(slots) or self._doubtful(messages, slots)):
             complete = self._nothing_outside(messages, slots, prompt, base, marked)
         if complete and not any(slot.lead or slot.trail for slot in slots):  # they would be taken for the template's
-            if len(self._skeletons) >= _REMEMBERED:
+            if self._size > _REMEMBERED:
                 self._skeletons.clear()
+                self._size = 0
             self._skeletons[key] = marked.literals()
+            self._size += len(key)
         return Located(marked.regions, complete)
 
     def render_neutral(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool) -> str | None:
@@ -268,7 +271,7 @@ def _take_apart(
 
 
 def _unused_base(messages: Sequence[dict[str, Any]]) -> int | None:
-    texts = "".join(text for message in messages for text in texts_in(message))
+    texts = "".join(text for message in messages for text in texts_in(message) if not text.isascii())
     for base in _BASES:
         if not re.search(f"[{chr(base)}-{chr(base + _RANGE - 1)}]", texts):
             return base

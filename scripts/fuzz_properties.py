@@ -12,6 +12,7 @@ from sft_jax.config import ColumnsConfig
 from sft_jax.data.chat import COUNTS, RowBuilder
 from sft_jax.data.conversation import Conversation
 from sft_jax.data.examples import BadRow, BuiltRow, RowError
+from sft_jax.data.format_detection import detect_format
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.locate import REASONING_TAGS
 from sft_jax.data.sources import open_rows
@@ -154,6 +155,11 @@ def try_file(path: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
         check_message(str(error))
         outcomes["file refused"] += 1
         return [], outcomes
+    try:
+        outcomes[f"format {detect_format(rows, ColumnsConfig(), skip_bad_rows=True)}"] += 1
+    except UserError as error:
+        check_message(str(error))
+        outcomes["no format of the file"] += 1
     good = []
     for number, row in enumerate(found):
         str(rows.where(number)).encode()

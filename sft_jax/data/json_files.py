@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from sft_jax.data.text_files import Index, TextFile, begin_of_text, suffix_of
 from sft_jax.errors import UserError
 
 SPACE = b" \t\r\n"
+_SPACES = re.compile(r"[ \t\r\n]*")
 
 
 def open_json(file: File) -> TextFile:
@@ -28,9 +30,9 @@ def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
     UserError, calling the file `name`, where it is empty, in UTF-16, or an array that is malformed.
     """
     begin = begin_of_text(piece, name)
-    head = piece.read(0, 4096)
-    while not (text := head[begin:].lstrip(SPACE)) and (more := piece.read(len(head), 4096)):
-        head += more
+    place, text = begin, b""
+    while not (text := piece.read(place, BLOCK).lstrip(SPACE)) and place < piece.size:
+        place += BLOCK
     if suffix == ".json" and text.startswith(b"["):
         data = piece.read(0, piece.size)
         return index_array(data, begin, name), f"array {hashlib.sha256(data).hexdigest()}"  # the same bytes as lines are other rows
@@ -93,9 +95,7 @@ def index_array(data: bytes, begin: int, name: str) -> Index:
     newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
 
     def skip(position: int) -> int:
-        while text[position : position + 1] in (" ", "\t", "\r", "\n") and position < len(text):
-            position += 1
-        return position
+        return _SPACES.match(text, position).end()
 
     def fail(reason: str, position: int) -> UserError:
         line = int(np.searchsorted(newlines, position)) + 1

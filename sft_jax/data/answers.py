@@ -44,24 +44,26 @@ def find_answer(
     answer = _shown(rendering, prompt, render, mine)
     if answer is None:
         answer = _put_together(rendering, messages, slots, prompt, (*render, shown), mine)
-    _check(rendering, messages, mine, prompt, shown, answer, counts)
+    _check(rendering, messages, turn, mine, prompt, shown, answer, counts)
     return answer
 
 
 def find_shown_answer(
-    rendering: Rendering, messages: Messages, slots: Sequence[Slot], prompt: str, shown: str, counts: dict[str, int]
+    rendering: Rendering, messages: Messages, turn: int, slots: Sequence[Slot], prompt: str, shown: str, counts: dict[str, int]
 ) -> Answer | None:
     """Returns the answer in the render of a conversation of which only the end is looked at; None where that does not do.
 
     Args:
-        messages: those in question, the last one an assistant's with at most one call.
-        slots: contents of the last one.
-        prompt: the end of the prompt, from where on `shown` is that of the render of `messages`.
+        messages: the conversation.
+        turn: the message in question, an assistant's with at most one call.
+        slots: contents of that message.
+        prompt: the end of its prompt.
+        shown: from there on the render that ends with the turn.
     """
     mine = {slot.kind: slot for slot in slots}
-    answer = _shown(rendering, prompt, rendering.close(shown, bool(messages[-1].get("tool_calls"))), mine)
+    answer = _shown(rendering, prompt, rendering.close(shown, bool(messages[turn].get("tool_calls"))), mine)
     if answer is not None:
-        _check(rendering, messages, mine, prompt, shown, answer, counts)
+        _check(rendering, messages, turn, mine, prompt, shown, answer, counts)
     return answer
 
 
@@ -87,9 +89,10 @@ def _put_together(rendering, messages, slots, prompt: str, render: tuple[str, in
     return _other_render(rendering, messages, slots, prompt, render, mine, _unclosed(prompt))
 
 
-def _check(rendering, messages, mine: dict[str, Slot], prompt: str, shown: str, answer: Answer, counts: dict[str, int]) -> None:
+def _check(
+    rendering, messages, turn: int, mine: dict[str, Slot], prompt: str, shown: str, answer: Answer, counts: dict[str, int]
+) -> None:
     """Raises RowError for an answer that lacks what the turn says, and counts what a report should tell about it."""
-    turn = len(messages) - 1
     closing, reasoning = _unclosed(prompt), mine["reasoning"].text if "reasoning" in mine else ""
     said = answer.text[answer.start : answer.end]
     if "content" in mine and mine["content"].text not in said:
@@ -97,7 +100,7 @@ def _check(rendering, messages, mine: dict[str, Slot], prompt: str, shown: str, 
             f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
             f"rendered as {_show(said)}; change the row or the template."
         )
-    _check_calls(rendering, messages, messages[turn].get("tool_calls", ()), shown, said)
+    _check_calls(rendering, messages, turn, shown, said)
     if reasoning and reasoning not in said:
         counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
     if closing and closing not in said:
@@ -106,14 +109,14 @@ def _check(rendering, messages, mine: dict[str, Slot], prompt: str, shown: str, 
         counts["end_added"] = counts.get("end_added", 0) + 1
 
 
-def _check_calls(rendering: Rendering, messages: Messages, calls: Sequence[dict], shown: str, said: str) -> None:
+def _check_calls(rendering: Rendering, messages: Messages, turn: int, shown: str, said: str) -> None:
     """Raises RowError where an answer lacks a call of the turn, its name or a text in its arguments.
 
-    Of several calls each must change `shown`, the render of `messages`: a template may show the first one only.
+    Of several calls each must change `shown`, the render that ends with the turn: a template may show the first one only.
     """
-    turn = len(messages) - 1
+    calls = messages[turn].get("tool_calls", ())
     for number, call in enumerate(calls):
-        if len(calls) > 1 and rendering.shows_same([*messages[:-1], {**messages[-1], "tool_calls": [*calls[:number], *calls[number + 1 :]]}], shown):
+        if len(calls) > 1 and rendering.shows_same([*messages[:turn], {**messages[turn], "tool_calls": [*calls[:number], *calls[number + 1 :]]}], shown):
             raise RowError(
                 f"{rendering.name} does not render call {number + 1} of {len(calls)} in message {turn}; change the row or the template."
             )

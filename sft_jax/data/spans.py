@@ -17,7 +17,7 @@ from sft_jax.config_checks import check_supervise
 from sft_jax.data.answers import Answer, find_answer, find_shown_answer
 from sft_jax.data.conversation import ROLES, Conversation, Message, Piece
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import Located, Region, Slot, slots_of
+from sft_jax.data.locate import MOST_CONTENTS, Located, Region, Slot, slots_of
 from sft_jax.data.prefixes import Prefixes
 from sft_jax.data.rendering import Messages, Rendering
 from sft_jax.data.text_plans import RowPlan, Span, TextPlan
@@ -75,6 +75,8 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         each if message.weight is None else message.weight for each, message in zip(usual, messages, strict=True)
     ]
     slots = slots_of(dicts)
+    if len(slots) > MOST_CONTENTS:
+        raise RowError(f"it has {len(slots):,} contents, more than the {MOST_CONTENTS:,} that can be told apart in a render; split it.")
     whole = text = rendering.render(dicts, False)
     counts = _count_messages(messages, usual, weights)
     spans: dict[int, Span] = {}  # of the assistant turns that `text` shows as they were written
@@ -94,7 +96,7 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
             answer = _in_prefixes(prefixes, dicts, index, mine, rendering, counts)
             if answer is not None:
                 span = Span(answer.start, answer.end, weights[index], number)
-                spans[index] = span.with_pieces(_left_out(generated, whole, answer, counts))
+                spans[index] = span.with_pieces(_left_out(_within(generated, answer), whole, answer, counts))
                 continue
         history = dicts if last else dicts[: index + 1]
         shown = whole if last else rendering.render(history, False)
@@ -161,11 +163,19 @@ def _in_prefixes(
         return None
     shown = prefixes.text[first:end] + prefixes.end
     counted = dict(counts)
-    answer = find_shown_answer(rendering, dicts[: index + 1], mine, before + prefixes.ask, shown, counted)
+    answer = find_shown_answer(rendering, dicts, index, mine, before + prefixes.ask, shown, counted)
     if answer is None or not prefixes.text.startswith(answer.text[: answer.end], first):
         return None
     counts.update(counted)
     return answer._replace(text=prefixes.text, start=first + answer.start, end=first + answer.end)
+
+
+def _within(generated: list[tuple[int, int]] | None, answer: Answer) -> list[tuple[int, int]] | None:
+    """Returns what of `generated`, which is in order, may touch an answer."""
+    if generated is None:
+        return None
+    first = bisect.bisect_left(generated, answer.start, key=lambda part: part[1])
+    return generated[first : bisect.bisect_left(generated, answer.end, key=lambda part: part[0])]
 
 
 def _usual_weights(messages: Sequence[Message], supervise: Supervise) -> list[float]:
@@ -311,11 +321,14 @@ def _other_roles(text, messages, weights, slots, located, rendering: Rendering) 
     """Returns the spans of supervised messages that no prompt leads to: content and, where it shows, end of turn."""
     spans = []
     closings = [end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end]
+    regions: dict[int, list[Region]] = {}
+    for region in located.regions if located else ():
+        regions.setdefault(region.message, []).append(region)
     for index, message in enumerate(messages):
         pieces = _placed(message, index, slots, text, located, rendering) if message.role != "assistant" else ()
         if message.role == "assistant" or not (weights[index] or any(piece.weight for piece in pieces)):
             continue
-        own = [region for region in located.regions if region.message == index] if located else []
+        own = regions.get(index, [])
         if message.content.strip() and not own:
             raise RowError(f"{rendering.name}: message {index} of the {message.role} is not found in its render.")
         for region in own:

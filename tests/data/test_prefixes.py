@@ -163,3 +163,12 @@ def test_a_long_chat_takes_few_renders(templates, tiny, monkeypatch, name, examp
     (built,) = RowBuilder(tiny, templates[name]).build([Conversation(messages=tuple(chat))])
     assert len(built.examples) == examples
     assert sum(rendered) < (10 * len(chat) if examples == 1 else 3 * len(chat) * examples)
+
+
+def test_contents_of_chats_of_thousands_of_turns_are_told_apart(templates, tiny):
+    """So what they hold can be guarded; more than there are marks for is refused."""
+    chat = [Message("user", "Hi"), Message("assistant", "Hello")]
+    plan = plan_chat(chat * 2000, Rendering(templates["chatml"], {}, tiny), parse_supervise("assistant"))
+    assert plan.main.complete and len(plan.main.regions) == 4000 and len(plan.main.spans) == 2000
+    with pytest.raises(RowError, match="it has 40,000 contents, more than the 32,759"):
+        plan_chat(chat * 20_000, Rendering(templates["chatml"], {}, tiny), parse_supervise("assistant"))

@@ -9,6 +9,7 @@ instrumented.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -39,13 +40,25 @@ with atheris.instrument_imports(include=["sft_jax.data"]):
     from sft_jax.errors import UserError
 
 ROW_SECONDS = 5.0
-MEMORY = 3 << 30  # bytes beyond those of the beginning, at which a template is stopped
+MEMORY = 1 << 30  # bytes that a template may take
 LONGEST = 20_000  # bytes of an input
 HOSTILE = [  # templates that are to be stopped, for the fuzzer to vary
     "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
     "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{{ messages.__class__ }}{{ 'x' * 9 ** 9 }}", "{{ '%99999d' % 1 }}",
 ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def memory_limit(extra: int):
+    """Raises MemoryError in what takes `extra` bytes of address space more than there are in use."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + extra, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Targets:
@@ -117,7 +130,7 @@ class Targets:
     def _template(self, data: bytes, _: int) -> None:
         """A template may loop or eat memory: in the package a process is watched for that, here it is stopped."""
         try:
-            with deadline(0.5):
+            with deadline(0.5), memory_limit(MEMORY):
                 way = self._way("fuzzed", data.decode(errors="replace"))
                 self.outcomes.update(try_rows(SHAPES[:4], way, COLUMNS[0]))
         except (TooLong, MemoryError):
@@ -139,8 +152,6 @@ def main() -> None:
     corpus.mkdir()
     for number, data in enumerate(targets.seeds()):
         (corpus / str(number)).write_bytes(data)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
 
     def take(data: bytes) -> None:
         nonlocal tried

@@ -175,6 +175,17 @@ def test_a_damaged_zst(tmp_path):
         assert str(caught.value) == f"data.train: {path}: is not a whole zstd file ({reason}); copy it again."
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell what is in use")
+def test_damaged_archives_leave_nothing_in_memory(tmp_path):
+    path = write(tmp_path, "a.jsonl.zst", zstd(lines(*({"a": os.urandom(50).hex()} for _ in range(100))).encode())[:-20])
+    used = []
+    for _ in range(40):
+        with pytest.raises(UserError, match="is not a whole zstd file"):
+            open_rows([path], "data.train")
+        used.append(int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE") >> 20)
+    assert used[-1] - used[5] < 100
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = write(tmp_path, "a.jsonl", lines({"a": 1}))
     real = os.open

@@ -88,7 +88,9 @@ class SeamEncoder:
         if len(self._seen) + len(windows) > _REMEMBERED:
             self._seen.clear()
         for window, encoding in zip(windows, self.encode(windows), strict=True):
-            self._seen[window] = ids = encoding.ids.tobytes()
+            ids = encoding.ids.tobytes()
+            if len(window) <= _LONG:  # a whole prompt is long, and does not come again
+                self._seen[window] = ids
             doubtful += [case for case in unseen[window] if case[-1] != ids]
         prompts = self.encode([texts[number][:place] for number, place, _, _ in doubtful])
         for (number, place, token, _), prompt in zip(doubtful, prompts, strict=True):

@@ -20,7 +20,9 @@ def deadline(seconds: float):
     """Raises TooLong in what takes more of a processor, or a hundred times as long: a machine may have more to do than this."""
 
     def stop(number, _):
-        raise TooLong(f"took longer than {seconds:g} seconds" if number == signal.SIGPROF else f"did nothing for {100 * seconds:g} seconds")
+        if number == signal.SIGPROF:
+            raise TooLong(f"took longer than {seconds:g} seconds")
+        raise TooLong(f"did not end in {100 * seconds:g} seconds")
 
     timers = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, 100 * seconds))
     for number, timer, limit in timers:

@@ -163,7 +163,8 @@ def main() -> None:
         if time.monotonic() - begun > args.seconds:
             outcomes = dict(targets.outcomes.most_common(40))
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-            print(json.dumps({"inputs": tried, "peak_mb": peak, "outcomes": outcomes, "found": dict(findings.counts)}, indent=1), flush=True)
+            summary = {"inputs": tried, "peak_mb": peak, "outcomes": outcomes, "found": dict(findings.counts)}
+            print(json.dumps(summary, indent=1), flush=True)
             os._exit(bool(findings.counts))  # libFuzzer would go on, and would not come back
 
     flags = [f"-seed={args.seed}", f"-max_len={LONGEST}", "-timeout=0", "-rss_limit_mb=0", "-handle_segv=0"]

@@ -100,12 +100,22 @@ def _check_json(key: str, value: Any) -> None:
         for name, inner in value.items():
             if not isinstance(name, str):
                 raise UserError(f"{key}: {name!r} is a {type(name).__name__}, not a name; write it as text.")
+            _check_unicode(key, name)
             _check_json(f"{key}.{name}", inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_json(f"{key}[{index}]", inner)
     elif isinstance(value, float):
         check_finite(key, value)
-    elif not (value is None or isinstance(value, (bool, int, str))):
+    elif isinstance(value, str):
+        _check_unicode(key, value)
+    elif not (value is None or isinstance(value, (bool, int))):
         kinds = "text, a number, true or false, None, a list or a dict of these"
         raise UserError(f"{key}: {value!r} is a {type(value).__name__}; give {kinds}.")
+
+
+def _check_unicode(key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{key}: {text!r} holds half of a surrogate pair, which no tokenizer can read; remove it.") from error

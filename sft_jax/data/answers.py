@@ -39,46 +39,84 @@ def find_answer(
     """
     turn = len(messages) - 1
     prompt = rendering.render(messages[:-1], True)
-    calls = messages[turn].get("tool_calls", ())
-    text, end = rendering.close(shown, bool(calls))
+    render = rendering.close(shown, bool(messages[turn].get("tool_calls")))
     mine = {slot.kind: slot for slot in slots if slot.message == turn}
-    reasoning = mine["reasoning"].text if "reasoning" in mine else ""
-    closing = _unclosed(prompt)
-    answer = None
-    if text.startswith(prompt) and end >= len(prompt):
-        said = text[len(prompt) : end]
-        if reasoning and closing and reasoning not in said and said.lstrip().startswith(closing):
-            # The prompt opens a thinking section and the template closes it at once; the data has what belongs in it.
-            said = reasoning + ("\n" if prompt.endswith("\n") else "") + said.lstrip()
-            answer = _compose(rendering, messages, slots, prompt, said, len(said) - len(rendering.turn_end.end))
-        else:
-            answer = Answer(text, len(prompt), end, True, None)
+    answer = _shown(rendering, prompt, render, mine)
     if answer is None:
-        answer = _other_render(rendering, messages, slots, prompt, (text, end, shown), mine, closing)
+        answer = _put_together(rendering, messages, slots, prompt, (*render, shown), mine)
+    _check(rendering, messages, turn, mine, prompt, shown, answer, counts)
+    return answer
+
+
+def find_shown_answer(
+    rendering: Rendering, messages: Messages, turn: int, slots: Sequence[Slot], prompt: str, shown: str, counts: dict[str, int]
+) -> Answer | None:
+    """Returns the answer in the render of a conversation of which only the end is looked at; None where that does not do.
+
+    Args:
+        messages: the conversation.
+        turn: the message in question, an assistant's with at most one call.
+        slots: contents of that message.
+        prompt: the end of its prompt.
+        shown: from there on the render that ends with the turn.
+    """
+    mine = {slot.kind: slot for slot in slots}
+    answer = _shown(rendering, prompt, rendering.close(shown, bool(messages[turn].get("tool_calls"))), mine)
+    if answer is not None:
+        _check(rendering, messages, turn, mine, prompt, shown, answer, counts)
+    return answer
+
+
+def _shown(rendering: Rendering, prompt: str, render: tuple[str, int], mine: dict[str, Slot]) -> Answer | None:
+    """Returns the answer in a render that begins with the prompt; None where it does not, or lacks reasoning that the data have."""
+    text, end = render
+    if not text.startswith(prompt) or end < len(prompt):
+        return None
+    return None if _thinks(prompt, text[len(prompt) : end], mine) else Answer(text, len(prompt), end, True, None)
+
+
+def _thinks(prompt: str, said: str, mine: dict[str, Slot]) -> bool:
+    """Returns whether a prompt opens a thinking section that the template closes at once; the data have what belongs in it."""
+    closing = _unclosed(prompt)
+    return bool("reasoning" in mine and closing and mine["reasoning"].text not in said and said.lstrip().startswith(closing))
+
+
+def _put_together(rendering, messages, slots, prompt: str, render: tuple[str, int, str], mine: dict[str, Slot]) -> Answer:
+    text, end, _ = render
+    if text.startswith(prompt) and end >= len(prompt):
+        said = mine["reasoning"].text + ("\n" if prompt.endswith("\n") else "") + text[len(prompt) : end].lstrip()
+        return _compose(rendering, messages, slots, prompt, said, len(said) - len(rendering.turn_end.end))
+    return _other_render(rendering, messages, slots, prompt, render, mine, _unclosed(prompt))
+
+
+def _check(
+    rendering, messages, turn: int, mine: dict[str, Slot], prompt: str, shown: str, answer: Answer, counts: dict[str, int]
+) -> None:
+    """Raises RowError for an answer that lacks what the turn says, and counts what a report should tell about it."""
+    closing, reasoning = _unclosed(prompt), mine["reasoning"].text if "reasoning" in mine else ""
     said = answer.text[answer.start : answer.end]
     if "content" in mine and mine["content"].text not in said:
         raise RowError(
             f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
             f"rendered as {_show(said)}; change the row or the template."
         )
-    _check_calls(rendering, messages, calls, shown, said)
+    _check_calls(rendering, messages, turn, shown, said)
     if reasoning and reasoning not in said:
         counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
     if closing and closing not in said:
         counts["open_thinking"] = counts.get("open_thinking", 0) + 1
     if rendering.turn_end.added:
         counts["end_added"] = counts.get("end_added", 0) + 1
-    return answer
 
 
-def _check_calls(rendering: Rendering, messages: Messages, calls: Sequence[dict], shown: str, said: str) -> None:
+def _check_calls(rendering: Rendering, messages: Messages, turn: int, shown: str, said: str) -> None:
     """Raises RowError where an answer lacks a call of the turn, its name or a text in its arguments.
 
-    Of several calls each must change `shown`, the render of `messages`: a template may show the first one only.
+    Of several calls each must change `shown`, the render that ends with the turn: a template may show the first one only.
     """
-    turn = len(messages) - 1
+    calls = messages[turn].get("tool_calls", ())
     for number, call in enumerate(calls):
-        if len(calls) > 1 and rendering.shows_same([*messages[:-1], {**messages[-1], "tool_calls": [*calls[:number], *calls[number + 1 :]]}], shown):
+        if len(calls) > 1 and rendering.shows_same([*messages[:turn], {**messages[turn], "tool_calls": [*calls[:number], *calls[number + 1 :]]}], shown):
             raise RowError(
                 f"{rendering.name} does not render call {number + 1} of {len(calls)} in message {turn}; change the row or the template."
             )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sft_jax.data.arrow_values import table_rows
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, in_message
 from sft_jax.data.parts import File, Row
 from sft_jax.data.pieces import changed, damaged, file_sha256, no_longer_read, state_of
 from sft_jax.errors import UserError, reason_of
@@ -153,6 +153,7 @@ def _not_whole(file: File, kind: str, error: Exception) -> UserError:
 
 
 def _check_names(file: File, schema: pa.Schema) -> None:
+    seen: set[str] = set()
     for name in schema.names:
-        if schema.names.count(name) > 1:
-            raise UserError(f"{file.label}: has two columns named '{name}'; names must differ.")
+        if name in seen or seen.add(name):
+            raise UserError(f"{file.label}: has two columns named '{in_message(name)}'; names must differ.")

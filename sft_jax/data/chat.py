@@ -15,8 +15,9 @@ from sft_jax.data.guard import guard_of
 from sft_jax.data.outside import check_outside
 from sft_jax.data.rendering import Rendering
 from sft_jax.data.seams import SeamEncoder
-from sft_jax.data.spans import RowPlan, Span, TextPlan, parse_supervise, plan_chat, plan_plain
+from sft_jax.data.spans import parse_supervise, plan_chat, plan_plain
 from sft_jax.data.templates import ChatTemplate
+from sft_jax.data.text_plans import RowPlan, Span, TextPlan
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 

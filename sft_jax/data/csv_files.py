@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, in_message
 from sft_jax.data.parts import File, Row
 from sft_jax.data.pieces import Piece
 from sft_jax.data.text_files import Index, TextFile, begin_of_text, suffix_of
@@ -107,15 +107,16 @@ def _header(piece: Piece, index: Index, delimiter: str, label: str) -> list[str]
         names = _fields(piece.read(start, end - start), delimiter)
     except RowError as error:
         raise UserError(f"{place}: the header {error}") from error
+    seen: set[str] = set()
     for name in names:
         if not name.strip():
             raise UserError(f"{place}: the header has a field without a name; the first line names every field.")
-        if names.count(name) > 1:
-            raise UserError(f"{place}: the header has the field {name!r} twice; names must differ.")
+        if name in seen or seen.add(name):
+            raise UserError(f"{place}: the header has the field {in_message(repr(name))} twice; names must differ.")
     other = next((mark for mark in (",", ";", "\t") if mark != delimiter and mark in names[0]), None)
     if len(names) == 1 and other:
         raise UserError(
-            f"{place}: the header is one field, {names[0]!r}; fields are separated by {delimiter!r} in this kind of file, "
+            f"{place}: the header is one field, {in_message(repr(names[0]))}; fields are separated by {delimiter!r} in this kind of file, "
             f"not by {other!r}."
         )
     return names

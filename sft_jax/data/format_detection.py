@@ -6,7 +6,7 @@ from typing import Any
 
 from sft_jax.config import ColumnsConfig
 from sft_jax.config_checks import is_expression
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, in_message
 from sft_jax.data.expressions import fields_of
 from sft_jax.data.formats import FORMATS, Format
 from sft_jax.data.sources import Rows
@@ -72,7 +72,7 @@ def detect_format(rows: Rows, columns: ColumnsConfig, skip_bad_rows: bool = Fals
             form.misfit(row, columns) for form in candidates.values() if form.turns[0] and form.has_fields(row, columns)
         ]
         raise UserError(
-            f"{rows.where(first)}: fits no format; the row has: {', '.join(row) or 'no field'}. "
+            f"{rows.where(first)}: fits no format; the row has: {in_message(', '.join(row)) or 'no field'}. "
             f"{''.join(f'{reason}. ' for reason in near)}Name its fields, such as "
             f"data.columns.prompt=question data.columns.completion=answer; {_known_columns()}."
         )
@@ -150,7 +150,7 @@ def _check_optional(form: Format, columns: ColumnsConfig, known: set[str]) -> No
     """Raises UserError where an optional column was named and no row has it: the name must be wrong."""
     for name, column in _needed(form, columns).items():
         if name not in known:
-            raise UserError(f"data.columns.{column}: no row has a field '{name}'; {did_you_mean(name, known)}.")
+            raise UserError(f"data.columns.{column}: no row has a field '{name}'; {in_message(did_you_mean(name, known))}.")
 
 
 def _needed(form: Format, columns: ColumnsConfig) -> dict[str, str]:

@@ -19,8 +19,9 @@ from sft_jax.data.alignment import Encoding
 from sft_jax.data.conversation import Message, Piece
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import REASONING_TAGS, Slot
+from sft_jax.data.longest import longest_of
 from sft_jax.data.seams import SeamEncoder
-from sft_jax.data.spans import TextPlan
+from sft_jax.data.text_plans import TextPlan
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.data.tool_calls import texts_in
 
@@ -42,7 +43,7 @@ class Guard:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         # Runs of white space that a vocabulary lists as added tokens control nothing.
-        texts = sorted((text for text in tokenizer.added_tokens if text.strip(" \t\r\n\u2581")), key=len, reverse=True)
+        texts = [text for text in tokenizer.added_tokens if text.strip(" \t\r\n\u2581")]
         if len(texts) > _LAST_ALIAS - _FIRST_ALIAS:
             raise ValueError(f"{len(texts)} added tokens are more than there are aliases for them")
         self._aliases = {text: chr(_FIRST_ALIAS + number) for number, text in enumerate(texts)}
@@ -214,8 +215,8 @@ class Guard:
 
 
 def _pattern(texts: Sequence[str]) -> re.Pattern:
-    """Returns a pattern that finds the longest of `texts`, which are sorted by length."""
-    return re.compile("|".join(map(re.escape, texts))) if texts else _NOTHING
+    """Returns a pattern that finds the longest of `texts`, however many begin alike with what a row repeats."""
+    return re.compile(longest_of(texts)) if texts else _NOTHING
 
 
 _NOTHING = re.compile(r"(?!)")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from sft_jax.data.text_files import Index, TextFile, begin_of_text, suffix_of
 from sft_jax.errors import UserError
 
 SPACE = b" \t\r\n"
+_SPACES = re.compile(r"[ \t\r\n]*")
 
 
 def open_json(file: File) -> TextFile:
@@ -39,9 +41,9 @@ def index_file(piece: Piece, name: str, suffix: str) -> tuple[Index, str]:
 
 def is_array(piece: Piece, begin: int) -> bool:
     """Returns whether a text of JSON that begins at byte `begin` is an array."""
-    head = piece.read(0, 4096)
-    while not (text := head[begin:].lstrip(SPACE)) and (more := piece.read(len(head), 4096)):
-        head += more
+    place, text = begin, b""
+    while not (text := piece.read(place, BLOCK).lstrip(SPACE)) and place < piece.size:
+        place += BLOCK
     return text.startswith(b"[")
 
 
@@ -98,9 +100,7 @@ def index_array(data: bytes, begin: int, name: str) -> Index:
     newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
 
     def skip(position: int) -> int:
-        while text[position : position + 1] in (" ", "\t", "\r", "\n") and position < len(text):
-            position += 1
-        return position
+        return _SPACES.match(text, position).end()
 
     def fail(reason: str, position: int) -> UserError:
         line = int(np.searchsorted(newlines, position)) + 1

@@ -40,8 +40,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns a JSON object. A key that comes twice is refused: one of its values would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise RowError(f"has the key {twice!r} twice in one object; keep one of them.")
     return found
 

@@ -27,10 +27,10 @@ REASONING_TAGS = (
     ("<|channel>", "<channel|>"),
 )
 
-# First code points of ranges that the marks may come from; one that the row's own text does not use is taken.
-_BASES = (0xF0000, 0xE000, 0xF8000)
-_RANGE = 0x1800  # two marks for each of 3072 contents
-_REMEMBERED = 4096  # sequences of roles
+# Ranges that the marks may come from, two for each content; one that the row's own text does not use is taken.
+_RANGES = (range(0xF0000, 0xFFFF0), range(0xE000, 0xF800), range(0x100000, 0x107F00))
+MOST_CONTENTS = (len(_RANGES[0]) - 1) // 2
+_REMEMBERED = 1 << 18  # contents of the sequences of roles that are remembered
 
 
 class Slot(NamedTuple):
@@ -97,6 +97,7 @@ class Locator:
         """
         self._render, self._doubtful = render, doubtful
         self._skeletons: dict[tuple, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+        self._size = 0  # contents in them: chats may be long, and each turn's prompt is another sequence
 
     def locate(
         self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool, text: str
@@ -111,41 +112,43 @@ class Locator:
             regions = _take_apart(text, slots, *skeleton)
             if regions is not None:
                 return Located(regions, True)
-        base = _unused_base(messages)
-        if base is None or 2 * len(slots) >= _RANGE:
+        marks = _unused_range(messages, len(slots))
+        if marks is None:
             return None
-        marked = self._render_marked(messages, slots, prompt, base, "")
+        marked = self._render_marked(messages, slots, prompt, marks, "")
         if marked is None or marked.text != text:
             return None
         complete = marked.whole
         shown = {region.slot for region in marked.regions}
         if complete and (len(shown) < len(slots) or self._doubtful(messages, slots)):
-            complete = self._nothing_outside(messages, slots, prompt, base, marked)
+            complete = self._nothing_outside(messages, slots, prompt, marks, marked)
         if complete and not any(slot.lead or slot.trail for slot in slots):  # they would be taken for the template's
-            if len(self._skeletons) >= _REMEMBERED:
+            if self._size > _REMEMBERED:
                 self._skeletons.clear()
+                self._size = 0
             self._skeletons[key] = marked.literals()
+            self._size += len(key)
         return Located(marked.regions, complete)
 
     def render_neutral(self, messages: Sequence[dict[str, Any]], slots: Sequence[Slot], prompt: bool) -> str | None:
         """Returns the render with one private-use character in place of each content; None where it is refused."""
-        base = _unused_base(messages)
-        if base is None or 2 * len(slots) >= _RANGE:
+        marks = _unused_range(messages, len(slots))
+        if marks is None:
             return None
-        marked = self._render_marked(messages, slots, prompt, base, chr(base + _RANGE - 1))
+        marked = self._render_marked(messages, slots, prompt, marks, chr(marks[-1]))
         return None if marked is None else marked.text
 
-    def _nothing_outside(self, messages, slots: Sequence[Slot], prompt: bool, base: int, marked: _Marked) -> bool:
+    def _nothing_outside(self, messages, slots: Sequence[Slot], prompt: bool, marks: range, marked: _Marked) -> bool:
         """Returns whether no piece of a content stands outside of the regions.
 
         With another text in place of each content, what a template writes around contents stays the same. A piece that
         lost its marks does not; nor does a text that depends on a content in another way, so that it is not decided.
         """
-        other = self._render_marked(messages, slots, prompt, base, chr(base + _RANGE - 1))
+        other = self._render_marked(messages, slots, prompt, marks, chr(marks[-1]))
         return other is not None and other.whole and other.literals() == marked.literals()
 
     def _render_marked(
-        self, messages, slots: Sequence[Slot], prompt: bool, base: int, instead: str
+        self, messages, slots: Sequence[Slot], prompt: bool, marks: range, instead: str
     ) -> _Marked | None:
         """Renders with a mark before and after each content; or before and after `instead`, which takes its place.
 
@@ -154,7 +157,7 @@ class Locator:
         marked = list(messages)
         for number in range(len(slots) - 1, -1, -1):  # from the back, so that ranges in a field stay right
             slot = slots[number]
-            before, after = chr(base + 2 * number), chr(base + 2 * number + 1)
+            before, after = chr(marks[2 * number]), chr(marks[2 * number + 1])
             paths = [("reasoning_content",), ("thinking",)] if slot.path == ("reasoning_content",) else [slot.path]
             for path in paths:
                 value = value_at(marked[slot.message], path)
@@ -166,11 +169,11 @@ class Locator:
         except RowError:  # the template looks at what it renders
             return None
         parts, opened, regions, torn, length, last = [], {}, [], False, 0, 0
-        for match in re.finditer(f"[{chr(base)}-{chr(base + 2 * len(slots) - 1)}]" if slots else "(?!)", rendered):
+        for match in re.finditer(f"[{chr(marks[0])}-{chr(marks[2 * len(slots) - 1])}]" if slots else "(?!)", rendered):
             parts.append(rendered[last : match.start()])
             length += match.start() - last
             last = match.end()
-            number, closing = divmod(ord(match.group()) - base, 2)
+            number, closing = divmod(ord(match.group()) - marks[0], 2)
             if not closing:
                 torn |= number in opened
                 opened[number] = length
@@ -267,9 +270,10 @@ def _take_apart(
     return tuple(regions) if position == len(text) else None
 
 
-def _unused_base(messages: Sequence[dict[str, Any]]) -> int | None:
-    texts = "".join(text for message in messages for text in texts_in(message))
-    for base in _BASES:
-        if not re.search(f"[{chr(base)}-{chr(base + _RANGE - 1)}]", texts):
-            return base
+def _unused_range(messages: Sequence[dict[str, Any]], count: int) -> range | None:
+    """Returns the marks for `count` contents; the last one, which marks none, may stand for contents."""
+    texts = "".join(text for message in messages for text in texts_in(message) if not text.isascii())
+    for marks in _RANGES:
+        if 2 * count < len(marks) and not re.search(f"[{chr(marks[0])}-{chr(marks[-1])}]", texts):
+            return marks
     return None

@@ -146,18 +146,19 @@ def unpack(path: str, label: str, target: BinaryIO) -> Piece:
     """
     start = target.seek(0, os.SEEK_END)
     kind = PACKINGS[packing(path)]
+    buffer = memoryview(bytearray(BLOCK))  # pyarrow's `read` keeps what it was to fill where the archive is damaged
     with open(path, "rb") as file:  # an OSError from here on is the archive's, which is how pyarrow tells of damage
         try:
             # zstd is pyarrow's, which has it anyway; it takes windows of up to 128 MB and no larger ones.
             with gzip.open(file) if kind == "gzip" else pa.CompressedInputStream(pa.PythonFile(file, "r"), kind) as source:
-                while block := source.read(BLOCK):
-                    _write(target, block)
+                while count := source.readinto(buffer):
+                    _write(target, buffer[:count])
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             raise UserError(f"{label}: is not a whole {kind} file ({error}); copy it again.") from error
     return Piece(target.fileno(), start, target.tell() - start)
 
 
-def _write(file, block: bytes) -> None:
+def _write(file: BinaryIO, block: memoryview) -> None:
     try:
         file.write(block)
         file.flush()

@@ -9,6 +9,7 @@ from sft_jax.data.call_form import CallEnd, find_call_end, find_call_form
 from sft_jax.data.conversation import Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Doubtful, Located, Locator, Slot, slots_of
+from sft_jax.data.prefixes import Prefixes, find_prefixes
 from sft_jax.data.templates import ChatTemplate, message_dict
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.data.tool_calls import CallForm
@@ -64,6 +65,10 @@ class Rendering:
     def render(self, messages: Messages, prompt: bool) -> str:
         """Returns the text of `messages`, ending with what asks for an answer where `prompt` is set."""
         return self.template.render(messages, prompt, **self._kwargs)
+
+    def prefixes(self, messages: Messages, least: int, text: str) -> Prefixes | None:
+        """Returns the renders of the first `least` and more of `messages`; None where their render `text` does not show them."""
+        return find_prefixes(self.template, messages, least, text, self._kwargs)
 
     def shows_same(self, messages: Messages, text: str) -> bool:
         """Returns whether the render of `messages` is `text`; it is not where the template refuses them."""

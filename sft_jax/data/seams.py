@@ -16,6 +16,7 @@ from sft_jax.data.tokens import Tokenizer
 _WORDS = 16  # characters at least that are encoded again
 _FAR = 256  # and at most, before the whole prompt is
 _REMEMBERED = 1 << 16
+_LONG = 2048  # characters that two texts must begin alike with, so that those are not encoded twice
 _LEADS = ("\n", "a", ".", "0", "é", "漢")  # put before text that continues another, where a tokenizer adds a space
 
 
@@ -34,8 +35,33 @@ class SeamEncoder:
         self._adds_space = tokenizer.encode("\nb")[-len(alone) :] != alone
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Returns the tokens of each text."""
-        return self.tokenizer.encode_with_offsets(texts)
+        """Returns the tokens of each text.
+
+        A text that begins like the one before it, as those of the turns of a long chat do, is encoded from the last added
+        token on that both have there: what is before it is tokenised on its own.
+        """
+        if not texts:
+            return []
+        shared = [0, *(_shared_length(before, text) for before, text in zip(texts, texts[1:], strict=False))]
+        alone = [number for number, length in enumerate(shared) if length < _LONG]
+        found = dict(zip(alone, self.tokenizer.encode_with_offsets([texts[number] for number in alone]), strict=True))
+        for number, length in enumerate(shared):
+            if number not in found:
+                found[number] = self._go_on(found[number - 1], length, texts[number])
+        return [found[number] for number in range(len(texts))]
+
+    def _go_on(self, before: Encoding, length: int, text: str) -> Encoding:
+        """Returns the tokens of a text of which `length` characters are the beginning of the one that `before` is of."""
+        known = int(before.ends.searchsorted(length, side="right"))
+        added = self._added[before.ids[:known]]
+        token = known - 1 - int(added[::-1].argmax()) if added.any() else 0
+        start = int(before.starts[token]) if token else 0
+        (rest,) = self.tokenizer.encode_with_offsets([text[start:]])
+        if not token:
+            return rest
+        if before.ends[token - 1] > start or rest.ids[0] != before.ids[token]:  # no place at which texts fall apart
+            return self.tokenizer.encode_with_offsets([text])[0]
+        return Encoding(*(np.concatenate([old[:token], new]) for old, new in zip(before, _moved(rest, start), strict=True)))
 
     def broken(
         self, texts: Sequence[str], encodings: Sequence[Encoding], places: Sequence[Sequence[int]]
@@ -62,7 +88,9 @@ class SeamEncoder:
         if len(self._seen) + len(windows) > _REMEMBERED:
             self._seen.clear()
         for window, encoding in zip(windows, self.encode(windows), strict=True):
-            self._seen[window] = ids = encoding.ids.tobytes()
+            ids = encoding.ids.tobytes()
+            if len(window) <= _LONG:  # a whole prompt is long, and does not come again
+                self._seen[window] = ids
             doubtful += [case for case in unseen[window] if case[-1] != ids]
         prompts = self.encode([texts[number][:place] for number, place, _, _ in doubtful])
         for (number, place, token, _), prompt in zip(doubtful, prompts, strict=True):
@@ -114,3 +142,17 @@ class SeamEncoder:
 def _moved(encoding: Encoding, places: int) -> Encoding:
     """Returns the tokens with their ranges moved by so many characters."""
     return Encoding(encoding.ids, encoding.starts + np.int32(places), encoding.ends + np.int32(places))
+
+
+def _shared_length(one: str, other: str) -> int:
+    """Returns with how many characters two texts begin alike; 0 where those are too few to look at closely."""
+    if one[:_LONG] != other[:_LONG]:
+        return 0
+    known, most = 0, min(len(one), len(other))
+    while known < most:  # halving, since comparing a character at a time is slow
+        middle = (known + most + 1) // 2
+        if one[known:middle] == other[known:middle]:
+            known = middle
+        else:
+            most = middle - 1
+    return known

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -18,6 +18,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as schema
 
 from sft_jax.data.alignment import Encoding, TokenBytes, align, without_gaps
+from sft_jax.data.longest import longest_of
 from sft_jax.data.sentencepiece_export import to_tokenizer_json
 from sft_jax.data.tokenizer_files import CONFIG, write_files
 from sft_jax.errors import UserError
@@ -200,30 +201,6 @@ class SentencePieceTokenizer:
     @classmethod
     def from_state(cls, values: dict, files: dict[str, bytes]) -> Self:
         return cls({key: value for key, value in values.items() if key != "kind"}, files)
-
-
-def longest_of(texts: Iterable[str]) -> str:
-    """Returns a regular expression for the longest of `texts` at a place: a trie, as there may be thousands.
-
-    >>> longest_of(["ab", "abc", "b"])
-    '(?:ab(?:c)?|b)'
-    """
-    tree: dict = {}
-    for text in texts:
-        node = tree
-        for char in text:
-            node = node.setdefault(char, {})
-        node[""] = {}
-
-    def pattern(node: dict) -> str:
-        branches = [re.escape(char) + pattern(child) for char, child in node.items() if char]
-        if not branches:
-            return ""
-        if "" in node:
-            return f"(?:{'|'.join(branches)})?"
-        return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
-
-    return pattern(tree)
 
 
 def _concatenate(items: list[Encoding]) -> Encoding:

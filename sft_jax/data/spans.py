@@ -8,17 +8,22 @@ thinking, that end the last turn differently, or whose prompt is no beginning of
 its own: prompt, answer, end-of-turn.
 """
 
+import bisect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from sft_jax.config_checks import check_supervise
-from sft_jax.data.answers import Answer, find_answer
+from sft_jax.data.answers import Answer, find_answer, find_shown_answer
 from sft_jax.data.conversation import ROLES, Conversation, Message, Piece
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import Located, Region, Slot, slots_of
+from sft_jax.data.locate import MOST_CONTENTS, Located, Region, Slot, slots_of
+from sft_jax.data.prefixes import Prefixes
 from sft_jax.data.rendering import Messages, Rendering
+from sft_jax.data.text_plans import RowPlan, Span, TextPlan
+
+_TAIL = 64  # characters of a prompt at least that show how it ends
+_FEW = 4  # turns of which each prompt is rendered, where more are looked for in one render
 
 
 class Supervise(NamedTuple):
@@ -26,55 +31,6 @@ class Supervise(NamedTuple):
 
     mode: Literal["roles", "last", "all"]
     roles: frozenset[str]
-
-
-class Span(NamedTuple):
-    """Supervised characters. `turn` is the assistant turn that a prompt ends before, or -1 where none does.
-
-    `pieces` lie in it and have weights of their own; a token belongs to the piece in which it begins.
-    """
-
-    start: int
-    end: int
-    weight: float
-    turn: int
-    pieces: tuple[Piece, ...] = ()
-
-    @property
-    def supervised(self) -> bool:
-        """Whether any of its characters has a weight."""
-        return self.end > self.start and (self.weight > 0 or any(piece.weight for piece in self.pieces))
-
-    def with_pieces(self, pieces: Sequence[Piece]) -> "Span":
-        """Returns the span with what lies in it of `pieces`."""
-        inside = (Piece(max(start, self.start), min(end, self.end), weight) for start, end, weight in pieces)
-        return self._replace(pieces=tuple(piece for piece in inside if piece.start < piece.end))
-
-
-@dataclass(slots=True)
-class TextPlan:
-    """The text of one example."""
-
-    text: str
-    spans: list[Span]
-    turn: int = -1
-    starts: list[int] = field(default_factory=list)  # characters at which messages begin
-    roles: tuple[str, ...] = ()
-    regions: tuple[Region, ...] = ()  # content; the rest is the template's
-    complete: bool = True  # all content lies in `regions`
-    ends_with_eos: bool = False  # EOS is put after the tokens, supervised; and before them what inference puts there
-    cut: int = -1  # character at which the text is tokenised in two parts
-    neutral: str | None = None  # where not `complete`: a render with other contents, if the template accepts them
-
-
-@dataclass(slots=True)
-class RowPlan:
-    """All texts of one row. `own` are those of turns that `main` does not show as they were written."""
-
-    main: TextPlan | None
-    own: list[TextPlan]
-    kind: str
-    counts: dict[str, int]
 
 
 def parse_supervise(value: str) -> Supervise:
@@ -119,27 +75,43 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         each if message.weight is None else message.weight for each, message in zip(usual, messages, strict=True)
     ]
     slots = slots_of(dicts)
+    if len(slots) > MOST_CONTENTS:
+        raise RowError(f"it has {len(slots):,} contents, more than the {MOST_CONTENTS:,} that can be told apart in a render; split it.")
     whole = text = rendering.render(dicts, False)
     counts = _count_messages(messages, usual, weights)
     spans: dict[int, Span] = {}  # of the assistant turns that `text` shows as they were written
     own = []
     chosen = [bool(weight) or any(piece.weight for piece in message.pieces) for weight, message in zip(weights, messages, strict=True)]
-    for index, number in _chosen(messages, chosen, supervise):
+    turns = _chosen(messages, chosen, supervise)
+    prefixes = rendering.prefixes(dicts, max(1, turns[0][0]), whole) if len(turns) > _FEW else None
+    generated = rendering.generated(dicts, whole) if prefixes else None
+    places = _places(slots, len(dicts)) if prefixes else []
+    for index, number in turns:
         if index == 0:  # nothing asks for it, so there is no prompt that leads to it
             counts["unprompted_turns"] = 1
             continue
         last = index == len(dicts) - 1
+        if prefixes and not last and not messages[index].pieces and len(messages[index].calls) < 2:
+            mine = slots[places[index] : places[index + 1]]
+            answer = _in_prefixes(prefixes, dicts, index, mine, rendering, counts)
+            if answer is not None:
+                span = Span(answer.start, answer.end, weights[index], number)
+                spans[index] = span.with_pieces(_left_out(_within(generated, answer), whole, answer, counts))
+                continue
         history = dicts if last else dicts[: index + 1]
         shown = whole if last else rendering.render(history, False)
         answer = find_answer(rendering, history, slots, shown, counts)
         span = Span(answer.start, answer.end, weights[index], number)
-        place = rendering.locate(history, slots, False, shown) if answer.shown else answer.located
+        in_main = answer.shown and (last or text.startswith(answer.text[: answer.end]))
+        place = answer.located
+        if answer.shown and (messages[index].pieces or not in_main):
+            place = rendering.locate(history, slots, False, shown)
         pieces = _placed(messages[index], index, slots, answer.text, place, rendering)
         left_out = _left_out(rendering.generated(history, shown), shown, answer, counts)
         span = span.with_pieces([*pieces, *left_out])
         if last and answer.shown:
             text = answer.text
-        if answer.shown and text.startswith(answer.text[: answer.end]):
+        if in_main:
             spans[index] = span
         else:
             plan = _text_plan(answer.text[: answer.end], history, place, rendering, {index: span})
@@ -168,6 +140,42 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
             main.turn = main.spans[0].turn
             counts["per_turn"] += 1
     return RowPlan(main if main.spans else None, own, "per_turn" if own else "once", counts)
+
+
+def _places(slots: Sequence[Slot], count: int) -> list[int]:
+    """Returns the first slot of each of `count` messages, and the end of the last one's."""
+    owners = [slot.message for slot in slots]
+    return [bisect.bisect_left(owners, message) for message in range(count + 1)]
+
+
+def _in_prefixes(
+    prefixes: Prefixes, dicts: Messages, index: int, mine: Sequence[Slot], rendering: Rendering, counts: dict[str, int]
+) -> Answer | None:
+    """Returns the answer of a turn where the render of the whole conversation shows it; None where it has to be looked for.
+
+    The end of its prompt is enough, so that all turns together take no longer than the render is.
+    """
+    begin, end = prefixes.place(index), prefixes.place(index + 1)
+    closings = (*rendering.turn_end[:2], *(rendering.call_end if dicts[index].get("tool_calls") else ()))
+    first = max(0, begin - _TAIL - sum(map(len, closings)))
+    before = prefixes.text[first:begin]
+    if first and not before.strip():
+        return None
+    shown = prefixes.text[first:end] + prefixes.end
+    counted = dict(counts)
+    answer = find_shown_answer(rendering, dicts, index, mine, before + prefixes.ask, shown, counted)
+    if answer is None or not prefixes.text.startswith(answer.text[: answer.end], first):
+        return None
+    counts.update(counted)
+    return answer._replace(text=prefixes.text, start=first + answer.start, end=first + answer.end)
+
+
+def _within(generated: list[tuple[int, int]] | None, answer: Answer) -> list[tuple[int, int]] | None:
+    """Returns what of `generated`, which is in order, may touch an answer."""
+    if generated is None:
+        return None
+    first = bisect.bisect_left(generated, answer.start, key=lambda part: part[1])
+    return generated[first : bisect.bisect_left(generated, answer.end, key=lambda part: part[0])]
 
 
 def _usual_weights(messages: Sequence[Message], supervise: Supervise) -> list[float]:
@@ -313,11 +321,14 @@ def _other_roles(text, messages, weights, slots, located, rendering: Rendering) 
     """Returns the spans of supervised messages that no prompt leads to: content and, where it shows, end of turn."""
     spans = []
     closings = [end for end in (rendering.turn_end.user_end, rendering.turn_end.end) if end]
+    regions: dict[int, list[Region]] = {}
+    for region in located.regions if located else ():
+        regions.setdefault(region.message, []).append(region)
     for index, message in enumerate(messages):
         pieces = _placed(message, index, slots, text, located, rendering) if message.role != "assistant" else ()
         if message.role == "assistant" or not (weights[index] or any(piece.weight for piece in pieces)):
             continue
-        own = [region for region in located.regions if region.message == index] if located else []
+        own = regions.get(index, [])
         if message.content.strip() and not own:
             raise RowError(f"{rendering.name}: message {index} of the {message.role} is not found in its render.")
         for region in own:

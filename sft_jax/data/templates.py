@@ -62,11 +62,25 @@ class ChatTemplate:
             code = _compile(source)
         except jinja2.TemplateError as error:
             raise UserError(f"{name}: is not a valid chat template ({error}); check data.chat_template.") from error
-        names = {**_ENVIRONMENT.globals, "strftime_now": self._strftime_now}
-        self._compiled = jinja2.Template.from_code(_ENVIRONMENT, code, names)
+        self._compiled = jinja2.Template.from_code(_ENVIRONMENT, code, self.globals_in(_ENVIRONMENT))
 
     def __reduce__(self):
         return functools.partial(ChatTemplate, name=self.name, now=self.now), (self.source, self.special_tokens)
+
+    def globals_in(self, environment: "Environment") -> dict[str, Any]:
+        """Returns the names that the template knows in an environment, whoever renders it."""
+        return {**environment.globals, "strftime_now": self._strftime_now}
+
+    def variables(self, messages: Sequence[Mapping[str, Any]], prompt: bool, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a render of `messages` is given."""
+        return {
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            **self.special_tokens,
+            **kwargs,
+            "add_generation_prompt": prompt,
+        }
 
     def _strftime_now(self, form: str) -> str:
         self.read_clock = True
@@ -92,16 +106,8 @@ class ChatTemplate:
         Raises RowError with the template's own message where it refuses the conversation or fails.
         """
         dicts = [message if isinstance(message, Mapping) else message_dict(message) for message in messages]
-        variables = {
-            "messages": dicts,
-            "tools": None,
-            "documents": None,
-            **self.special_tokens,
-            **kwargs,
-            "add_generation_prompt": add_generation_prompt,
-        }
         try:
-            return self._compiled.render(variables)
+            return self._compiled.render(self.variables(dicts, add_generation_prompt, kwargs))
         except MemoryError:
             raise
         except Exception as error:  # a template can fail in every way that Python can
@@ -234,7 +240,7 @@ class _Namespace(jinja2.utils.Namespace):
             raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}: its name begins with _")
 
 
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The sandbox with a short way to what templates read dozens of times: `message.role`, `loop.last`, `split`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -242,6 +248,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         if attribute in _HARMLESS.get(type(obj), ()):
             return getattr(obj, attribute)
+        if type(obj) is _Namespace and not attribute.startswith("_"):  # a namespace has what templates put there, and no methods
+            try:
+                value = getattr(obj, attribute)
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+            return value if not isinstance(value, types.MethodType) else super().getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
 
@@ -251,9 +263,9 @@ _HARMLESS = {
 }
 
 
-def _environment() -> _Environment:
+def new_environment(kind: type[Environment] = Environment) -> Environment:
     """Returns an environment equal to that of transformers' `apply_chat_template` (transformers 5)."""
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["dict"] = _Dict()
@@ -275,4 +287,4 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = new_environment()

@@ -171,7 +171,7 @@ class WorkerPool:
             worker = waiting[connection]
             try:
                 kind, value = connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # it may have died in the middle of an answer
                 kind, value = "died", None
             if not worker.ready:
                 if kind != "ready":

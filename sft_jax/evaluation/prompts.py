@@ -14,8 +14,8 @@ from sft_jax.data.locate import slots_of
 from sft_jax.data.messages import read_message
 from sft_jax.data.outside import check_outside
 from sft_jax.data.rendering import Rendering
-from sft_jax.data.spans import TextPlan
 from sft_jax.data.templates import resolve_template
+from sft_jax.data.text_plans import TextPlan
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source, is_run, run_config

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from row_files import assert_rows_or_user_error, lines, write
 from row_kinds import zstd
 
+from sft_jax.config import ColumnsConfig
 from sft_jax.data import pieces
 from sft_jax.data.examples import RowError
+from sft_jax.data.format_detection import detect_format
 from sft_jax.data.json_rows import parse_row
 from sft_jax.data.sources import open_rows
 from sft_jax.errors import UserError
@@ -43,6 +46,38 @@ def test_a_malformed_row_is_an_error_of_that_row_only(tmp_path, line, message):
     assert str(rows.where(1)) == f"{path}:3"
     with pytest.raises(RowError, match=message):
         rows[1]
+
+
+HOSTILE = {
+    ".jsonl": [
+        json.dumps(dict.fromkeys(map(str, range(100_000)), 1)).encode()[:-1] + b', "99999": 2}',  # a key that comes twice
+        json.dumps(dict.fromkeys(map(str, range(100_000)), 1)).encode(),
+        json.dumps({"k" * 10**6: 1}).encode(),
+        b"[" * 3_000_000,
+        b"\n" * 3_000_000 + b"[]",
+    ],
+    ".json": [b" " * 60_000_000, b" " * 2_000_000 + b"[{}," + b" " * 2_000_000 + b"{}]", b"[" + b"{}," * 100_000 + b"{}]", b"[" * 3_000_000],
+    ".csv": [
+        b",".join(b"%d" % number for number in range(100_000)) + b"\n1",
+        b",".join(b"%d" % number for number in range(100_000)) + b",7\n1",
+        b"n" * 10**6 + b"\n1,2",
+        b'text\n"' + b"a\n" * 500_000,
+        b"text\n" + b'"a"b"\n' * 50_000,
+    ],
+}
+
+
+@pytest.mark.parametrize("suffix", HOSTILE)
+def test_hostile_files_take_time_in_step_with_their_size(tmp_path, suffix):
+    """The command itself reads files, and nothing watches it. What grows with the square of the size takes minutes here."""
+    for number, data in enumerate(HOSTILE[suffix]):
+        path = write(tmp_path, f"{number}{suffix}", data)
+        begun = time.process_time()
+        with pytest.raises(UserError) as error:
+            rows = open_rows([path], "data.train")
+            detect_format(rows, ColumnsConfig())
+        assert time.process_time() - begun < 20, data[:40]
+        assert path in str(error.value) and len(str(error.value)) < 8000
 
 
 def test_rows_as_deep_as_is_allowed_can_be_sent_to_a_worker():
@@ -138,6 +173,17 @@ def test_a_damaged_zst(tmp_path):
         with pytest.raises(UserError) as caught:
             open_rows([str(path)], "data.train")
         assert str(caught.value) == f"data.train: {path}: is not a whole zstd file ({reason}); copy it again."
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell what is in use")
+def test_damaged_archives_leave_nothing_in_memory(tmp_path):
+    path = write(tmp_path, "a.jsonl.zst", zstd(lines(*({"a": os.urandom(50).hex()} for _ in range(100))).encode())[:-20])
+    used = []
+    for _ in range(40):
+        with pytest.raises(UserError, match="is not a whole zstd file"):
+            open_rows([path], "data.train")
+        used.append(int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE") >> 20)
+    assert used[-1] - used[5] < 100
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

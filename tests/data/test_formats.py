@@ -116,7 +116,12 @@ def test_an_expression_may_read_what_would_be_refused():
 def test_template_arguments_of_a_row():
     for given, wanted in (({"a": 1}, {"a": 1}), ({}, None), (None, None), ({"a": None}, None)):
         assert read("messages", chat(USER, ANSWER, chat_template_kwargs=given)).template_kwargs == wanted
-    for wrong, message in (("x", "is text, not an object"), ({"messages": []}, "'messages' is what every render sets itself")):
+    for wrong, message in (
+        ("x", "is text, not an object"),
+        ({"messages": []}, "'messages' is what every render sets itself"),
+        ({"a": ["<\udfff"]}, r"\.a\[0\]: '<\\udfff' holds half of a surrogate pair"),
+        ({"\ud800": 1}, r": '\\ud800' holds half of a surrogate pair"),
+    ):
         with pytest.raises(RowError, match=f"chat_template_kwargs.*{message}"):
             read("messages", chat(USER, ANSWER, chat_template_kwargs=wrong))
 

@@ -1,10 +1,11 @@
 """Broken rows and broken files become examples, or errors that say why: the properties of scripts/fuzz_data.py, for seconds."""
 
-import importlib.util
 import random
 from collections import Counter
-from pathlib import Path
 
+import fuzz_files
+import fuzz_properties
+import fuzz_rows
 import pytest
 from format_rows import any_row, read
 from hypothesis import HealthCheck, given, settings
@@ -16,15 +17,6 @@ from sft_jax.data.examples import RowError, in_message
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.templates import TEMPLATES, ChatTemplate
 
-
-def _script():
-    spec = importlib.util.spec_from_file_location("fuzz_data", Path(__file__).parents[2] / "scripts" / "fuzz_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz_data = _script()
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -34,17 +26,17 @@ def ways(assets):
     qwen = shared_tokenizer(assets / "tokenizers" / "qwen3")
     sources = {"plain": None, "chatml": TEMPLATES["chatml"], "qwen3": (assets / "chat_templates/stock/Qwen-Qwen3-0.6B.jinja").read_text()}
     return [
-        fuzz_data.Builder(name, RowBuilder(qwen, source and ChatTemplate(source, qwen.special_tokens)), qwen)
+        fuzz_properties.Builder(name, RowBuilder(qwen, source and ChatTemplate(source, qwen.special_tokens)), qwen)
         for name, source in sources.items()
     ]
 
 
 @QUICK
-@given(st.integers(0, 2**32), st.sampled_from(fuzz_data.COLUMNS))
+@given(st.integers(0, 2**32), st.sampled_from(fuzz_rows.COLUMNS))
 def test_changed_rows_become_examples_or_errors(ways, seed, columns):
     choose = random.Random(seed)
-    rows = [fuzz_data.mutate(choose.choice(fuzz_data.SHAPES), choose) for _ in range(12)]
-    outcomes = fuzz_data.try_rows(rows, choose.choice(ways), columns)
+    rows = [fuzz_rows.mutate(choose.choice(fuzz_rows.SHAPES), choose) for _ in range(12)]
+    outcomes = fuzz_properties.try_rows(rows, choose.choice(ways), columns)
     assert outcomes.total() >= len(rows)
 
 
@@ -52,49 +44,49 @@ def test_changed_rows_become_examples_or_errors(ways, seed, columns):
 @given(st.lists(any_row, min_size=1, max_size=8))
 def test_any_rows_become_examples_or_errors(ways, rows):
     for way in ways:
-        fuzz_data.try_rows(rows, way, fuzz_data.COLUMNS[0])
+        fuzz_properties.try_rows(rows, way, fuzz_rows.COLUMNS[0])
 
 
 def test_rows_that_nothing_changed_all_become_examples(ways):
     """So what is tried does get as far as examples."""
     found: Counter[str] = Counter()
-    for row in fuzz_data.SHAPES:
-        found.update(fuzz_data.try_rows([row], ways[2], fuzz_data.COLUMNS[0]))
-    assert found["built once"] + found["built per_turn"] + found["built plain"] == len(fuzz_data.SHAPES)
+    for row in fuzz_rows.SHAPES:
+        found.update(fuzz_properties.try_rows([row], ways[2], fuzz_rows.COLUMNS[0]))
+    assert found["built once"] + found["built per_turn"] + found["built plain"] == len(fuzz_rows.SHAPES)
 
 
-@pytest.mark.parametrize("suffix", fuzz_data.FILES)
+@pytest.mark.parametrize("suffix", fuzz_files.FILES)
 def test_broken_files_are_read_or_refused(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
-    whole = fuzz_data.FILES[suffix](fuzz_data.SHAPES)
+    whole = fuzz_files.FILES[suffix](fuzz_rows.SHAPES)
     path.write_bytes(whole)
-    rows, outcomes = fuzz_data.try_file(path)
-    assert len(rows) == len(fuzz_data.SHAPES) == outcomes.total()
+    rows, outcomes = fuzz_properties.try_file(path)
+    assert len(rows) == len(fuzz_rows.SHAPES) == outcomes["rows of files"]
     for seed in range(25):
-        path.write_bytes(fuzz_data.break_bytes(whole, random.Random(seed)))
-        fuzz_data.try_file(path)
+        path.write_bytes(fuzz_files.break_bytes(whole, random.Random(seed)))
+        fuzz_properties.try_file(path)
 
 
 @pytest.mark.parametrize("change", ["weights", "ids", "guard", "message"])
 def test_what_may_not_come_out_is_noticed(ways, change):
-    way, row = ways[1], fuzz_data.SHAPES[0]
+    way, row = ways[1], fuzz_rows.SHAPES[0]
     (built,) = way.rows.build([read("messages", row)])
     example = built.examples[0]
     if change == "message":
         with pytest.raises(AssertionError, match="cannot be printed"):
-            fuzz_data.check_message("field '\ud800'")
+            fuzz_properties.check_message("field '\ud800'")
     elif change == "guard":
         told = read("messages", {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "b"}]})
         open_rows = RowBuilder(way.tokenizer, ChatTemplate(TEMPLATES["chatml"], way.tokenizer.special_tokens), allow_special_tokens=True)
         (leaking,) = open_rows.build([told])
-        fuzz_data.check_guard(way.rows.build([told])[0], told, way)
+        fuzz_properties.check_guard(way.rows.build([told])[0], told, way)
         with pytest.raises(AssertionError, match="control tokens where there should be"):
-            fuzz_data.check_guard(leaking._replace(counts={"guarded": 1}), told, way)
+            fuzz_properties.check_guard(leaking._replace(counts={"guarded": 1}), told, way)
     else:
         changed = {"weights": {"weights": -example.weights}, "ids": {"ids": example.ids + way.tokenizer.vocab_size}}[change]
-        fuzz_data.check_row(built, way.tokenizer)
+        fuzz_properties.check_row(built, way.tokenizer)
         with pytest.raises(AssertionError):
-            fuzz_data.check_row(built._replace(examples=(example._replace(**changed),)), way.tokenizer)
+            fuzz_properties.check_row(built._replace(examples=(example._replace(**changed),)), way.tokenizer)
 
 
 # --- what fuzzing found ---
@@ -123,8 +115,8 @@ def test_names_of_fields_with_half_of_a_surrogate_pair_can_be_printed():
     with pytest.raises(RowError) as error:
         read("messages", row)
     assert str(error.value) == r"messages[0]: 'content' is missing; the turn has: role, \ud800; correct the row."
-    assert FORMATS["messages"].unread_fields({**row, "\udfff": 1}, fuzz_data.COLUMNS[0]) == {r"\udfff", r"messages[].\ud800"}
-    assert FORMATS["text"].misfit({"\ud800": 1}, fuzz_data.COLUMNS[0]) == (
+    assert FORMATS["messages"].unread_fields({**row, "\udfff": 1}, fuzz_rows.COLUMNS[0]) == {r"\udfff", r"messages[].\ud800"}
+    assert FORMATS["text"].misfit({"\ud800": 1}, fuzz_rows.COLUMNS[0]) == (
         r"field 'text' is missing (data.columns.text); the row has: \ud800"
     )
 
@@ -132,9 +124,9 @@ def test_names_of_fields_with_half_of_a_surrogate_pair_can_be_printed():
 @pytest.mark.parametrize("name", ["text", "self", "kwargs", "message"])
 def test_template_arguments_of_a_row_may_have_any_name(ways, name):
     """Those of Python's own parameters, too."""
-    row = {**fuzz_data.SHAPES[2], "chat_template_kwargs": {name: "x"}}
+    row = {**fuzz_rows.SHAPES[2], "chat_template_kwargs": {name: "x"}}
     (built,) = ways[1].rows.build([read("messages", row)])
-    (plain,) = ways[1].rows.build([read("messages", fuzz_data.SHAPES[2] | {"chat_template_kwargs": None})])
+    (plain,) = ways[1].rows.build([read("messages", fuzz_rows.SHAPES[2] | {"chat_template_kwargs": None})])
     assert built.examples[0].text == plain.examples[0].text
 
 

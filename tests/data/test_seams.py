@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_cases import shared_tokenizer
+from sft_jax.data.alignment import Encoding
 from sft_jax.data.seams import SeamEncoder
 from tokenizer_texts import unicode_texts
 
@@ -89,3 +90,41 @@ def test_cut_texts_read_as_before(tokenizer, assets):
         assert tokenizer.decode(encoding.ids) == plain, (text[max(0, cut - 20) : cut], text[cut : cut + 20])
         assert (np.diff(encoding.starts) >= 0).all() and encoding.starts[len(before)] >= cut
         assert encoding.ends[-1] == len(text)
+
+
+def test_texts_that_begin_alike_are_encoded_as_if_alone(tokenizer, assets):
+    """As the turns of a long chat do; with markup that the tokenizer knows, that it does not, and none at all."""
+    draw = random.Random(2)
+    marks = [text for text in tokenizer.added_tokens if text.strip()] + ["<|im_end|>\n<|im_start|>user\n", "</s>", " ", "\n"]
+    parts = passages(assets, 20)
+    texts, text = [], " ".join(parts[:12])
+    for _ in range(40):
+        text += draw.choice(marks) + draw.choice(["", " ", "\n\n", "  x"]) + draw.choice(parts)[: draw.randrange(1, 300)]
+        texts += [text[: len(text) - draw.randrange(20)], text]
+        text = text[: len(text) - draw.choice([0, 0, draw.randrange(400)])]
+    for mine, alone in zip(SeamEncoder(tokenizer).encode(texts), texts, strict=True):
+        (wanted,) = tokenizer.encode_with_offsets([alone])
+        assert all(map(np.array_equal, mine, wanted)), alone[-300:]
+
+
+def test_what_begins_alike_is_encoded_once():
+    """So a chat whose turns are examples of their own takes characters as it has, not as all its examples have."""
+    encoded = []
+
+    class Counting:
+        vocab_size, added_tokens = 256, {"|": ord("|")}
+
+        def encode(self, text):
+            return [*text.encode()]
+
+        def encode_with_offsets(self, texts):
+            encoded.append(sum(map(len, texts)))
+            places = [np.arange(len(text), dtype=np.int32) for text in texts]
+            ids = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+            return [Encoding(*parts) for parts in zip(ids, places, [place + 1 for place in places], strict=True)]
+
+    turns = [f"|{number}{'x' * 1000}" for number in range(100)]
+    texts = ["".join(turns[: count + 1]) for count in range(100)]
+    found = SeamEncoder(Counting()).encode(texts)
+    assert [bytes(each.ids.tolist()).decode() for each in found] == texts
+    assert sum(encoded) < 5 * len(texts[-1]) < sum(map(len, texts)) / 10

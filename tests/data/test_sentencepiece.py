@@ -12,7 +12,7 @@ from tokenizer_texts import check_ranges, unicode_texts, vectors
 from transformers import AutoTokenizer
 
 from sft_jax.data import sentencepiece_tokenizer
-from sft_jax.data.sentencepiece_tokenizer import longest_of
+from sft_jax.data.longest import longest_of
 from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import UserError
 

@@ -57,6 +57,7 @@ def test_any_number_of_chunks(pool, count):
         ("eat", "memory", "needed more than 96 MB of memory"),
         ("eat slowly", "memory", "needed more than 96 MB of memory"),
         ("die", "died", "ended the worker process (SIGKILL)"),
+        ("die while answering", "died", "ended the worker process (SIGKILL)"),
         ("exit", "died", "ended the worker process (exit status 3: last words)"),
         ("raise", "error", "KeyError: 'no such thing' (worker_targets.py:"),
         ("refuse", "refused", "this will not do"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import REASONING_TAGS, Located, Region, Slot
+from sft_jax.data.locate import REASONING_TAGS, Located, Region, Slot, only_tags
 from sft_jax.data.rendering import Messages, Rendering
 from sft_jax.data.tool_calls import value_at, value_paths
 
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     start: int
     end: int
     shown: bool  # `text` is the template's own render, not put together here
-    located: Located | None  # contents in `text`, where `shown` is not set
+    located: Located | None  # contents in `text`
 
 
 def find_answer(
@@ -52,23 +52,35 @@ def find_answer(
             said = reasoning + ("\n" if prompt.endswith("\n") else "") + said.lstrip()
             answer = _compose(rendering, messages, slots, prompt, said, len(said) - len(rendering.turn_end.end))
         else:
-            answer = Answer(text, len(prompt), end, True, None)
+            answer = Answer(text, len(prompt), end, True, rendering.locate(messages, slots, False, shown))
     if answer is None:
         answer = _other_render(rendering, messages, slots, prompt, (text, end, shown), mine, closing)
     said = answer.text[answer.start : answer.end]
-    if "content" in mine and mine["content"].text not in said:
+    if not said:  # the template writes nothing for an empty answer, no end either
+        raise _undecided(rendering, turn, prompt, text)
+    if "content" in mine and not _shows(answer, mine["content"]):
         raise RowError(
             f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
             f"rendered as {_show(said)}; change the row or the template."
         )
     _check_calls(rendering, messages, calls, shown, said)
+    if calls and _asks_again(rendering, messages, slots, prompt, said):
+        raise _undecided(rendering, turn, prompt, text)
     if reasoning and reasoning not in said:
         counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
     if closing and closing not in said:
         counts["open_thinking"] = counts.get("open_thinking", 0) + 1
-    if rendering.turn_end.added:
+    if text is not shown:
         counts["end_added"] = counts.get("end_added", 0) + 1
     return answer
+
+
+def _shows(answer: Answer, content: Slot) -> bool:
+    """Returns whether an answer shows the content of its turn, and not only markup that happens to hold the text."""
+    if content.text not in answer.text[answer.start : answer.end]:
+        return False
+    located = answer.located
+    return located is None or any(region.message == content.message and region.kind != "call" for region in located.regions)
 
 
 def _check_calls(rendering: Rendering, messages: Messages, calls: Sequence[dict], shown: str, said: str) -> None:
@@ -91,6 +103,17 @@ def _check_calls(rendering: Rendering, messages: Messages, calls: Sequence[dict]
                     f"{rendering.name} does not render the call of {function['name']!r} in message {turn} as it is: "
                     f"{_show(text)} is missing from {_show(said)}; change the row or the template."
                 )
+
+
+def _asks_again(rendering: Rendering, messages: Messages, slots: Sequence[Slot], prompt: str, said: str) -> bool:
+    """Returns whether an answer ends with a message that the template puts before every answer (Command R+)."""
+    header = _MARKER.search(rendering.turn_end.user_header)
+    place = said.rfind(header.group(1)) if header else -1
+    if place < 0:
+        return False
+    history = rendering.locate(messages[:-1], slots, True, prompt)
+    last = max((region.end for region in history.regions), default=0) if history else 0
+    return said[place:] in prompt[last:]
 
 
 def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, int, str], mine, closing) -> Answer:
@@ -129,8 +152,8 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
 
     markers = [*_MARKER.finditer(literal)][::-1]
     begins = [match.start() for match in markers]
-    # White space after a marker may belong to the answer; that before the markup of a call is dealt with below.
-    ends = [end for match in markers for end in ((match.end(),) if calls else (match.end(), match.end(1)))]
+    # White space after a marker may belong to the prompt, to the answer, or some of it to each.
+    ends = [end for match in markers for end in range(match.end(), match.end(1) - 1, -1)]
     for cut in (len(literal), *ends):
         if shared_until(cut):
             return after(cut)
@@ -147,7 +170,11 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         for cut in begins:
             if shared_until(cut):
                 return after(cut)
-        found, cut = _longest_found(prompt, literal, sorted(begins + ends, reverse=True)) if calls else (-1, 0)
+        cuts = sorted({*begins, *ends}, reverse=True)
+        if calls:
+            found, cut = _found_before_call(prompt, said, literal, cuts)
+        elif own:
+            found, cut = _found_before_section(prompt, said, literal, cuts)
     if found < 0:
         raise _undecided(rendering, turn, prompt, text)
     opened = prompt[found + cut :]
@@ -156,26 +183,42 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         contents = [region.end for region in own if region.kind == "content"]
         rest = text[contents[-1] : end] if contents else text[before + cut : end] if calls else rendering.turn_end.end
         return _compose(rendering, messages, slots, prompt, spoken + rest, len(spoken))
-    if cut < len(literal):
+    ended = next((last for _, last in REASONING_TAGS if last in opened), "")
+    if "reasoning" in mine and ended:  # the prompt has ended the section already
+        behind = opened.rpartition(ended)[2]
+        begin = text.find(ended + behind, own[0].end, end)
+        own = [region for region in own if region.kind != "reasoning"]
+        begin = begin + len(ended + behind) if begin >= 0 else own[0].start if own else end - tail
+    elif cut < len(literal):
         return after(cut)
-    if "reasoning" in mine and any(first in opened and last in opened for first, last in REASONING_TAGS):
-        own = [region for region in own if region.kind == "content"]  # the prompt has ended the section already
-        begin = own[0].start if own else end - tail
     moved = len(prompt) - begin
     regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
     return _joined(rendering, messages, slots, prompt, text[begin:end], regions)
 
 
-def _longest_found(prompt: str, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
+def _found_before_call(prompt: str, first: int, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
     """Returns (place in the prompt, length) of the longest beginning of `literal` with a marker that is there; (-1, 0) if none.
 
-    What the prompt has after it must not come again in the rest, or the rest would begin before the answer.
+    It is looked for from the character `first` on. What the prompt has after it may have no markers but the tags of reasoning,
+    and none that comes again in the rest, or the rest would begin before the answer.
     """
     for cut in cuts:
-        place = prompt.rfind(literal[:cut])
+        place = prompt.rfind(literal[:cut], first)
         if place >= 0 and _MARKER.search(literal[:cut]):
-            again = any(match.group(1) in literal[cut:] for match in _MARKER.finditer(prompt, place + cut))
-            return (-1, 0) if again else (place, cut)
+            opened = [match.group(1) for match in _MARKER.finditer(prompt, place + cut)]
+            return (place, cut) if all(only_tags(marker) and marker not in literal[cut:] for marker in opened) else (-1, 0)
+    return -1, 0
+
+
+def _found_before_section(prompt: str, first: int, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
+    """Returns (place in the prompt, length) of the longest beginning of `literal`, with a marker, that nothing but the tags of
+
+    a section of reasoning follows; (-1, 0) if none. It is looked for from the character `first` on.
+    """
+    for cut in cuts:
+        place = prompt.rfind(literal[:cut], first)
+        if place >= 0 and _MARKER.search(literal[:cut]) and only_tags(prompt[place + cut :]):
+            return place, cut
     return -1, 0
 
 

@@ -133,8 +133,7 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         shown = whole if last else rendering.render(history, False)
         answer = find_answer(rendering, history, slots, shown, counts)
         span = Span(answer.start, answer.end, weights[index], number)
-        place = rendering.locate(history, slots, False, shown) if answer.shown else answer.located
-        pieces = _placed(messages[index], index, slots, answer.text, place, rendering)
+        pieces = _placed(messages[index], index, slots, answer.text, answer.located, rendering)
         left_out = _left_out(rendering.generated(history, shown), shown, answer, counts)
         span = span.with_pieces([*pieces, *left_out])
         if last and answer.shown:
@@ -142,7 +141,7 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         if answer.shown and text.startswith(answer.text[: answer.end]):
             spans[index] = span
         else:
-            plan = _text_plan(answer.text[: answer.end], history, place, rendering, {index: span})
+            plan = _text_plan(answer.text[: answer.end], history, answer.located, rendering, {index: span})
             plan.turn = number
             own.append(plan)
     located = rendering.locate(dicts, slots, False, whole)

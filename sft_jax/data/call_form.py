@@ -93,9 +93,10 @@ def _added_end(render: Render, form: CallForm, shown: str, special_tokens: Colle
         return usual
     if not answered.startswith(shown):
         return usual
-    ends = [match.end() for match in (re.match(rf"\s*{re.escape(token)}", answered[len(shown) :]) for token in special_tokens) if match]
+    head = answered[len(shown) :]
+    ends = [match.end() for match in (re.match(rf"\s*{re.escape(token)}", head) for token in special_tokens) if match]
     if ends:
-        return answered[len(shown) :][: max(ends)]
+        return head[: max(ends)]
     return "" if shown.endswith(tuple(special_tokens)) else usual
 
 

@@ -14,10 +14,11 @@ def in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     >>> in_parts([{"role": "user", "content": "Hi"}])
     [{'role': 'user', 'content': [{'type': 'text', 'text': 'Hi'}]}]
     """
-    return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]} if isinstance(message["content"], str) else dict(message)
-        for message in messages
-    ]
+    result = []
+    for message in messages:
+        text = message["content"]
+        result.append({**message, "content": [{"type": "text", "text": text}] if isinstance(text, str) else text})
+    return result
 
 
 def takes_parts(render: Callable[[Sequence[Mapping[str, Any]]], str]) -> bool:

@@ -101,11 +101,10 @@ class Rendering:
         """How turns end."""
         if self._like is not None and self._like.turn_end.end:  # some templates render nothing without tools
             return self._like.turn_end
-        tokenizer = self._tokenizer
+        added, special = self._tokenizer.added_tokens, self._tokenizer.special_added_tokens
+        eos = self._tokenizer.special_tokens.get("eos_token")
         with self.template.probed():
-            return find_turn_end(
-                self.render, self._locator, tokenizer.added_tokens, tokenizer.special_added_tokens, tokenizer.special_tokens.get("eos_token")
-            )
+            return find_turn_end(self.render, self._locator, added, special, eos)
 
     @functools.cached_property
     def call_form(self) -> tuple[CallForm | None, str]:

@@ -69,7 +69,7 @@ SECTION = (
         ("<think>", "</think>", "</think>42.<|e|>"),  # GLM 4.7
         ("<think>\n", "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}", "\n</think>\n\n42.<|e|>"),  # Qwen3-Next
         ("<think></think>", "<|resp|>", "<|resp|>42.<|e|>"),  # Command R7B
-        ("<think>", "<|resp|>", "<|resp|>42.<|e|>"),  # Command A of 2026: nothing closes it
+        ("<think>", "<|resp|>", "<|resp|>42.<|e|>"),  # Cohere 2 MoE: nothing closes it
     ],
 )
 def test_a_section_that_only_the_prompt_opens(opened, empty, answer, tokenizer):

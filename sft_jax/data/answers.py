@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import REASONING_TAGS, Located, Region, Slot
+from sft_jax.data.locate import REASONING_TAGS, Located, Region, Slot, only_tags
 from sft_jax.data.rendering import Messages, Rendering
 from sft_jax.data.tool_calls import value_at, value_paths
 
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     start: int
     end: int
     shown: bool  # `text` is the template's own render, not put together here
-    located: Located | None  # contents in `text`, where `shown` is not set
+    located: Located | None  # contents in `text`
 
 
 def find_answer(
@@ -41,10 +41,14 @@ def find_answer(
     prompt = rendering.render(messages[:-1], True)
     render = rendering.close(shown, bool(messages[turn].get("tool_calls")))
     mine = {slot.kind: slot for slot in slots if slot.message == turn}
-    answer = _shown(rendering, prompt, render, mine)
+    answer = _shown(prompt, render, mine)
     if answer is None:
         answer = _put_together(rendering, messages, slots, prompt, (*render, shown), mine)
-    _check(rendering, messages, turn, mine, prompt, shown, answer, counts)
+    else:
+        answer = answer._replace(located=rendering.locate(messages, slots, False, shown))
+    _check(rendering, messages, turn, mine, prompt, (render[0], shown), answer, counts)
+    if messages[turn].get("tool_calls") and _asks_again(rendering, messages, slots, prompt, answer.text[answer.start : answer.end]):
+        raise _undecided(rendering, turn, prompt, render[0])
     return answer
 
 
@@ -56,18 +60,20 @@ def find_shown_answer(
     Args:
         messages: the conversation.
         turn: the message in question, an assistant's with at most one call.
-        slots: contents of that message.
+        slots: contents of that message, which lie somewhere in the render of the whole conversation.
         prompt: the end of its prompt.
         shown: from there on the render that ends with the turn.
     """
-    mine = {slot.kind: slot for slot in slots}
-    answer = _shown(rendering, prompt, rendering.close(shown, bool(messages[turn].get("tool_calls"))), mine)
-    if answer is not None:
-        _check(rendering, messages, turn, mine, prompt, shown, answer, counts)
+    mine, calls = {slot.kind: slot for slot in slots}, bool(messages[turn].get("tool_calls"))
+    render = rendering.close(shown, calls)
+    answer = _shown(prompt, render, mine)
+    if answer is None or answer.start == answer.end or calls and _last_header(rendering, render[0][answer.start : answer.end]) >= 0:
+        return None
+    _check(rendering, messages, turn, mine, prompt, (render[0], shown), answer, counts)
     return answer
 
 
-def _shown(rendering: Rendering, prompt: str, render: tuple[str, int], mine: dict[str, Slot]) -> Answer | None:
+def _shown(prompt: str, render: tuple[str, int], mine: dict[str, Slot]) -> Answer | None:
     """Returns the answer in a render that begins with the prompt; None where it does not, or lacks reasoning that the data have."""
     text, end = render
     if not text.startswith(prompt) or end < len(prompt):
@@ -90,12 +96,18 @@ def _put_together(rendering, messages, slots, prompt: str, render: tuple[str, in
 
 
 def _check(
-    rendering, messages, turn: int, mine: dict[str, Slot], prompt: str, shown: str, answer: Answer, counts: dict[str, int]
+    rendering, messages, turn: int, mine: dict[str, Slot], prompt: str, renders: tuple[str, str], answer: Answer, counts: dict[str, int]
 ) -> None:
-    """Raises RowError for an answer that lacks what the turn says, and counts what a report should tell about it."""
+    """Raises RowError for an answer that lacks what the turn says, and counts what a report should tell about it.
+
+    `renders` are the one with the end of the turn, which may have been added, and the template's own.
+    """
     closing, reasoning = _unclosed(prompt), mine["reasoning"].text if "reasoning" in mine else ""
     said = answer.text[answer.start : answer.end]
-    if "content" in mine and mine["content"].text not in said:
+    text, shown = renders
+    if not said:  # the template writes nothing for an empty answer, no end either
+        raise _undecided(rendering, turn, prompt, text)
+    if "content" in mine and not _shows(answer, mine["content"]):
         raise RowError(
             f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
             f"rendered as {_show(said)}; change the row or the template."
@@ -105,8 +117,16 @@ def _check(
         counts["reasoning_dropped"] = counts.get("reasoning_dropped", 0) + 1
     if closing and closing not in said:
         counts["open_thinking"] = counts.get("open_thinking", 0) + 1
-    if rendering.turn_end.added:
+    if text is not shown:
         counts["end_added"] = counts.get("end_added", 0) + 1
+
+
+def _shows(answer: Answer, content: Slot) -> bool:
+    """Returns whether an answer shows the content of its turn, and not only markup that happens to hold the text."""
+    if content.text not in answer.text[answer.start : answer.end]:
+        return False
+    located = answer.located
+    return located is None or any(region.message == content.message and region.kind != "call" for region in located.regions)
 
 
 def _check_calls(rendering: Rendering, messages: Messages, turn: int, shown: str, said: str) -> None:
@@ -129,6 +149,22 @@ def _check_calls(rendering: Rendering, messages: Messages, turn: int, shown: str
                     f"{rendering.name} does not render the call of {function['name']!r} in message {turn} as it is: "
                     f"{_show(text)} is missing from {_show(said)}; change the row or the template."
                 )
+
+
+def _asks_again(rendering: Rendering, messages: Messages, slots: Sequence[Slot], prompt: str, said: str) -> bool:
+    """Returns whether an answer ends with a message that the template puts before every answer (Command R+)."""
+    place = _last_header(rendering, said)
+    if place < 0:
+        return False
+    history = rendering.locate(messages[:-1], slots, True, prompt)
+    last = max((region.end for region in history.regions), default=0) if history else 0
+    return said[place:] in prompt[last:]
+
+
+def _last_header(rendering: Rendering, said: str) -> int:
+    """Returns where an answer has the marker of a user's header last, or -1."""
+    header = _MARKER.search(rendering.turn_end.user_header)
+    return said.rfind(header.group(1)) if header else -1
 
 
 def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, int, str], mine, closing) -> Answer:
@@ -167,8 +203,8 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
 
     markers = [*_MARKER.finditer(literal)][::-1]
     begins = [match.start() for match in markers]
-    # White space after a marker may belong to the answer; that before the markup of a call is dealt with below.
-    ends = [end for match in markers for end in ((match.end(),) if calls else (match.end(), match.end(1)))]
+    # White space after a marker may belong to the prompt, to the answer, or some of it to each.
+    ends = [end for match in markers for end in range(match.end(), match.end(1) - 1, -1)]
     for cut in (len(literal), *ends):
         if shared_until(cut):
             return after(cut)
@@ -185,7 +221,11 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         for cut in begins:
             if shared_until(cut):
                 return after(cut)
-        found, cut = _longest_found(prompt, literal, sorted(begins + ends, reverse=True)) if calls else (-1, 0)
+        cuts = sorted({*begins, *ends}, reverse=True)
+        if calls:
+            found, cut = _found_before_call(prompt, said, literal, cuts)
+        elif own:
+            found, cut = _found_before_section(prompt, said, literal, cuts)
     if found < 0:
         raise _undecided(rendering, turn, prompt, text)
     opened = prompt[found + cut :]
@@ -194,26 +234,42 @@ def _other_render(rendering, messages, slots, prompt: str, render: tuple[str, in
         contents = [region.end for region in own if region.kind == "content"]
         rest = text[contents[-1] : end] if contents else text[before + cut : end] if calls else rendering.turn_end.end
         return _compose(rendering, messages, slots, prompt, spoken + rest, len(spoken))
-    if cut < len(literal):
+    ended = next((last for _, last in REASONING_TAGS if last in opened), "")
+    if "reasoning" in mine and ended:  # the prompt has ended the section already
+        behind = opened.rpartition(ended)[2]
+        begin = text.find(ended + behind, own[0].end, end)
+        own = [region for region in own if region.kind != "reasoning"]
+        begin = begin + len(ended + behind) if begin >= 0 else own[0].start if own else end - tail
+    elif cut < len(literal):
         return after(cut)
-    if "reasoning" in mine and any(first in opened and last in opened for first, last in REASONING_TAGS):
-        own = [region for region in own if region.kind == "content"]  # the prompt has ended the section already
-        begin = own[0].start if own else end - tail
     moved = len(prompt) - begin
     regions = [region._replace(start=region.start + moved, end=region.end + moved) for region in own]
     return _joined(rendering, messages, slots, prompt, text[begin:end], regions)
 
 
-def _longest_found(prompt: str, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
+def _found_before_call(prompt: str, first: int, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
     """Returns (place in the prompt, length) of the longest beginning of `literal` with a marker that is there; (-1, 0) if none.
 
-    What the prompt has after it must not come again in the rest, or the rest would begin before the answer.
+    It is looked for from the character `first` on. What the prompt has after it may have no markers but the tags of reasoning,
+    and none that comes again in the rest, or the rest would begin before the answer.
     """
     for cut in cuts:
-        place = prompt.rfind(literal[:cut])
+        place = prompt.rfind(literal[:cut], first)
         if place >= 0 and _MARKER.search(literal[:cut]):
-            again = any(match.group(1) in literal[cut:] for match in _MARKER.finditer(prompt, place + cut))
-            return (-1, 0) if again else (place, cut)
+            opened = [match.group(1) for match in _MARKER.finditer(prompt, place + cut)]
+            return (place, cut) if all(only_tags(marker) and marker not in literal[cut:] for marker in opened) else (-1, 0)
+    return -1, 0
+
+
+def _found_before_section(prompt: str, first: int, literal: str, cuts: Sequence[int]) -> tuple[int, int]:
+    """Returns (place in the prompt, length) of the longest beginning of `literal`, with a marker, that nothing but the tags of
+
+    a section of reasoning follows; (-1, 0) if none. It is looked for from the character `first` on.
+    """
+    for cut in cuts:
+        place = prompt.rfind(literal[:cut], first)
+        if place >= 0 and _MARKER.search(literal[:cut]) and only_tags(prompt[place + cut :]):
+            return place, cut
     return -1, 0
 
 

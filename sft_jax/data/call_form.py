@@ -52,15 +52,18 @@ def find_call_form(render: RenderWithTools) -> tuple[CallForm | None, str]:
     return None, reason
 
 
-def find_call_end(render: Render, form: CallForm, turn_end: TurnEnd, added_tokens: Collection[str]) -> CallEnd:
-    """Returns how a turn of one call ends in a template that ends it otherwise than `turn_end` says."""
+def find_call_end(render: Render, form: CallForm, turn_end: TurnEnd, special_tokens: Collection[str]) -> CallEnd:
+    """Returns how a turn of one call ends in a template that ends it otherwise than `turn_end` says.
+
+    `special_tokens` are the texts that the tokenizer takes as a whole and that a server may stop at.
+    """
     try:
         shown = render(_probe(form, 1)[:2], False)
     except RowError:
         return CallEnd("", "")
     markers = [*MARKER.finditer(shown)]
     if turn_end.added:  # left to the next message, which is the result
-        return CallEnd(turn_end.after, _head_of_result(render, form, shown, added_tokens) or turn_end.end)
+        return CallEnd(turn_end.after, _added_end(render, form, shown, special_tokens, turn_end.end))
     closing = [*MARKER.finditer(turn_end.end)]
     if closing and (place := shown.rfind(closing[-1].group())) > shown.rfind(_VALUE):
         return CallEnd(shown[place + len(closing[-1].group()) :], "")  # it goes on after the end
@@ -77,14 +80,24 @@ def find_call_end(render: Render, form: CallForm, turn_end: TurnEnd, added_token
     return CallEnd(after, rest or turn_end.end)
 
 
-def _head_of_result(render: Render, form: CallForm, shown: str, added_tokens: Collection[str]) -> str:
+def _added_end(render: Render, form: CallForm, shown: str, special_tokens: Collection[str], usual: str) -> str:
+    """Returns what has to be added to `shown`, a conversation that ends with a call, so that a server stops.
+
+    That is the head of the result where it is a special token; nothing where the result follows directly on a special token
+    that ends the calls (Apertus); else the end of other turns.
+    """
+    shown = shown.rstrip()
     try:
         answered = render(_probe(form, 1)[:3], False)
     except RowError:
-        return ""
-    head = answered[len(shown.rstrip()) :] if answered.startswith(shown.rstrip()) else ""
-    ends = [match.end() for match in (re.match(rf"\s*{re.escape(token)}", head) for token in added_tokens) if match]
-    return head[: max(ends, default=0)]
+        return usual
+    if not answered.startswith(shown):
+        return usual
+    head = answered[len(shown) :]
+    ends = [match.end() for match in (re.match(rf"\s*{re.escape(token)}", head) for token in special_tokens) if match]
+    if ends:
+        return head[: max(ends)]
+    return "" if shown.endswith(tuple(special_tokens)) else usual
 
 
 def _probe(form: CallForm, count: int) -> list[dict[str, Any]]:

@@ -25,6 +25,9 @@ REASONING_TAGS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|channel>", "<channel|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
 )
 
 # Ranges that the marks may come from, two for each content; one that the row's own text does not use is taken.
@@ -235,6 +238,16 @@ def split_reasoning(content: str) -> tuple[tuple[int, int], tuple[int, int]] | N
             if not content[:start].strip():
                 return (start + len(opening), end), (end + len(closing), len(content))
     return None
+
+
+def only_tags(text: str) -> bool:
+    """Returns whether a text consists of the tags of a section of reasoning, of one of them, or of white space.
+
+    >>> only_tags("<think>\\n\\n</think>\\n"), only_tags("</think>"), only_tags("<think>Sum.")
+    (True, True, False)
+    """
+    text = "".join(text.split())
+    return any(text in (opening, closing, opening + closing) for opening, closing in REASONING_TAGS)
 
 
 def _add(slots: list[Slot], message: int, kind: str, path: tuple[str | int, ...], value: str, start: int, end: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.call_form import CallEnd, find_call_end, find_call_form
+from sft_jax.data.content_form import in_parts, takes_parts
 from sft_jax.data.conversation import Message
 from sft_jax.data.examples import RowError
 from sft_jax.data.locate import Doubtful, Located, Locator, Slot, slots_of
@@ -64,11 +65,11 @@ class Rendering:
 
     def render(self, messages: Messages, prompt: bool) -> str:
         """Returns the text of `messages`, ending with what asks for an answer where `prompt` is set."""
-        return self.template.render(messages, prompt, **self._kwargs)
+        return self.template.render(in_parts(messages) if self.takes_parts else messages, prompt, **self._kwargs)
 
     def prefixes(self, messages: Messages, least: int, text: str) -> Prefixes | None:
         """Returns the renders of the first `least` and more of `messages`; None where their render `text` does not show them."""
-        return find_prefixes(self.template, messages, least, text, self._kwargs)
+        return find_prefixes(self.template, in_parts(messages) if self.takes_parts else messages, least, text, self._kwargs)
 
     def shows_same(self, messages: Messages, text: str) -> bool:
         """Returns whether the render of `messages` is `text`; it is not where the template refuses them."""
@@ -90,16 +91,25 @@ class Rendering:
 
     def generated(self, messages: Messages, text: str) -> list[tuple[int, int]] | None:
         """Returns what of `text`, the render of `messages`, stands in `{% generation %}`; None where there is no such block."""
-        return self.template.generated(messages, text, **self._kwargs)
+        return self.template.generated(in_parts(messages) if self.takes_parts else messages, text, **self._kwargs)
+
+    @functools.cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template is given contents as lists of parts."""
+        if self._like is not None:
+            return self._like.takes_parts
+        with self.template.probed():
+            return takes_parts(lambda messages: self.template.render(messages, **self._kwargs))
 
     @functools.cached_property
     def turn_end(self) -> TurnEnd:
         """How turns end."""
         if self._like is not None and self._like.turn_end.end:  # some templates render nothing without tools
             return self._like.turn_end
-        special = self._tokenizer.special_tokens
+        added, special = self._tokenizer.added_tokens, self._tokenizer.special_added_tokens
+        eos = self._tokenizer.special_tokens.get("eos_token")
         with self.template.probed():
-            return find_turn_end(self.render, self._locator, self._tokenizer.added_tokens, special.get("eos_token"))
+            return find_turn_end(self.render, self._locator, added, special, eos)
 
     @functools.cached_property
     def call_form(self) -> tuple[CallForm | None, str]:
@@ -107,7 +117,10 @@ class Rendering:
         if self._like is not None:
             return self._like.call_form
         with self.template.probed():
-            return find_call_form(lambda messages, tools: self.template.render(messages, False, **{**self._kwargs, "tools": tools}))
+            return find_call_form(lambda messages, tools: self._render_with(tools, messages))
+
+    def _render_with(self, tools: list[dict[str, Any]] | None, messages: Messages) -> str:
+        return self.template.render(in_parts(messages) if self.takes_parts else messages, **{**self._kwargs, "tools": tools})
 
     @functools.cached_property
     def call_end(self) -> CallEnd:
@@ -115,7 +128,7 @@ class Rendering:
         if self._like is not None:
             return self._like.call_end
         with self.template.probed():
-            return find_call_end(self.render, self.call_form[0], self.turn_end, self._tokenizer.added_tokens)
+            return find_call_end(self.render, self.call_form[0], self.turn_end, self._tokenizer.special_added_tokens)
 
     @property
     def bos(self) -> str:

@@ -85,13 +85,16 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
     turns = _chosen(messages, chosen, supervise)
     prefixes = rendering.prefixes(dicts, max(1, turns[0][0]), whole) if len(turns) > _FEW else None
     generated = rendering.generated(dicts, whole) if prefixes else None
+    located = rendering.locate(dicts, slots, False, whole)
+    contents = {slot.message for slot in slots if slot.kind == "content"}
+    unseen = contents - {region.message for region in located.regions if region.kind != "call"} if located else set()
     places = _places(slots, len(dicts)) if prefixes else []
     for index, number in turns:
         if index == 0:  # nothing asks for it, so there is no prompt that leads to it
             counts["unprompted_turns"] = 1
             continue
         last = index == len(dicts) - 1
-        if prefixes and not last and not messages[index].pieces and len(messages[index].calls) < 2:
+        if prefixes and not last and index not in unseen and not messages[index].pieces and len(messages[index].calls) < 2:
             mine = slots[places[index] : places[index + 1]]
             answer = _in_prefixes(prefixes, dicts, index, mine, rendering, counts)
             if answer is not None:
@@ -102,22 +105,17 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         shown = whole if last else rendering.render(history, False)
         answer = find_answer(rendering, history, slots, shown, counts)
         span = Span(answer.start, answer.end, weights[index], number)
-        in_main = answer.shown and (last or text.startswith(answer.text[: answer.end]))
-        place = answer.located
-        if answer.shown and (messages[index].pieces or not in_main):
-            place = rendering.locate(history, slots, False, shown)
-        pieces = _placed(messages[index], index, slots, answer.text, place, rendering)
+        pieces = _placed(messages[index], index, slots, answer.text, answer.located, rendering)
         left_out = _left_out(rendering.generated(history, shown), shown, answer, counts)
         span = span.with_pieces([*pieces, *left_out])
         if last and answer.shown:
             text = answer.text
-        if in_main:
+        if answer.shown and text.startswith(answer.text[: answer.end]):
             spans[index] = span
         else:
-            plan = _text_plan(answer.text[: answer.end], history, place, rendering, {index: span})
+            plan = _text_plan(answer.text[: answer.end], history, answer.located, rendering, {index: span})
             plan.turn = number
             own.append(plan)
-    located = rendering.locate(dicts, slots, False, whole)
     main = _text_plan(text, dicts, located, rendering, spans)
     if supervise.mode == "all":
         if located is None and len(set(weights)) > 1:
@@ -132,8 +130,8 @@ def plan_chat(messages: Sequence[Message], rendering: Rendering, supervise: Supe
         main.spans += _other_roles(text, messages, weights, slots, located, rendering)
         main.spans.sort()
     main.spans = [span for span in main.spans if span.supervised]
-    if hidden := _hidden(slots, dicts, [*own, main] if main.spans else own):
-        counts["hidden_messages"] = hidden
+    if count := _hidden(slots, dicts, [*own, main] if main.spans else own):
+        counts["hidden_messages"] = count
     if own:
         counts["per_turn"] = len(own)
         if len(main.spans) == 1 and main.spans[0].turn >= 0:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.locate import Locator, Render, slots_of
+from sft_jax.data.locate import Locator, Render, only_tags, slots_of
 
 _PROBE = [
     {"role": "user", "content": "One?"},
@@ -32,11 +32,15 @@ class TurnEnd(NamedTuple):
     user_header: str  # beginning of a user turn, where it can be told
 
 
-def find_turn_end(render: Render, locator: Locator, added_tokens: Collection[str], eos_token: str | None) -> TurnEnd:
+def find_turn_end(
+    render: Render, locator: Locator, added_tokens: Collection[str], special_tokens: Collection[str], eos_token: str | None
+) -> TurnEnd:
     """Returns how the template that `render` and `locator` belong to ends turns.
 
-    `added_tokens` are the texts that the tokenizer takes as a whole. `eos_token` is what ends a turn where the template
-    itself has no end.
+    Args:
+        added_tokens: the texts that the tokenizer takes as a whole.
+        special_tokens: those of them that a server may stop at: the special ones.
+        eos_token: what ends a turn where the template itself has no end.
     """
     try:
         text = render(_PROBE, False)
@@ -50,17 +54,19 @@ def find_turn_end(render: Render, locator: Locator, added_tokens: Collection[str
     first, answer, following, last = located.regions
     tail, middle = text[last.end :], text[answer.end : following.start]
     between, user_tail = text[first.end : answer.start], ask[located_ask.regions[0].end :]
-    opening = asked[len(ask) :] if asked.startswith(ask) else ""
-    # Some templates begin an answer although nobody asked for it (others need nothing to begin one).
-    always_opens = not opening and between.startswith(user_tail)
     marker = re.compile("|".join([*map(re.escape, sorted(added_tokens, key=len, reverse=True)), MARKER.pattern]))
+    opening = asked[len(ask) :] if asked.startswith(ask) else ""
+    # Some templates begin an answer although nobody asked for it (others need nothing to begin one), and some of these
+    # with an empty section of reasoning.
+    shared = max((match.end() for match in marker.finditer(os.path.commonprefix([user_tail, between]))), default=0)
+    always_opens = not opening and (between.startswith(user_tail) or only_tags(user_tail[shared:]))
     end = _end(tail, middle, opening, always_opens, marker)
     if always_opens and end == user_tail.rstrip():
         end = ""  # the beginning of an answer, and before it nothing
     after = tail[len(end) :]
     added = not end
     if added:
-        end = _missing_end(tail, middle, marker, added_tokens, eos_token)
+        end = _missing_end(tail, middle, marker, special_tokens, eos_token)
     header = middle[len(end) :].lstrip() if end and middle.startswith(end) and not added else ""
     return TurnEnd(end, after, added, "" if always_opens else _end(user_tail, between, opening, False, marker), header)
 
@@ -92,11 +98,15 @@ def _end(tail: str, middle: str, opening: str, always_opens: bool, marker: re.Pa
 
 
 def _missing_end(
-    tail: str, middle: str, marker: re.Pattern, added_tokens: Collection[str], eos_token: str | None
+    tail: str, middle: str, marker: re.Pattern, special_tokens: Collection[str], eos_token: str | None
 ) -> str:
-    """Returns the end of turns of a template that writes none: the head of the next message if that is one token."""
+    """Returns the end of turns of a template that writes none: the head of the next message if that is one special token.
+
+    GLM stops at `<|user|>`, a special token. `<用户>` of MiniCPM, a token that is not, is a piece of text that its model never
+    writes, and stops at EOS.
+    """
     head = middle[len(tail) :] if middle.startswith(tail) else middle
     match = marker.match(head)
-    if match and match.group() in added_tokens:
+    if match and match.group() in special_tokens:
         return match.group()
     return eos_token or ""

@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.model.sharding import AnyMesh, mesh_axes_for
@@ -36,9 +37,13 @@ def from_zigzag(x: jax.Array, mesh: AnyMesh | None) -> jax.Array:
 
 def own_indices(parts: int, length: int) -> jax.Array:
     """Returns int32 [L / parts]: where in the row this device's tokens stand. Called on each device, in a shard_map."""
-    here, size = jax.lax.axis_index(AXIS), length // (2 * parts)
-    chunk = jnp.arange(size, dtype=jnp.int32)
-    return jnp.concatenate([here * size + chunk, (2 * parts - 1 - here) * size + chunk])
+    return jnp.asarray(zigzag_order(parts, length).reshape(parts, -1))[jax.lax.axis_index(AXIS)]
+
+
+def zigzag_order(parts: int, length: int) -> np.ndarray:
+    """Returns int32 [L], the tokens of a row as they lie over devices: the chunks 0 and 2n - 1, then 1 and 2n - 2, and so on."""
+    chunks = np.arange(length, dtype=np.int32).reshape(2, parts, -1)
+    return np.stack([chunks[0], chunks[1, ::-1]], axis=1).reshape(-1)
 
 
 def gather_rows(x: jax.Array, parts: int) -> jax.Array:

@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.errors import UserError, did_you_mean
+from sft_jax.model.devices import arranged
 
 # The first lie furthest apart: neighbouring devices talk along the last ones, which talk most.
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -67,7 +68,8 @@ def make_mesh(
 ) -> Mesh:
     """Returns the mesh of MESH_AXES over `devices`, by default all; one size may be -1, for what is left.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Raises UserError when the sizes do not multiply to the number of devices, or cannot be laid over several slices
+    (sft_jax.model.devices).
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
@@ -89,7 +91,7 @@ def make_mesh(
         )
         raise UserError(f"{asked}: needs {'a multiple of ' if free else ''}{fixed} devices, but there are "
                         f"{len(devices)} {devices[0].platform} devices; {remedy}.")  # fmt: skip
-    return jax.make_mesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=_AUTO, devices=devices)
+    return Mesh(arranged(devices, {axis: sizes[axis] for axis in MESH_AXES}), MESH_AXES, axis_types=_AUTO)
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int, *, context: int = 1, expert: int = 1) -> AbstractMesh:
@@ -231,8 +233,8 @@ class Replicated:
     over: tuple[str, ...]  # mesh axes (of size above 1) along which the copies lie
 
 
-def largest_replicated(tree, mesh: AnyMesh, count: int = 8) -> list[Replicated]:
-    """Returns the arrays of `tree` that take the most memory a device and exist more than once, largest first."""
+def largest_replicated(tree, mesh: AnyMesh, count: int | None = 8) -> list[Replicated]:
+    """Returns the arrays of `tree` that take the most memory a device and exist more than once, largest first; None: all."""
     placed = [leaf for _, leaf in named_leaves(shardings(tree, mesh))]
     rows = []
     for (path, leaf), sharding in zip(named_leaves(tree), placed, strict=True):

@@ -16,6 +16,10 @@ def check_model_options(config: Config, spec: DecoderSpec) -> None:
         for name in ("router_balance", "router_z"):
             if getattr(config.loss, name):
                 raise UserError(f"loss.{name}: does nothing for {config.model.path}, which has no experts; leave it out.")
+        if config.mesh.expert not in (1, -1):
+            raise UserError(
+                f"mesh.expert: {config.model.path} has no experts to cut; use mesh.fsdp, which cuts rows and parameters."
+            )
     if spec.learned_positions is not None and config.data.max_length > spec.learned_positions:
         raise UserError(
             f"data.max_length: {config.data.max_length} tokens are more than the {spec.learned_positions} positions that "

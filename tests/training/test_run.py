@@ -56,7 +56,7 @@ def test_what_a_run_leaves_behind(finished):
     assert summary["finished"] and summary["steps"] == 5 and summary["rows"] == 40
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["5"]
     manifest = json.loads((workdir / "manifest.json").read_text())
-    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1} and manifest["versions"]["jax"] == jax.__version__
+    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "context": 1, "tensor": 1} and manifest["versions"]["jax"] == jax.__version__
     assert any((workdir / "tensorboard").iterdir())
 
 

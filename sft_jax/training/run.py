@@ -31,7 +31,7 @@ from sft_jax.training.adapting import adapters_of, check_export, with_new_adapte
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
-from sft_jax.training.model_checks import check_model_options, check_rounding
+from sft_jax.training.model_checks import check_attention, check_model_options, check_rounding
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
@@ -106,6 +106,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     if adapters and config.train.export:
         agree(lambda: check_export(config, abstract, base))
     check_model_options(config, abstract.spec)
+    check_attention(config, options, abstract.spec)
     check_rounding(config.train.qat, abstract)
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 

@@ -48,7 +48,7 @@ def build(name, mesh, **options):
     return random_decoder(name, Options(**options, **({} if mesh is None else {"constrain": constrain_fn(mesh)})))
 
 
-@pytest.mark.parametrize("layouts", [("data2_fsdp2_tensor2", "fsdp2_context2_tensor2"), *slow(tuple(MESHES)[2:])], ids="-".join)
+@pytest.mark.parametrize("layouts", [tuple(MESHES)[:1], *slow((tuple(MESHES)[1:],))], ids="-".join)
 @pytest.mark.parametrize("name", ["llama", *slow(*KINDS[1:])])
 def test_every_layout_equals_one_device(name, layouts):
     sizes = {layout: MESHES[layout] for layout in layouts}
@@ -83,11 +83,11 @@ def test_what_is_drawn_and_adapters_on_a_quantised_base_are_the_same_on_every_la
     """Noise on embeddings, and dropout in adapters where there are no experts."""
 
     def build_adapted(mesh):
-        decoder = build(name, mesh, neftune=5.0)
+        decoder = build(name, mesh, neftune=5.0, attention="blocked")
         decoder = quantise(decoder, stored_as) if stored_as else decoder
         return adapted(decoder, name="lora", rank=2, alpha=4, dropout=0.0 if name in EXPERTS else 0.3)
 
-    (result,) = contracts.layout(build_adapted, random_batch(8, 24), meshes({"layout": layout})).values()
+    (result,) = contracts.layout(build_adapted, random_batch(8, LENGTH), meshes({"layout": layout})).values()
     assert result.holds, result
 
 

@@ -41,9 +41,10 @@ def slices_along(array: np.ndarray, axis: int) -> int:
         (2, dict(fsdp=4, context=2), (1, 2, 1, 1, 1)),
         (4, dict(data=2, fsdp=4, expert=2), (2, 2, 1, 1, 1)),
         (2, dict(data=4, tensor=4), (2, 1, 1, 1, 1)),
+        (2, dict(context=4, tensor=2), (1, 1, 1, 2, 1)),
     ],
 )
-def test_slices_lie_along_data_and_then_fsdp(slices, asked, met):
+def test_slices_lie_along_the_axes_that_talk_least(slices, asked, met):
     asked = sizes(**asked)
     count = np.prod(list(asked.values()))
     array = arranged(devices(slices, count // slices), asked)
@@ -54,6 +55,6 @@ def test_slices_lie_along_data_and_then_fsdp(slices, asked, met):
         assert first == sorted(first)
 
 
-def test_slices_that_fit_along_neither_are_refused():
+def test_tensor_over_slices_is_refused():
     with pytest.raises(UserError, match="mesh.tensor=4: 2 slices are joined by a network.*make mesh.data a multiple of 2"):
         arranged(devices(2, 2), sizes(tensor=4))

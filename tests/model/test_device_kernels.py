@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from slow_values import slow
 from tiny_models import packed_rows
 
@@ -95,6 +97,30 @@ def test_lowers_for_its_device(run, platform):
     gradient = jax.jit(jax.grad(lambda *a: run(*a, mask, None).astype(jnp.float32).sum(), (0, 1, 2)))
     text = gradient.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("custom_call") >= 3  # the forward pass and the gradients
+
+
+@pytest.mark.slow
+def test_auto_is_splash_on_a_tpu_and_compiles_for_one(monkeypatch):
+    """For four chips that are not there, with rows cut over `context`."""
+    pytest.importorskip("libtpu", reason="needs pip install libtpu, the compiler for TPUs")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    mesh = make_mesh(1, 1, 2, list(chips), context=2)
+
+    def array(dtype, *shape, cut=()):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(None, *cut)))
+
+    states = [array(jnp.bfloat16, 2, 1024, heads, size, cut=("context", "tensor")) for heads, size in ((8, 80), (2, 80), (2, 48))]
+    tokens, sinks = array(jnp.int32, 2, 1024, cut=("context",)), jax.ShapeDtypeStruct((8,), jnp.float32)
+
+    def total(q, k, v, positions, segments, sinks):
+        mask = MaskSpec(positions, positions, segments, segments, True, 500, 0.1, 30.0, 1)
+        return attend(q, k, v, mask, precision=jax.lax.Precision.DEFAULT, sinks=sinks, mesh=mesh).astype(jnp.float32).sum()
+
+    lowered = jax.jit(jax.grad(total, (0, 1, 2, 5))).lower(*states, tokens, tokens, sinks)
+    assert lowered.compile().as_text().count("tpu_custom_call") == 3  # forward and two backward passes, none of them twice
 
 
 @pytest.mark.parametrize(("name", "platform"), [("splash", "tpu"), ("flash", "gpu")])

@@ -70,8 +70,9 @@ def test_experts_on_every_layout_equal_one_device(name):
 @pytest.mark.parametrize(
     ("name", "stored_as", "layout"),
     [
-        ("llama", "nf4", MESHES["fsdp2_context2_tensor2"]),
+        ("llama", "", MESHES["fsdp2_context2_tensor2"]),
         *slow(
+            ("llama", "nf4", MESHES["fsdp2_context2_tensor2"]),
             ("mistral", "", MESHES["data2_context4"]),
             ("deepseek_v3", "nf4", EXPERT_MESHES["expert2_context2_tensor2"]),
             ("gpt_oss", "", EXPERT_MESHES["data2_expert4"]),

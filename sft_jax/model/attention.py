@@ -66,7 +66,9 @@ def choose_kernel(kernel: str, platform: str, q, k, v, mask: MaskSpec, precision
             return kernel
         if mask.parts:
             if chosen.platform != platform:
-                raise UserError(f"model.attention: '{kernel}' runs on {chosen.platform} only, and these devices are {platform}; use auto.")
+                raise UserError(
+                    f"model.attention: '{kernel}' runs on {chosen.platform} only, and these devices are {platform}; use auto."
+                )
             reason = chosen.why_not(q, k, v, mask, precision, sinks)
             if reason:
                 raise UserError(f"model.attention: '{kernel}' {reason}; or use auto.")

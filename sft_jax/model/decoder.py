@@ -248,7 +248,7 @@ class Decoder(nnx.Module):
         return {rope: None if rope is None else rope_table(rope, positions, lengths) for rope in kinds}
 
     def mask(self, layer: LayerSpec, positions, segments, key_positions, key_segments, aligned: bool) -> MaskSpec:
-        """Returns the mask of a kind of layer for queries and keys at these positions and segments; `aligned`: of the same tokens."""
+        """Returns the mask of a kind of layer for queries and keys at these places; `aligned`: they are the same tokens."""
         return MaskSpec(
             query_positions=positions, key_positions=key_positions,
             query_segments=segments, key_segments=key_segments,

@@ -93,11 +93,11 @@ def _mix_tokens(tokens, chosen, shares, kernels, adapters, biases, spec: Experts
     rounds = -(-flat.size // size)
     order = jnp.pad(order, (0, rounds * size - flat.size))
 
-    @jax.checkpoint
     def one_round(y, start):
         return jax.lax.cond(start < ends[-1], lambda: y + part(start, size), lambda: y), None
 
     zeros = jnp.zeros(tokens.shape, jnp.float32)
+    one_round = jax.checkpoint(one_round, prevent_cse=False)  # rows of one round at a time, in the backward pass too
     return jax.lax.scan(one_round, zeros, jnp.arange(rounds) * size)[0]
 
 

@@ -20,9 +20,10 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     mine = sorted({index[0].indices(groups)[0] for index in here.values()})
     size = len(mine)
     if mine != list(range(mine[0], mine[0] + size)) or mine[0] % size or groups % size:
+        axes = " x ".join(f"mesh.{name}" for name in LAYOUT["batch"])
         raise UserError(
             f"mesh: the devices of process {jax.process_index()} hold the row groups {mine} of {groups}, which are no contiguous "
-            f"part; choose {' x '.join(f'mesh.{name}' for name in LAYOUT['batch'])} so that every process has the same number of neighbouring groups."
+            f"part; choose {axes} so that every process has the same number of neighbouring groups."
         )
     return mine[0] // size, groups // size
 

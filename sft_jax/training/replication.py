@@ -3,16 +3,15 @@
 import math
 
 import jax
-from jax.sharding import Mesh
 
 from sft_jax.errors import UserError
-from sft_jax.model.sharding import largest_replicated
+from sft_jax.model.sharding import AnyMesh, largest_replicated
 
-SMALL = 64 * 2**20  # bytes a device that are never too much
+SMALL = 2**30  # bytes a device that are never too much, such as the sides of adapters that only the hidden size would cut
 _NAMED = 4
 
 
-def check_replication(state, mesh: Mesh, most: float) -> None:
+def check_replication(state, mesh: AnyMesh, most: float) -> None:
     """Raises UserError where copies are more than the share `most` of what each device holds of `state`.
 
     A copy is an array, or a part of one, that several devices hold along another mesh axis than `data`, which is there for
@@ -29,7 +28,7 @@ def check_replication(state, mesh: Mesh, most: float) -> None:
     )
     more = f" and {len(copies) - _NAMED} more" if len(copies) > _NAMED else ""
     raise UserError(
-        f"train.max_replicated: {copied / held:.0%} of what each device holds ({copied / 2**20:,.0f} of {held / 2**20:,.0f} MiB) are "
-        f"copies of what others hold, and {most:.0%} may be: {named}{more}. Move devices from these axes to mesh.fsdp, which cuts "
-        "every kernel, or raise train.max_replicated."
+        f"train.max_replicated: {copied / held:.0%} of what each device holds ({copied / 2**20:,.0f} of "
+        f"{held / 2**20:,.0f} MiB) are copies of what others hold, and {most:.0%} may be: {named}{more}. Move devices from "
+        "these axes to mesh.fsdp, which cuts every kernel, or raise train.max_replicated."
     )

@@ -171,15 +171,18 @@ class TrainConfig:
     profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
     deterministic: bool = False  # deterministic kernels on GPU, at a cost in speed
     export: bool = True  # write WORKDIR/export, a Hugging Face directory, at the end
+    max_replicated: float = 0.1  # share of what a device holds that may be copies along other mesh axes than data
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; -1 = what is left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # rows; parameters are copied
+    fsdp: int = -1  # rows, and parameters are cut
+    tensor: int = 1  # heads, and the inner size of MLPs
+    context: int = 1  # stretches of every row
+    expert: int = 1  # experts, and rows
 
 
 @dataclass(frozen=True)
@@ -457,6 +460,7 @@ def _check(config: Config) -> None:
         require(value >= 0, f"loss.{name}: must be 0 (off) or more, not {value}.")
     smoothing = config.loss.label_smoothing
     require(0 <= smoothing < 1, f"loss.label_smoothing: must be at least 0 (off) and below 1, not {smoothing}.")
+    require(0 <= train.max_replicated <= 1, f"train.max_replicated: must be within 0 and 1, not {train.max_replicated}.")
     require(train.neftune >= 0, f"train.neftune: must be 0 (off) or more, not {train.neftune}.")
     require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
     require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")

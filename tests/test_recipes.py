@@ -28,6 +28,7 @@ from sft_jax.model.sharding import abstract_mesh, batch_sharding, constrain_fn, 
 from sft_jax.training.adapting import adapters_of, with_new_adapters
 from sft_jax.training.model_checks import check_model_options
 from sft_jax.training.optim import make_optimizer
+from sft_jax.training.replication import check_replication
 from sft_jax.training.state import abstract_state
 from sft_jax.training.step import make_train_step
 
@@ -130,6 +131,7 @@ def test_the_step_lowers_at_full_size(name):
     machine, (_, config) = RECIPES[name], load_recipe(name)
     mesh = abstract_mesh(1, machine.devices, 1)
     state, step = abstract_run(config, mesh)
+    check_replication(state, mesh, config.train.max_replicated)
     held = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     of_model = [leaf for path, leaf in named_leaves((state.params, state.frozen)) if not is_adapter(path)]
     parameters = sum(math.prod(leaf.get_value().shape) * leaf.get_metadata().get("numbers", 1) for leaf in of_model)

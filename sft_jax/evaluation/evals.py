@@ -18,7 +18,7 @@ from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
 from sft_jax.evaluation.samples import HeldOut, evaluate_generations, sample_held_out
 from sft_jax.hf.source import Source
 from sft_jax.model.loss import LossSum
-from sft_jax.model.sharding import LAYOUT, batch_sharding
+from sft_jax.model.sharding import batch_sharding, pieces_along
 
 _MAX_EXPONENT = 700.0  # keeps perplexity finite, since JSON has no infinity
 _IN_FLIGHT = 2  # batches whose sums are fetched late, so that the host reads rows while devices compute
@@ -66,7 +66,7 @@ def evaluate_loss(
         loss: nats per token, weighted; perplexity: exp(loss); accuracy: weighted share of targets that are the argmax;
         tokens: supervised tokens; examples: documents with a supervised token.
     """
-    groups = math.prod(mesh.shape[name] for name in LAYOUT["batch"]) if mesh is not None else 1
+    groups = pieces_along(mesh, "batch") if mesh is not None else 1
     rows = -(-batch_size // groups) * groups
     total = weight = correct = 0.0
     tokens = examples = 0

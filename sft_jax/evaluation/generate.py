@@ -1,6 +1,5 @@
 """Generation: greedy or sampled answers to prompts of any lengths, on whatever mesh the model lies."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from sft_jax.evaluation.prompts import Prompt, PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling
 from sft_jax.evaluation.text import continuation_text
 from sft_jax.model.decoder import Decoder
-from sft_jax.model.sharding import LAYOUT, batch_sharding
+from sft_jax.model.sharding import batch_sharding, pieces_along
 
 _GREEDY = sampling()
 
@@ -95,8 +94,8 @@ def generate_ids(
 ) -> list[Generation]:
     """Returns the answer to every prompt, in their order. See `generate`.
 
-    Prompts of about the same length are decoded together. The parameters may lie on any mesh; rows are split over its
-    data and fsdp axes. `between` is called before each batch; what it raises ends the generation.
+    Prompts of about the same length are decoded together. The parameters may lie on any mesh; rows are split over it
+    as in training. `between` is called before each batch; what it raises ends the generation.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: must be at least 1, not {max_new_tokens}.")
@@ -190,7 +189,7 @@ def mesh_of(decoder: Decoder) -> Mesh | None:
 
 def _batch_rows(prompts: int, mesh: Mesh | None) -> int:
     """Returns the rows of a batch: one of few sizes times the number of devices that rows are split over."""
-    split = math.prod(mesh.shape[name] for name in LAYOUT["batch"]) if mesh is not None else 1
+    split = pieces_along(mesh, "batch") if mesh is not None else 1
     each = -(-prompts // split)
     return split * (decoding.round_up(each) if each > 4 else 1 << (each - 1).bit_length())
 

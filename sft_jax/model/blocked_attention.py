@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.model.mask import HIDDEN, NOTHING_SEEN, MaskSpec, cap, visible
 
+KEPT = "attention"  # the name of outputs that the backward pass of any kernel needs, see `jax.checkpoint_policies`
 BLOCKS = {"cpu": 64}  # queries and keys in a block by platform: small ones stay in a core's cache,
 BLOCK = 128  # elsewhere they should fill a matrix unit
 
@@ -27,8 +29,14 @@ class _Static(NamedTuple):
     window: int | None
     scale: float
     soft_cap: float | None
-    aligned: bool
     precision: jax.lax.Precision
+
+
+class _Bounds(NamedTuple):
+    """The key blocks that a query block looks at, [n] each."""
+
+    first: jax.Array
+    end: jax.Array  # one past the last
 
 
 class _Side(NamedTuple):
@@ -43,9 +51,11 @@ def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, 
     block = block or BLOCKS.get(jax.default_backend(), BLOCK)
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
-    static = _Static(mask.causal, mask.window, mask.scale, mask.soft_cap, mask.aligned, precision)
+    static = _Static(mask.causal, mask.window, mask.scale, mask.soft_cap, precision)
     queries = _Side(_blocks(mask.query_positions, block), _blocks(mask.query_segments, block))
     keys = _Side(_blocks(mask.key_positions, block), _blocks(mask.key_segments, block))
+    indices = mask.query_indices()
+    bounds = _key_blocks(static, queries, keys, None if indices is None else _edges(indices, block))
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
     out, log_total = _attention(
         static,
@@ -54,6 +64,7 @@ def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, 
         jnp.transpose(_blocks(v, block), (0, 1, 3, 2, 4)),
         queries,
         keys,
+        bounds,
     )
     out = jnp.transpose(out, (1, 0, 4, 2, 3, 5))  # b n q k g c
     log_total = jnp.transpose(log_total, (1, 0, 4, 2, 3))
@@ -72,12 +83,12 @@ def _blocks(x: jax.Array, block: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: _Static, q, k, v, queries: _Side, keys: _Side):
+def _attention(static: _Static, q, k, v, queries: _Side, keys: _Side, bounds: _Bounds):
     """Returns the output [n, b, k, g, q, c] and the log of the softmax's sum [n, b, k, g, q]."""
-    return _forward(static, q, k, v, queries, keys)[0]
+    return _forward(static, q, k, v, queries, keys, bounds)[0]
 
 
-def _forward(static: _Static, q, k, v, queries: _Side, keys: _Side):
+def _forward(static: _Static, q, k, v, queries: _Side, keys: _Side, bounds: _Bounds):
     """Returns what `_attention` does and what the backward pass needs."""
 
     def one_query_block(_, block):
@@ -99,13 +110,13 @@ def _forward(static: _Static, q, k, v, queries: _Side, keys: _Side):
         out = acc / jnp.where(seen, total, 1.0)[..., None]
         return None, (out.astype(v.dtype), jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), 0.0))
 
-    first, end = _key_blocks(static, queries, keys)
-    _, (out, log_total) = jax.lax.scan(one_query_block, None, (q, *queries, first, end))
-    return (out, log_total), (q, k, v, queries, keys, out, log_total)
+    _, results = jax.lax.scan(one_query_block, None, (q, *queries, *bounds))
+    out, log_total = (checkpoint_name(x, KEPT) for x in results)
+    return (out, log_total), (q, k, v, queries, keys, bounds, out, log_total)
 
 
 def _backward(static: _Static, residuals, gradients):
-    q, k, v, queries, keys, out, log_total = residuals
+    q, k, v, queries, keys, bounds, out, log_total = residuals
     d_out, d_log_total = gradients
     # The gradient of a softmax is p * (dp - sum(p * dp)), and the sum over all keys is d_out . out; that of the log of
     # its sum is p.
@@ -129,9 +140,8 @@ def _backward(static: _Static, residuals, gradients):
         return tuple(d_kv), d_q.astype(q.dtype)
 
     zeros = jnp.zeros(k.shape), jnp.zeros(v.shape)
-    bounds = _key_blocks(static, queries, keys)
     (d_k, d_v), d_q = jax.lax.scan(one_query_block, zeros, (q, *queries, *bounds, d_out, log_total, inner))
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -151,10 +161,11 @@ def _dot(static: _Static, equation: str, x: jax.Array, y: jax.Array) -> jax.Arra
     return jnp.einsum(equation, x, y, precision=static.precision, preferred_element_type=jnp.float32)
 
 
-def _key_blocks(static: _Static, queries: _Side, keys: _Side) -> tuple[jax.Array, jax.Array]:
+def _key_blocks(static: _Static, queries: _Side, keys: _Side, edges: tuple[jax.Array, jax.Array] | None) -> _Bounds:
     """Returns for each query block the first key block and one past the last in which any row may see something.
 
-    Compares the ranges of segments and positions within blocks, which can only err on the side of more blocks.
+    Compares the ranges of segments and positions within blocks, which can only err on the side of more blocks. `edges` are
+    the first and the last key that a block of queries is, where queries are keys.
     """
     q_segments, k_segments = _ranges(queries.segments, queries.segments), _ranges(keys.segments, keys.segments)
     q_positions, k_positions = _ranges(queries.positions, queries.segments), _ranges(keys.positions, keys.segments)
@@ -163,20 +174,28 @@ def _key_blocks(static: _Static, queries: _Side, keys: _Side) -> tuple[jax.Array
         needed &= k_positions.low <= q_positions.high[:, None]
     if static.window is not None:
         needed &= k_positions.high > q_positions.low[:, None] - static.window
-    if static.aligned:
+    if edges is not None:
         # Closer than ranges: the tokens between two tokens of a document are of that document, so their distance in
         # positions is at least that in indices.
-        size = queries.segments.shape[-1]
-        distance = (jnp.arange(needed.shape[0])[:, None] - jnp.arange(needed.shape[1]))[:, :, None]  # in blocks
+        size = keys.segments.shape[-1]
+        first_query, last_query = (edge[:, None, None] for edge in edges)
+        first_key = (jnp.arange(needed.shape[1]) * size)[:, None]
         unordered = ~_ordered(keys)
         if static.causal:
-            needed &= (distance >= 0) | unordered
+            needed &= (first_key <= last_query) | unordered
         if static.window is not None:
-            needed &= ((distance - 1) * size + 1 < static.window) | unordered
+            needed &= (first_query - (first_key + size - 1) < static.window) | unordered
     needed = needed.any(axis=-1)  # over rows: they walk together
     first = jnp.argmax(needed, axis=1)
     end = needed.shape[1] - jnp.argmax(needed[:, ::-1], axis=1)
-    return first, jnp.where(needed.any(axis=1), end, first)
+    return _Bounds(first, jnp.where(needed.any(axis=1), end, first))
+
+
+def _edges(indices: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the smallest and the largest of `indices` [L] in each block, [n]; the last block may be shorter."""
+    count = -(-len(indices) // block)
+    blocks = jnp.pad(indices, (0, count * block - len(indices)), mode="edge").reshape(count, block)
+    return blocks.min(axis=1), blocks.max(axis=1)
 
 
 def _ordered(side: _Side) -> jax.Array:

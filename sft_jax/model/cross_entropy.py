@@ -22,7 +22,6 @@ Letters: B rows, L length, N positions, D hidden size, V vocabulary, C chunk.
 """
 
 import functools
-import math
 import operator
 from collections.abc import Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.model.sharding import LAYOUT, AnyMesh
+from sft_jax.model.sharding import AnyMesh, mesh_axes_for
 
 MAX_CHUNK_LOGITS = 2**27  # elements: 512 MiB of fp32 logits
 
@@ -108,9 +107,9 @@ def cross_entropy(
       soft_cap: c in z -> c * tanh(z / c) (Gemma 2, arXiv:2408.00118), or None.
       chunk: positions per chunk, by default `chunk_rows`.
       precision: of matmuls with fp32 operands.
-      mesh: with the axes data, fsdp and tensor. Each device walks its own rows with its own number of chunks; the
-        vocabulary is split over `tensor` where it divides (and computed by each member otherwise), exchanging maxima
-        and sums but never logits; the kernel is gathered over fsdp before the loop and its gradient reduced after it.
+      mesh: as of `make_mesh`. Each device walks its own positions with its own number of chunks; the vocabulary is split
+        over `tensor` where it divides (and computed by each member otherwise), exchanging maxima and sums but never
+        logits; the kernel is gathered over the other axes before the loop and its gradient reduced after it.
       z_loss: coefficient of (log Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
       label_smoothing: share of the target's probability that is spread evenly over the vocabulary, the target included,
         as by torch's cross_entropy (Szegedy et al., arXiv:1512.00567).
@@ -171,10 +170,9 @@ def _sharded(static: _Static, wanted, states, kernels, targets, weights):
     """The same on a mesh. What does not divide its mesh axes is computed by every member of them instead."""
     vocab_axis = static.vocab_axis
 
-    def split(axis: str, size: int) -> tuple[str, ...]:
-        return LAYOUT[axis] if size % math.prod(static.mesh.shape[name] for name in LAYOUT[axis]) == 0 else ()
-
-    row_names = split("batch", targets.shape[0])
+    split = partial(mesh_axes_for, static.mesh)
+    batch_names, length_names = split("batch", targets.shape[0]), split("length", targets.shape[1])
+    rows, row_names = P(batch_names, length_names), (*batch_names, *length_names)
     vocab_names = split("vocab", kernels[0].shape[vocab_axis])
     # d kernel is left split over what it is reduced over, as the parameter is: a reduce-scatter, not an all-reduce.
     scattered = [
@@ -196,7 +194,6 @@ def _sharded(static: _Static, wanted, states, kernels, targets, weights):
     def kernel_spec(*embed):
         return P(vocab_names, *embed) if vocab_axis == 0 else P(*(embed or (None,)), vocab_names)
 
-    rows = P(row_names)
     gradient_specs = (
         tuple(rows if wish else None for wish in wanted[0]),
         tuple(kernel_spec(names) if wish else None for wish, names in zip(wanted[1], scattered, strict=True)),

@@ -13,6 +13,7 @@ from sft_jax.errors import UserError, did_you_mean
 from sft_jax.model.attention import check_kernel
 from sft_jax.model.block import Block
 from sft_jax.model.cache import Cache, new_cache
+from sft_jax.model.context import from_zigzag, to_zigzag
 from sft_jax.model.decoding import extend
 from sft_jax.model.experts import Routed
 from sft_jax.model.layers import Embed, Linear, Norm, resized
@@ -135,6 +136,8 @@ class Decoder(nnx.Module):
         if self.options.neftune and key is not None:  # in units of the table, which some families scale
             x = with_neftune(x, segments, jax.random.fold_in(key, 0), self.options.neftune * self.embed.scale)
         x = self.options.constrain(x, ("batch", "length", "act_embed"))
+        mesh = self.options.mesh
+        x, positions, segments = (to_zigzag(part, mesh) for part in (x, positions, segments))
         lengthy = any(depends_on_length(layer.rope) for layer in self.spec.layers)
         tables = self.rope_tables(positions, document_lengths(positions, segments) if lengthy else None)
         masks = {
@@ -159,7 +162,10 @@ class Decoder(nnx.Module):
             keys = None if run_key is None else jax.random.split(run_key, run.repeats)
             x, found = jax.lax.scan(period, x, (tuple(blocks), keys))
             routed += [of_place for of_place in found if of_place is not None]
-        return self.final_norm(x), _over_layers(routed)
+        routed = _over_layers(routed)
+        if routed is not None:
+            routed = routed._replace(balance=from_zigzag(routed.balance, mesh), z=from_zigzag(routed.z, mesh))
+        return from_zigzag(self.final_norm(x), mesh), routed
 
     def head_products(
         self, hidden: jax.Array, key: jax.Array | None = None
@@ -242,12 +248,12 @@ class Decoder(nnx.Module):
         return {rope: None if rope is None else rope_table(rope, positions, lengths) for rope in kinds}
 
     def mask(self, layer: LayerSpec, positions, segments, key_positions, key_segments, aligned: bool) -> MaskSpec:
-        """Returns the mask of a kind of layer for queries and keys at these positions and segments."""
+        """Returns the mask of a kind of layer for queries and keys at these places; `aligned`: they are the same tokens."""
         return MaskSpec(
             query_positions=positions, key_positions=key_positions,
             query_segments=segments, key_segments=key_segments,
             causal=True, window=layer.window, scale=self.spec.attention_scale,
-            soft_cap=self.spec.attention_soft_cap, aligned=aligned,
+            soft_cap=self.spec.attention_soft_cap, parts=int(aligned),
         )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """A mixture of experts: each token goes to the few that its router chooses, and none is dropped.
 
-Tokens are sorted by expert and each projection is one grouped matmul over the sorted rows (`jax.lax.ragged_dot`), so the
-work is that of the chosen experts whatever the balance is, and a token's result does not depend on other tokens.
+How tokens reach their experts is in sft_jax.model.grouped.
 
 Letters: B rows, L length, N = B * L tokens, D hidden size, E experts, k experts of a token.
 """
@@ -14,13 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.model.layers import ExpertLinear, Linear, add_bias
-from sft_jax.model.low_rank import LowRank, split_key
-from sft_jax.model.mlp import Mlp, gated
+from sft_jax.model.grouped import mix
+from sft_jax.model.layers import ExpertLinear, Linear
+from sft_jax.model.low_rank import split_key
+from sft_jax.model.mlp import Mlp
 from sft_jax.model.options import Options, unrounded
 from sft_jax.model.qat import Unrounded
-from sft_jax.model.quant import Kernel, QuantisedKernel, kernel_product
-from sft_jax.model.sharding import is_variable
+from sft_jax.model.quant import Kernel, QuantisedKernel
+from sft_jax.model.sharding import LAYOUT, is_variable, mesh_axes_for
 from sft_jax.model.spec import ExpertsSpec, MlpSpec, RouterSpec
 
 
@@ -51,9 +51,9 @@ class Experts(nnx.Module):
         self.router = Linear((hidden_size, spec.count), ("embed", "router"), spec.router.bias, keys[0], *rest)
         correction = jnp.zeros((spec.count,), jnp.float32)  # rounded, it would change which experts are chosen
         self.correction = nnx.Param(correction, axes=("norm",), exact=True) if spec.router.correction else None
-        self.gate = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[1], *rest)
-        self.up = ExpertLinear(spec.count, wide, ("embed", "mlp"), spec.bias, keys[2], *rest)
-        self.down = ExpertLinear(spec.count, narrow, ("mlp", "embed"), spec.bias, keys[3], *rest)
+        self.gate = ExpertLinear(spec.count, wide, ("expert_embed", "mlp"), spec.bias, keys[1], *rest)
+        self.up = ExpertLinear(spec.count, wide, ("expert_embed", "mlp"), spec.bias, keys[2], *rest)
+        self.down = ExpertLinear(spec.count, narrow, ("mlp", "expert_embed"), spec.bias, keys[3], *rest)
         shared = MlpSpec(spec.shared_size, gated=True, activation=spec.activation, bias=False)
         self.shared = Mlp(shared, hidden_size, keys[4], *rest) if spec.shared_size is not None else None
         rest = (deviation, dtype, unrounded(options))
@@ -91,72 +91,46 @@ class Experts(nnx.Module):
     def _mix(self, x: jax.Array, choice: Choice) -> jax.Array:
         """Returns the weighted sum of the chosen experts' outputs, [B, L, D].
 
-        Over a mesh each device sorts its own rows, with all experts gathered but cut over `tensor`: sorting over devices
-        would send every token everywhere.
+        Over a mesh each device sorts the tokens that it has: its own, with all experts gathered, or where experts are cut
+        over `expert` those of all devices along that axis, for the experts that are its own. Their inner size is cut over
+        `tensor`. Sorting over devices would send every token everywhere.
         """
         kernels = tuple(part.operand() for part in (self.gate, self.up, self.down))
         adapters = tuple(part.adapter for part in (self.gate, self.up, self.down))
         biases = None
         if self.spec.bias:
             biases = tuple(part.bias[...] for part in (self.gate, self.up, self.down))
-        mesh = self.options.mesh
-        if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            return self._mix_local(x, choice.experts, choice.weights, kernels, adapters, biases, None)
-        rows, layouts = P(("data", "fsdp")), (P(None, None, "tensor"), P(None, None, "tensor"), P(None, "tensor", None))
-        biased = (P(None, "tensor"), P(None, "tensor"), P()) if biases is not None else None
+        mesh, grouped = self.options.mesh, partial(mix, spec=self.spec, options=self.options)
+        if mesh is None or not mesh_axes_for(mesh, "batch", len(x)):
+            return grouped(x, choice.experts, choice.weights, kernels, adapters, biases)
+        tokens = P(LAYOUT["batch"], mesh_axes_for(mesh, "length", x.shape[1]))
+        layouts = (P("expert", None, "tensor"), P("expert", None, "tensor"), P("expert", "tensor", None))
+        biased = (P("expert", "tensor"), P("expert", "tensor"), P()) if biases is not None else None
         made_whole = tuple(_needs_all_inputs(kernel, mesh.shape["tensor"]) for kernel in kernels)
 
-        def mix(x, experts, weights, kernels, adapters, biases):
+        def over_mesh(x, experts, weights, kernels, adapters, biases):
             kernels = tuple(
                 kernel.astype(self.options.dtype) if whole else kernel for kernel, whole in zip(kernels, made_whole, strict=True)
             )
             return jax.shard_map(
-                partial(self._mix_local, axis="tensor"), mesh=mesh, check_vma=False, out_specs=rows,
+                partial(grouped, mesh=mesh), mesh=mesh, check_vma=False, out_specs=tokens,
                 in_specs=(
-                    rows, rows, rows, tuple(map(_kernel_over_tensor, kernels, layouts)),
-                    jax.tree.map(_over_tensor, adapters, is_leaf=is_variable), biased,
+                    tokens, tokens, tokens, tuple(map(_kernel_layout, kernels, layouts)),
+                    jax.tree.map(_parameter_layout, adapters, is_leaf=is_variable), biased,
                 ),
             )(x, experts, weights, kernels, adapters, biases)  # fmt: skip
 
-        mix = jax.checkpoint(mix, prevent_cse=False) if any(made_whole) else mix  # what is made is not kept
-        return mix(x, choice.experts, choice.weights, kernels, adapters, biases)
-
-    def _mix_local(self, x, experts, weights, kernels, adapters, biases, axis: str | None) -> jax.Array:
-        count, chosen, hidden = self.spec.count, self.spec.chosen, x.shape[-1]
-        flat = experts.reshape(-1)  # [N * k]
-        order = jnp.argsort(flat, stable=True)
-        back = jnp.argsort(order)
-        sizes = jnp.bincount(flat, length=count).astype(jnp.int32)
-        copies = jnp.repeat(x.reshape(-1, hidden).astype(self.options.dtype), chosen, axis=0)
-        rows = copies.at[order].get(unique_indices=True)
-
-        def dot(rows, kernel):
-            return jax.lax.ragged_dot(rows, kernel, sizes, precision=self.options.dot_precision)
-
-        def grouped(rows, kernel, adapter: LowRank | None):
-            y = kernel_product(dot, rows, kernel)
-            return y if adapter is None else y + adapter.added(rows, dot)
-
-        gate, up = (grouped(rows, kernels[i], adapters[i]) for i in (0, 1))
-        if biases is not None:
-            gate, up = (add_bias(y, bias[flat[order]]) for y, bias in zip((gate, up), biases[:2], strict=True))
-        out = grouped(gated(gate, up, self.spec.activation), kernels[2], adapters[2])
-        out = out.at[back].get(unique_indices=True).reshape(-1, chosen, hidden)
-        weights = weights.reshape(-1, chosen)
-        y = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=1)
-        if axis is not None:
-            y = jax.lax.psum(y, axis)
-        if biases is not None:  # after the sum over devices, which each hold all of it
-            y = y + jnp.sum(biases[2][experts.reshape(-1, chosen)].astype(jnp.float32) * weights[..., None], axis=1)
-        return y.astype(x.dtype).reshape(x.shape)
+        if any(made_whole):
+            over_mesh = jax.checkpoint(over_mesh, prevent_cse=False)  # what is made is not kept
+        return over_mesh(x, choice.experts, choice.weights, kernels, adapters, biases)
 
 
-def _over_tensor(parameter: nnx.Variable) -> nnx.Variable:
-    """Returns a parameter with its partition in place of its value: cut over `tensor` where kernels are."""
+def _parameter_layout(parameter: nnx.Variable) -> nnx.Variable:
+    """Returns a parameter with its partition in place of its value: cut over `expert` and `tensor` where kernels are."""
     shape = parameter.get_value().shape
     axes = parameter.axes[-len(shape) :]  # without that of layers, which the scan has taken
-    parts = zip(axes, shape, strict=True)
-    return parameter.replace(P(*("tensor" if axis == "mlp" and size != 1 else None for axis, size in parts)))
+    names = {"expert": "expert", "mlp": "tensor"}
+    return parameter.replace(P(*(names.get(axis) if size != 1 else None for axis, size in zip(axes, shape, strict=True))))
 
 
 def _needs_all_inputs(kernel: Kernel, pieces: int) -> bool:
@@ -167,8 +141,8 @@ def _needs_all_inputs(kernel: Kernel, pieces: int) -> bool:
     return not kernel.divides(pieces) if isinstance(kernel, QuantisedKernel) else isinstance(kernel, Unrounded)
 
 
-def _kernel_over_tensor(kernel: Kernel, layout: P) -> P | QuantisedKernel:
-    return jax.tree.map(_over_tensor, kernel, is_leaf=is_variable) if isinstance(kernel, QuantisedKernel) else layout
+def _kernel_layout(kernel: Kernel, layout: P) -> P | QuantisedKernel:
+    return jax.tree.map(_parameter_layout, kernel, is_leaf=is_variable) if isinstance(kernel, QuantisedKernel) else layout
 
 
 def choose(logits: jax.Array, correction: jax.Array | None, spec: RouterSpec, chosen: int) -> Choice:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.core import FrozenDict
 
+from sft_jax.model.context import to_zigzag
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
 from sft_jax.model.qat import Unrounded
@@ -73,13 +74,14 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Maps x [..., in] to [..., out] in the compute dtype; `key` is that of the adapter's dropout."""
         # As one matrix: the gradient of the kernel contracts over all rows of it, and over two dimensions at once XLA
-        # writes transposed copies of both sides first on the CPU.
-        rows = x.reshape(-1, x.shape[-1]).astype(self.options.dtype)
+        # writes transposed copies of both sides first on the CPU. Not where both dimensions are cut over devices: what such
+        # a device holds of the matrix are no neighbouring rows, so it would be gathered.
+        rows = (x if self.options.cuts_rows else x.reshape(-1, x.shape[-1])).astype(self.options.dtype)
         plain_dot = partial(jnp.dot, precision=self.options.dot_precision)
         dot, kernel = partial(kernel_product, plain_dot, constrain=self.options.constrain), self.operand()
         y = dot(rows, kernel)
         if self.adapter is not None:
-            y = self.adapter(rows, y, kernel, key, dot)
+            y = self.adapter(rows, y, kernel, key, dot, partial(to_zigzag, mesh=self.options.mesh))
         y = y.reshape(*x.shape[:-1], -1)
         if self.bias is None:
             return y

@@ -14,7 +14,7 @@ All of these may have dimensions of layers and experts in front.
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,21 @@ class LowRank(nnx.Module):
         self.scale = scale
         self.dropout = dropout
 
-    def __call__(self, rows: jax.Array, y: jax.Array, kernel: Kernel, key: jax.Array | None, dot: Product) -> jax.Array:
-        """Returns what rows [N, in] give with the adapter, where they give y [N, out] with `kernel` alone.
+    def __call__(
+        self,
+        rows: jax.Array,
+        y: jax.Array,
+        kernel: Kernel,
+        key: jax.Array | None,
+        dot: Product,
+        arrange: Callable[[jax.Array], jax.Array] = lambda kept: kept,
+    ) -> jax.Array:
+        """Returns what rows [..., in] give with the adapter, where they give y [..., out] with `kernel` alone.
 
-        `dot` is how rows meet a matrix, or the kernel. Dropout falls on what the adapter reads, with `key` only.
+        `dot` is how rows meet a matrix, or the kernel. Dropout falls on what the adapter reads, with `key` only; `arrange`
+        brings what is drawn for rows into their order.
         """
-        dropped = drop(rows, self.dropout, key)
+        dropped = drop(rows, self.dropout, key, arrange)
         if self.magnitude is None:
             return y + self.added(dropped, dot)
         scale = self.column_scale(kernel).astype(y.dtype)
@@ -124,11 +133,11 @@ def _product(a: nnx.Param, b: nnx.Param) -> jax.Array:
     return jnp.matmul(a[...], b[...], precision=jax.lax.Precision.HIGHEST)
 
 
-def drop(rows: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop(rows: jax.Array, rate: float, key: jax.Array | None, arrange=lambda kept: kept) -> jax.Array:
     """Returns `rows` with entries set to 0 at `rate` and the others scaled up; `rows` itself without a key or a rate."""
     if key is None or not rate:
         return rows
-    kept = jax.random.bernoulli(key, 1 - rate, rows.shape)
+    kept = arrange(jax.random.bernoulli(key, 1 - rate, rows.shape))
     return jnp.where(kept, rows / (1 - rate), 0).astype(rows.dtype)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from sft_jax.model.context import own_indices
+
 HIDDEN = -1e30  # score of a key that is not seen; finite, so that a row that sees nothing gives no NaN
 NOTHING_SEEN = -1e29  # where maxima begin: no score comes near, and exp(HIDDEN - it) is 0
 
@@ -15,8 +17,9 @@ NOTHING_SEEN = -1e29  # where maxima begin: no score comes near, and exp(HIDDEN 
 class MaskSpec:
     """A query sees a key of its own segment; segment 0 is padding, which sees nothing and is seen by nobody.
 
-    `aligned` promises that query i and key i are the same token, so that a kernel may look for rows in which positions
-    grow with the index, as in packed rows, and skip there by index what causality and the window hide anyway.
+    `parts` above 0 promises that queries and keys are the same tokens, so that a kernel may look for rows in which
+    positions grow with the index, as in packed rows, and skip there by index what causality and the window hide anyway. 1:
+    all of them; n: the queries are the part of this device of n that share a row (sft_jax.model.context).
     """
 
     query_positions: jax.Array  # int32 [B, Lq]
@@ -27,7 +30,13 @@ class MaskSpec:
     window: int | None = dataclasses.field(metadata={"static": True})  # only keys less than this far before it
     scale: float = dataclasses.field(metadata={"static": True})  # scores are q.k * scale
     soft_cap: float | None = dataclasses.field(metadata={"static": True})  # scores become cap * tanh(scores / cap)
-    aligned: bool = dataclasses.field(metadata={"static": True})
+    parts: int = dataclasses.field(metadata={"static": True})
+
+    def query_indices(self) -> jax.Array | None:
+        """Returns int32 [Lq], which key each query is the same token as, or None where that is not said."""
+        if self.parts < 2:
+            return jnp.arange(self.query_positions.shape[1]) if self.parts else None
+        return own_indices(self.parts, self.key_positions.shape[1])
 
     def visible(self) -> jax.Array:
         """Returns which keys each query sees, bool [B, Lq, Lk]."""

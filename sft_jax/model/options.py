@@ -38,6 +38,11 @@ class Options:
         return getattr(self.constrain, "mesh", None)
 
     @property
+    def cuts_rows(self) -> bool:
+        """Whether rows of tokens are cut along their length over devices."""
+        return self.mesh is not None and self.mesh.shape["context"] > 1
+
+    @property
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(self.compute_dtype)
 

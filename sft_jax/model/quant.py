@@ -18,6 +18,7 @@ from flax.core import FrozenDict
 
 from sft_jax.model.options import Constrain, no_constraint
 from sft_jax.model.qat import Unrounded
+from sft_jax.model.sharding import GATHERED
 
 NF4_BLOCK = 64
 # Quantiles of the normal distribution, scaled to [-1, 1], with an exact zero: appendix E of the paper.
@@ -52,8 +53,8 @@ class QuantisedKernel(nnx.Module):
         """`stored_as` is a key of KERNEL_FORMATS; `axes` and `units` are those of the kernel, see sft_jax.model.sharding."""
         kind = KERNEL_FORMATS[stored_as]
         codes, scales = _by_matrix(lambda kernel: kind.quantise(kernel.astype(jnp.float32)), kernel)
-        # What lies along "embed" is gathered before it is read, so codes may be cut anywhere between their bytes.
-        piece = kind.inputs if axes[-2] == "embed" else kind.block
+        # What is gathered before it is read may have its codes cut anywhere between their bytes.
+        piece = kind.inputs if axes[-2] in GATHERED else kind.block
         layouts = (_cut_units(kernel.shape[-2], axes, units, size) for size in (piece, kind.block))
         # `numbers`: of the kernel, that an element stands for.
         parts = zip((codes, scales), layouts, (kind.inputs, 0), strict=True)
@@ -80,9 +81,9 @@ class QuantisedKernel(nnx.Module):
     def astype(self, dtype, constrain: Constrain = no_constraint) -> jax.Array:
         """Returns the kernel [..., in, out], computed in float32 and rounded to `dtype` once.
 
-        With `constrain` codes and scales are gathered over fsdp as they are, so that few bits travel.
+        With `constrain` codes and scales are gathered as they are, so that few bits travel.
         """
-        whole = [None if axis == "embed" else axis for axis in self.axes[-2:]]
+        whole = [None if axis in GATHERED else axis for axis in self.axes[-2:]]
         codes, scales = (
             constrain(part[...], [*[None] * (part.ndim - 2), *whole]) for part in (self.codes, self.scales)
         )

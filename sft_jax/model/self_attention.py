@@ -128,5 +128,5 @@ def new_sinks(spec: DecoderSpec, dtype) -> nnx.Param | None:
 def mix_heads(q, k, v, mask: MaskSpec, sinks: nnx.Param | None, options: Options) -> jax.Array:
     """Returns what the heads read, side by side, [B, Lq, H * Cv]."""
     scores = None if sinks is None else sinks[...]
-    out = attend(q, k, v, mask, options.attention, options.dot_precision, sinks=scores)
+    out = attend(q, k, v, mask, options.attention, options.dot_precision, sinks=scores, mesh=options.mesh)
     return out.reshape(*out.shape[:2], -1)

@@ -21,27 +21,30 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.errors import UserError, did_you_mean
+from sft_jax.model.devices import arranged
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# The first lie furthest apart: neighbouring devices talk along the last ones, which talk most.
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 _AUTO = (AxisType.Auto,) * len(MESH_AXES)  # the compiler propagates shardings; `constrain` pins them
 
 # Logical axis -> mesh axes. The keys are the closed set of logical axes; `None` as an axis is never sharded.
 LAYOUT: dict[str, tuple[str, ...]] = {
     # parameters
     "layers": (),  # the stacked repeats of a run; lax.scan walks it
-    "embed": ("fsdp",),  # hidden size
+    "embed": ("fsdp", "expert", "context"),  # hidden size; gathered before it is read
     "heads": ("tensor",),  # heads x head size
     "kv_heads": ("tensor",),  # kv heads x head size
     "mlp": ("tensor",),
-    "expert": (),  # experts of a layer; their kernels are cut like those of an MLP
+    "expert": ("expert",),  # experts of a layer; their kernels are cut like those of an MLP
+    "expert_embed": ("fsdp", "context"),  # hidden size of kernels of experts
     "router": (),  # the router's output, one number an expert
     "latent": (),  # the latent states that keys and values are made from
     "rank": (),  # of adapters
     "vocab": ("tensor",),
     "norm": (),  # scales and biases: too small to be worth a gather
     # activations
-    "batch": ("data", "fsdp"),
-    "length": (),
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
     "act_embed": (),
     "act_heads": ("tensor",),
     "act_kv_heads": ("tensor",),
@@ -49,17 +52,27 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "act_vocab": ("tensor",),
 }
 AXES = tuple(LAYOUT)
+GATHERED = ("embed", "expert_embed")  # axes of parameters that are whole again where the parameter is read
 
 AnyMesh = Mesh | AbstractMesh
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh (data, fsdp, tensor) over `devices`, by default all; one size may be -1, for what is left.
+def make_mesh(
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    context: int = 1,
+    expert: int = 1,
+) -> Mesh:
+    """Returns the mesh of MESH_AXES over `devices`, by default all; one size may be -1, for what is left.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Raises UserError when the sizes do not multiply to the number of devices, or cannot be laid over several slices
+    (sft_jax.model.devices).
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
     asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     for name, size in sizes.items():
         if size < 1 and size != -1:
@@ -78,12 +91,23 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
         )
         raise UserError(f"{asked}: needs {'a multiple of ' if free else ''}{fixed} devices, but there are "
                         f"{len(devices)} {devices[0].platform} devices; {remedy}.")  # fmt: skip
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=_AUTO, devices=devices)
+    return Mesh(arranged(devices, {axis: sizes[axis] for axis in MESH_AXES}), MESH_AXES, axis_types=_AUTO)
 
 
-def abstract_mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+def abstract_mesh(data: int, fsdp: int, tensor: int, *, context: int = 1, expert: int = 1) -> AbstractMesh:
     """Returns a mesh of devices that need not exist, to derive shardings and to compile for."""
-    return AbstractMesh((data, fsdp, tensor), MESH_AXES, axis_types=_AUTO)
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
+    return AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=_AUTO)
+
+
+def pieces_along(mesh: AnyMesh, axis: str) -> int:
+    """Returns into how many pieces `mesh` cuts a logical axis."""
+    return math.prod(mesh.shape[name] for name in LAYOUT[axis])
+
+
+def mesh_axes_for(mesh: AnyMesh, axis: str, size: int) -> tuple[str, ...]:
+    """Returns the mesh axes that a logical axis of `size` is cut over, none where they do not divide it."""
+    return LAYOUT[axis] if size % pieces_along(mesh, axis) == 0 else ()
 
 
 def shardings(tree, mesh: AnyMesh):
@@ -209,8 +233,8 @@ class Replicated:
     over: tuple[str, ...]  # mesh axes (of size above 1) along which the copies lie
 
 
-def largest_replicated(tree, mesh: AnyMesh, count: int = 8) -> list[Replicated]:
-    """Returns the arrays of `tree` that take the most memory a device and exist more than once, largest first."""
+def largest_replicated(tree, mesh: AnyMesh, count: int | None = 8) -> list[Replicated]:
+    """Returns the arrays of `tree` that take the most memory a device and exist more than once, largest first; None: all."""
     placed = [leaf for _, leaf in named_leaves(shardings(tree, mesh))]
     rows = []
     for (path, leaf), sharding in zip(named_leaves(tree), placed, strict=True):

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from sft_jax.config import Config
 from sft_jax.errors import UserError
+from sft_jax.model.sharding import pieces_along
 
 Doing = Literal["loading the model", "training", "evaluating", "exporting"]
 
@@ -32,7 +33,7 @@ def advice(config: Config, mesh: Mesh, doing: Doing) -> str:
     What is already done is left out, and so is what would not help or would be refused.
     """
     micro = config.train.micro_batch_size or config.train.batch_size
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]  # rows are a multiple of them
+    groups = pieces_along(mesh, "batch")  # rows are a multiple of them
     options = []
     if doing == "training":
         smaller = [rows for rows in range(groups, micro, groups) if config.train.batch_size % rows == 0]

@@ -2,10 +2,16 @@
 
 import importlib.util
 
+import jax
+
 from sft_jax.config import Config
 from sft_jax.errors import UserError
 from sft_jax.model.adapters import block_projections, kernel_values
+from sft_jax.model.attention import choose_kernel, platform_of
+from sft_jax.model.context import context_parts
 from sft_jax.model.decoder import Decoder
+from sft_jax.model.mask import MaskSpec
+from sft_jax.model.options import Options
 from sft_jax.model.qat import ROUNDINGS
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec
 
@@ -16,10 +22,31 @@ def check_model_options(config: Config, spec: DecoderSpec) -> None:
         for name in ("router_balance", "router_z"):
             if getattr(config.loss, name):
                 raise UserError(f"loss.{name}: does nothing for {config.model.path}, which has no experts; leave it out.")
+        if config.mesh.expert != 1:
+            raise UserError(
+                f"mesh.expert: {config.model.path} has no experts to cut; use mesh.fsdp, which cuts rows and parameters."
+            )
     if spec.learned_positions is not None and config.data.max_length > spec.learned_positions:
         raise UserError(
             f"data.max_length: {config.data.max_length} tokens are more than the {spec.learned_positions} positions that "
             f"{config.model.path} has learned; lower it to {spec.learned_positions} or less."
+        )
+
+
+def check_attention(config: Config, options: Options, spec: DecoderSpec) -> None:
+    """Raises UserError where model.attention names a kernel that cannot compute a layer of this model in these rows."""
+    latent, length = spec.latent, config.data.max_length
+    key_size = spec.head_size if latent is None else latent.plain_size + latent.rope_size
+    kv_heads = spec.kv_heads if latent is None else spec.heads
+    sizes = ((spec.heads, key_size), (kv_heads, key_size), (kv_heads, spec.value_size))
+    q, k, v = (jax.ShapeDtypeStruct((1, length, *size), options.dtype) for size in sizes)
+    for window in {layer.window for layer in spec.layers}:
+        mask = MaskSpec(
+            query_positions=None, key_positions=None, query_segments=None, key_segments=None, causal=True, window=window,
+            scale=spec.attention_scale, soft_cap=spec.attention_soft_cap, parts=context_parts(options.mesh, length),
+        )  # fmt: skip
+        choose_kernel(
+            options.attention, platform_of(options.mesh), q, k, v, mask, options.dot_precision, spec.sinks or None
         )
 
 

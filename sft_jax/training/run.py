@@ -31,15 +31,16 @@ from sft_jax.training.adapting import adapters_of, check_export, with_new_adapte
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
-from sft_jax.training.model_checks import check_model_options, check_rounding
+from sft_jax.training.model_checks import check_attention, check_model_options, check_rounding
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
-from sft_jax.training.placement import check_rows, place_local, row_share
+from sft_jax.training.placement import check_length, check_rows, place_local, row_share
 from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
+from sft_jax.training.replication import check_replication
 from sft_jax.training.resolved import resolved
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
@@ -81,7 +82,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     eval_rows = config.eval.batch_size or micro_rows
 
     # ---- what can be refused at once
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(**vars(config.mesh))
+    check_length(mesh, config.data.max_length)
     check_rows(mesh, micro_rows, "train.micro_batch_size")
     check_rows(mesh, eval_rows, "eval.batch_size")
     base = agree(lambda: model_source(config.model.path))
@@ -104,6 +106,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     if adapters and config.train.export:
         agree(lambda: check_export(config, abstract, base))
     check_model_options(config, abstract.spec)
+    check_attention(config, options, abstract.spec)
     check_rounding(config.train.qat, abstract)
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
@@ -128,6 +131,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     with phases("model"), memory_explained(config, mesh, "loading the model"):
         optimizer = new_optimizer(total_steps=total_steps)
         graphdef, like = abstract_state(abstract, optimizer, mesh)
+        check_replication(like, mesh, config.train.max_replicated)
         state = None if adapters else start.restore(like)
         if state is None:
             with LoadProgress(config.model.path, shown=first_process) as loaded:

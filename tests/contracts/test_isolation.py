@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from attention_kernels import ANYWHERE
 from slow_values import slow
 from tiny_models import ALL_CONFIGS, KINDS, packed_rows, random_decoder
 
-from sft_jax.model.attention import KERNELS
 from sft_jax.model.families import FAMILIES
 from sft_jax.model.isolation import isolation_breaches
 from sft_jax.model.options import Options
@@ -22,7 +22,7 @@ def test_every_family_is_covered():
 
 @pytest.mark.parametrize(
     "name, kernel",
-    [*((name, "blocked") for name in ALL_CONFIGS), *slow(*((name, kernel) for name in KINDS for kernel in KERNELS if kernel != "blocked"))],
+    [*((name, "blocked") for name in ALL_CONFIGS), *slow(*((name, kernel) for name in KINDS for kernel in ANYWHERE if kernel != "blocked"))],
 )
 def test_documents_of_a_row_are_isolated(name, kernel):
     decoder = random_decoder(name, Options(attention=kernel))

@@ -21,13 +21,22 @@ from sft_jax.model.sharding import abstract_mesh, named_leaves, shardings
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "layout"
 
-# Meshes (data, fsdp, tensor); the layout must not depend on them.
-MESHES = {"one": (1, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 4, 2), "all": (2, 2, 2)}
+# The layout must not depend on the mesh.
+MESHES = {
+    "one": {},
+    "fsdp": dict(fsdp=8),
+    "tensor": dict(fsdp=4, tensor=2),
+    "all": dict(data=2, fsdp=2, expert=4, context=2, tensor=2),
+}
 # What `tensor` does not divide.
 REFUSED = {
     "GemmaForCausalLM": r"attention\.key\.kernel .*: mesh.tensor=2 does not divide 1 kv_heads",
     "Gemma3ForCausalLM": r"attention\.key\.kernel .*: mesh.tensor=2 does not divide 1 kv_heads",
 }
+
+
+def mesh_of(sizes: dict[str, int]):
+    return abstract_mesh(**{"data": 1, "fsdp": 1, "tensor": 1, **sizes})
 
 
 def abstract(architecture: str) -> Decoder:
@@ -47,7 +56,7 @@ def golden_lines(name: str, decoder: Decoder) -> list[str]:
     golden = GOLDENS / f"{name}.txt"
     if os.environ.get("SFT_JAX_UPDATE_GOLDENS") == "1":
         golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text("\n".join(lines(decoder, abstract_mesh(1, 1, 1))) + "\n")
+        golden.write_text("\n".join(lines(decoder, mesh_of({}))) + "\n")
     return golden.read_text().splitlines()
 
 
@@ -69,11 +78,11 @@ def test_layout(architecture):
     assert parameters in (None, parameters_of(decoder))
     expected = golden_lines(architecture, decoder)
     for name, sizes in MESHES.items():
-        if architecture in REFUSED and sizes[2] > 1:
+        if architecture in REFUSED and sizes.get("tensor", 1) > 1:
             with pytest.raises(UserError, match=REFUSED[architecture]):
-                lines(decoder, abstract_mesh(*sizes))
+                lines(decoder, mesh_of(sizes))
         else:
-            assert lines(decoder, abstract_mesh(*sizes)) == expected, name
+            assert lines(decoder, mesh_of(sizes)) == expected, name
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3MoeForCausalLM"])
@@ -82,7 +91,7 @@ def test_layout_of_a_quantised_base(architecture):
     decoder = quantise(abstract(architecture), "nf4")
     expected = golden_lines(f"{architecture}.nf4", decoder)
     for name, sizes in MESHES.items():
-        assert lines(decoder, abstract_mesh(*sizes)) == expected, name
+        assert lines(decoder, mesh_of(sizes)) == expected, name
     variables = [leaf for _, leaf in named_leaves(decoder)]
     count = sum(math.prod(leaf.get_value().shape) * leaf.get_metadata().get("numbers", 1) for leaf in variables)
     assert count == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(architecture)))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_models import CONFIGS, FAMILY_CONFIGS, random_decoder, to_tensors, torch_model
+from tiny_models import ALL_CONFIGS, CONFIGS, FAMILY_CONFIGS, random_decoder, to_tensors, torch_model
 
 import sft_jax
 from sft_jax.errors import UserError
@@ -30,9 +30,9 @@ def written(tmp_path_factory):
 
 def write_folder(folder, name: str) -> dict[str, np.ndarray]:
     decoder = random_decoder(name)
-    tensors = {key: np.ascontiguousarray(value) for key, value in to_tensors(decoder, decoder, CONFIGS[name]).items()}
+    tensors = {key: np.ascontiguousarray(value) for key, value in to_tensors(decoder, decoder, ALL_CONFIGS[name]).items()}
     safetensors.numpy.save_file(tensors, folder / SINGLE_FILE)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    (folder / "config.json").write_text(json.dumps(ALL_CONFIGS[name]))
     return tensors
 
 
@@ -71,11 +71,15 @@ def test_shards_equal_a_single_file(name, hf_folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("llama", (1, 8, 1)), ("llama", (1, 4, 2)), ("llama", (2, 2, 2)), ("gemma3", (1, 4, 2))]
+    ("name", "sizes"),
+    [
+        ("llama", dict(fsdp=8)), ("llama", dict(fsdp=4, tensor=2)), ("llama", dict(data=2, fsdp=2, context=2)),
+        ("gemma3", dict(fsdp=4, tensor=2)), ("gpt_oss", dict(fsdp=1, expert=4, tensor=2)),
+    ],
 )
 def test_every_mesh_gives_the_same_parameters(name, sizes, tmp_path):
     write_folder(tmp_path, name)
-    mesh = make_mesh(*sizes)
+    mesh = make_mesh(**sizes)
     decoder = load_decoder(tmp_path, Options(), mesh)
     assert equal(decoder, random_decoder(name))
     for (path, leaf), (_, place) in zip(named_leaves(decoder), named_leaves(shardings(decoder, mesh)), strict=True):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from evaluation_sets import PROMPTS, decoder_on, evaluate_on, everything_on, held_out, held_out_stream
+from slow_values import slow
 from xla_flags import xla_flags
 
 from sft_jax.evaluation.generate import generate_ids
@@ -54,9 +55,13 @@ def test_batch_size_packing_and_devices_do_not_matter():
         assert evaluate_on(mesh, batch_size, packing) == pytest.approx(reference, rel=1e-6), (mesh, batch_size, packing)
 
 
-def test_answers_do_not_depend_on_the_devices():
-    alone = generate_ids(decoder_on(None, "mistral"), PROMPTS, (3,), 20)
-    decoder = decoder_on(make_mesh(2, 2, 2), "mistral")
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("mistral", dict(fsdp=2, context=2, tensor=2)), *slow(("gpt_oss", dict(data=2, fsdp=1, expert=2, context=2)))],
+)
+def test_answers_do_not_depend_on_the_devices(name, sizes):
+    alone = generate_ids(decoder_on(None, name), PROMPTS, (3,), 20)
+    decoder = decoder_on(make_mesh(**sizes), name)
     assert not decoder.embed.embedding[...].sharding.is_fully_replicated
     assert generate_ids(decoder, PROMPTS, (3,), 20) == alone
 

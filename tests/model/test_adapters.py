@@ -19,7 +19,7 @@ from sft_jax.model.families import spec_from_config
 from sft_jax.model.loss import next_token_loss
 from sft_jax.model.low_rank import drop, principal_factors
 from sft_jax.model.options import Options
-from sft_jax.model.sharding import constrain_fn, make_mesh, named_leaves, shardings
+from sft_jax.model.sharding import LAYOUT, constrain_fn, make_mesh, named_leaves, shardings
 from sft_jax.training import contracts
 
 BATCH = packed_rows(np.random.default_rng(0), 2, 24)
@@ -164,7 +164,7 @@ def test_adapters_lie_as_their_kernels_do():
     settings = dict(KINDS["pissa_dora"], targets=["attention", "lm_head"])
     alone, laid_out = adapted(base, trained=False, **settings), adapted(placed, trained=False, **settings)
     specs = {path: leaf.get_value().sharding.spec for path, leaf in named_leaves(laid_out)}
-    assert specs["runs.0.0.attention.query.adapter.a"] == jax.sharding.PartitionSpec(None, "fsdp", None)
+    assert specs["runs.0.0.attention.query.adapter.a"] == jax.sharding.PartitionSpec(None, LAYOUT["embed"], None)
     assert specs["runs.0.0.attention.query.adapter.b"] == jax.sharding.PartitionSpec(None, None, "tensor")
     assert specs["runs.0.0.attention.output.adapter.a"] == jax.sharding.PartitionSpec(None, "tensor", None)
     for (path, ours), (_, theirs) in zip(adaptable(laid_out), adaptable(alone), strict=True):

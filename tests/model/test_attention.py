@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_kernels import ANYWHERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
@@ -14,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from tiny_models import packed_rows
 
 from sft_jax.errors import UserError
-from sft_jax.model.attention import KERNELS, attend, auto_kernel
-from sft_jax.model.blocked_attention import _blocks, _key_blocks, _Side, _Static, blocked_attention
+from sft_jax.model.attention import KERNELS, attend, choose_kernel
+from sft_jax.model.blocked_attention import _blocks, _edges, _key_blocks, _Side, _Static, blocked_attention
 from sft_jax.model.mask import MaskSpec, segment_positions
 from sft_jax.model.sharding import make_mesh
 
@@ -32,8 +33,7 @@ def small_blocks(*args, **kwargs):
     return blocked_attention(*args, **kwargs, block=16)[0]
 
 
-# What each kernel gives beside the log of the softmax's sum.
-OUTPUTS = {name: lambda *args, kernel=kernel: kernel(*args)[0] for name, kernel in KERNELS.items()}
+OUTPUTS = {name: KERNELS[name].run for name in ANYWHERE}
 jitted = jax.jit(attend, static_argnums=(4, 5))
 compiled = jax.jit(partial(small_blocks, precision=jax.lax.Precision.HIGHEST))
 
@@ -43,7 +43,7 @@ def inputs(length, heads, kv_heads, window, soft_cap, rows=2, size=8, seed=0):
     _, positions, segments = packed_rows(rng, rows, length)
     sizes = ((heads, size), (kv_heads, size), (kv_heads, size + 4))  # values may be of another size than keys
     q, k, v = (rng.normal(size=(rows, length, *last)).astype(np.float32) for last in sizes)
-    mask = MaskSpec(positions, positions, segments, segments, True, window, size**-0.5, soft_cap, True)
+    mask = MaskSpec(positions, positions, segments, segments, True, window, size**-0.5, soft_cap, 1)
     return (q * 2, k * 2, v), mask
 
 
@@ -69,7 +69,7 @@ def brute_force(q, k, v, mask: MaskSpec):
 def test_kernels_equal_brute_force(case):
     args, mask = inputs(**case)
     expected = brute_force(*args, mask)
-    for name in KERNELS:
+    for name in ANYWHERE:
         np.testing.assert_allclose(jitted(*args, mask, name), expected, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(compiled(*args, mask), expected, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_padding_is_finite_and_inert(kernel):
     np.testing.assert_array_equal(run(*changed)[0], out)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ANYWHERE)
 def test_sinks_are_a_key_without_a_value(kernel):
     """A sink is as if every query saw one more key, whose score is the head's and whose value is 0."""
     args, mask = inputs(**CASES["window of a block"])
@@ -163,7 +163,7 @@ def test_any_documents_and_positions(causal_window, seed):
     positions = lambda n: rng.integers(0, 60, (1, n)).astype(np.int32)  # noqa: E731
     segments = lambda n: np.sort(rng.integers(0, 4, (1, n))).astype(np.int32)  # noqa: E731
     mask = MaskSpec(
-        positions(queries), positions(keys), segments(queries), segments(keys), causal, window, 0.5, None, False
+        positions(queries), positions(keys), segments(queries), segments(keys), causal, window, 0.5, None, 0
     )
     np.testing.assert_allclose(compiled(q, k, v, mask), brute_force(q, k, v, mask), atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_any_documents_and_positions_of_tokens_that_see_each_other(window, kind,
         _, positions, segments = packed_rows(rng, rows, length)
         positions[1] = positions[1, ::-1]  # one row as from the packer, one with positions that fall
     positions, segments = positions.astype(np.int32), segments.astype(np.int32)
-    mask = MaskSpec(positions, positions, segments, segments, True, window, 0.5, None, True)
+    mask = MaskSpec(positions, positions, segments, segments, True, window, 0.5, None, 1)
     np.testing.assert_allclose(compiled(q, k, v, mask), brute_force(q, k, v, mask), atol=1e-5)
 
 
@@ -192,10 +192,10 @@ def test_blocks_in_which_nothing_is_seen_are_skipped(window):
     length, block = 160, 16
     segments = np.repeat([1, 2, 3, 0], [50, 30, 64, 16])[None].astype(np.int32)
     positions = np.asarray(segment_positions(segments))
-    mask = MaskSpec(positions, positions, segments, segments, True, window, 1.0, None, True)
+    mask = MaskSpec(positions, positions, segments, segments, True, window, 1.0, None, 1)
     side = _Side(_blocks(positions, block), _blocks(segments, block))
-    static = _Static(True, window, 1.0, None, True, jax.lax.Precision.HIGHEST)
-    first, end = _key_blocks(static, side, side)
+    static = _Static(True, window, 1.0, None, jax.lax.Precision.HIGHEST)
+    first, end = _key_blocks(static, side, side, _edges(mask.query_indices(), block))
     seen = np.asarray(mask.visible())[0].reshape(length // block, block, length // block, block).any(axis=(1, 3))
     for i, row in enumerate(seen):
         expected = (np.flatnonzero(row)[0], np.flatnonzero(row)[-1] + 1) if row.any() else (0, 0)
@@ -206,7 +206,7 @@ def test_memory_of_blocked_is_linear_in_length():
     length, heads = 8192, 2
     x = jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32)
     i = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    mask = MaskSpec(i, i, i, i, True, None, 1.0, None, True)
+    mask = MaskSpec(i, i, i, i, True, None, 1.0, None, 1)
     gradient = jax.jit(jax.grad(lambda q, k, v, m: attend(q, k, v, m, "blocked").sum(), (0, 1, 2)))
     temporary = gradient.lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
     assert temporary < 4 * heads * length**2 / 50, "a matrix of scores is held"
@@ -241,6 +241,32 @@ def test_unknown_kernel_is_refused():
         attend(*args, mask, "blokced")
 
 
-def test_auto_is_dense_only_where_small():
-    assert auto_kernel(1, 8192) == "reference" and auto_kernel(64, 64) == "reference"
-    assert auto_kernel(4096, 4096) == "blocked"
+def chosen(kernel="auto", platform="cpu", length=4096, dtype=jnp.bfloat16, keys=None, sinks=None, **changes):
+    """What `kernel` stands for in rows of documents, or with `keys` where a cache is read."""
+    arrays = [jax.ShapeDtypeStruct((1, n, 2, 64), dtype) for n in (length, keys or length, keys or length)]
+    mask = MaskSpec(None, None, None, None, True, None, 1.0, None, 0 if keys else 1)
+    return choose_kernel(kernel, platform, *arrays, dataclasses.replace(mask, **changes), jax.lax.Precision.HIGHEST, sinks)
+
+
+def test_auto_takes_what_is_best_and_can_compute_the_layer():
+    assert chosen(length=1, keys=8192) == chosen(length=64) == chosen(platform="tpu", length=64) == "reference"
+    assert chosen() == chosen(platform="tpu", dtype=jnp.float32) == chosen(platform="tpu", length=200) == "blocked"
+    assert chosen(platform="tpu") == chosen(platform="tpu", window=7, soft_cap=5.0, sinks=1, parts=4) == "splash"
+    assert chosen(platform="tpu", length=256, parts=4) == "blocked"  # 64 tokens on each device
+    assert chosen(platform="gpu") == "blocked" and chosen("flash", platform="gpu") == "flash"  # which has not run on one yet
+    assert chosen("splash", "tpu", length=256, keys=512) == "blocked"  # a cache is read by what can
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(kernel="splash"), "'splash' runs on tpu only, and these devices are cpu; use auto"),
+        (dict(kernel="splash", platform="tpu", dtype=jnp.float32), "set model.compute_dtype=bfloat16"),
+        (dict(kernel="splash", platform="tpu", length=1024, parts=16), "a multiple of 128 tokens on each of the 16 devices along"),
+        (dict(kernel="flash", platform="gpu", window=8), "computes plain causal attention only"),
+        (dict(kernel="flash", platform="gpu", parts=2), "takes whole rows; set mesh.context=1"),
+    ],
+)
+def test_a_kernel_that_cannot_compute_the_layer_is_refused(arguments, message):
+    with pytest.raises(UserError, match=f"model.attention: {'.*'}{message}"):
+        chosen(**arguments)

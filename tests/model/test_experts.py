@@ -81,14 +81,24 @@ def test_experts_equal_one_token_at_a_time(name):
     np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["everything", "plain"])
-def test_experts_over_a_mesh(name):
-    """Rows over data and fsdp, the inner layer over tensor: values and gradients as on one device."""
-    x = np.random.default_rng(1).normal(size=(4, 9, 16)).astype(np.float32)
+EXPERT_MESHES = {
+    "tensor": dict(data=2, fsdp=2, tensor=2),
+    "expert": dict(fsdp=1, expert=2, context=2, tensor=2),
+    "expert8": dict(fsdp=1, expert=8),
+}
+
+
+@pytest.mark.parametrize(("name", "mesh"), [("everything", "expert"), ("plain", "tensor"), ("clamped", "expert8")])
+def test_experts_over_a_mesh(name, mesh):
+    """Values and gradients are as on one device, where some experts get no token and others nearly all, too."""
+    x = np.random.default_rng(1).normal(size=(8, 6, 16)).astype(np.float32)
+    if mesh == "expert8":
+        x[:] = x[0, 0]  # all choose the same three
     weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
     total = lambda part, x: (part(x, None)[0] * weights).sum()  # noqa: E731
     one, many = (
-        jax.jit(jax.value_and_grad(total, (0, 1)))(experts(SPECS[name], mesh), x) for mesh in (None, make_mesh(2, 2, 2))
+        jax.jit(jax.value_and_grad(total, (0, 1)))(experts(SPECS[name], mesh), x)
+        for mesh in (None, make_mesh(**EXPERT_MESHES[mesh]))
     )
     for ours, theirs in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=1e-5)

@@ -23,7 +23,7 @@ from sft_jax.model.loss import next_token_loss
 from sft_jax.model.options import Options
 from sft_jax.model.quant import KERNEL_FORMATS, QuantisedKernel
 from sft_jax.model.quantise import quantise
-from sft_jax.model.sharding import abstract_mesh, constrain_fn, make_mesh, named_leaves, shardings
+from sft_jax.model.sharding import LAYOUT, abstract_mesh, constrain_fn, make_mesh, named_leaves, shardings
 from sft_jax.training import contracts
 from sft_jax.training.step import place_batch
 
@@ -244,7 +244,7 @@ def test_an_abstract_decoder_is_quantised_without_computing(stored_as):
         assert isinstance(x.get_value(), jax.ShapeDtypeStruct)
         assert (x.get_value().shape, x.get_value().dtype) == (y.get_value().shape, y.get_value().dtype), path
     placed = dict(named_leaves(abstract))["runs.0.0.mlp.up.kernel.codes"].get_value().sharding
-    assert placed.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+    assert placed.spec == jax.sharding.PartitionSpec(None, LAYOUT["embed"], "tensor")
 
 
 def test_in_bfloat16():
@@ -264,10 +264,10 @@ def test_where_blocks_are_cut_and_where_they_stay_whole():
     abstract = jax.tree.map(describe, base, shardings(base, mesh))
     placed = {path: leaf.get_value().sharding.spec for path, leaf in named_leaves(quantise(abstract, "nf4"))}
     up, down = (f"runs.0.0.mlp.{name}.kernel" for name in ("up", "down"))  # 512 inputs in 8 blocks, and 192 in 3
-    assert placed[f"{up}.codes"] == P(None, "fsdp", "tensor") and placed[f"{up}.scales"] == P(None, None, "tensor")
-    assert placed[f"{down}.codes"] == placed[f"{down}.scales"] == P(None, None, "fsdp")
+    assert placed[f"{up}.codes"] == P(None, LAYOUT["embed"], "tensor") and placed[f"{up}.scales"] == P(None, None, "tensor")
+    assert placed[f"{down}.codes"] == placed[f"{down}.scales"] == P(None, None, LAYOUT["embed"])
     placed = {path: leaf.get_value().sharding.spec for path, leaf in named_leaves(quantise(abstract, "int8"))}
-    assert placed[f"{down}.codes"] == P(None, "tensor", "fsdp") and placed[f"{down}.scales"] == P(None, None, "fsdp")
+    assert placed[f"{down}.codes"] == P(None, "tensor", LAYOUT["embed"]) and placed[f"{down}.scales"] == P(None, None, LAYOUT["embed"])
 
 
 def test_stacks_are_quantised_one_layer_after_the_other():

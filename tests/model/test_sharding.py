@@ -26,6 +26,9 @@ from sft_jax.model.sharding import (
 )
 
 
+EMBED, ROWS = LAYOUT["embed"], LAYOUT["batch"]
+
+
 class Toy(nnx.Module):
     def __init__(self):
         self.key = nnx.Param(jnp.ones((2, 32, 24)), axes=("layers", "embed", "kv_heads"), units=FrozenDict(kv_heads=4))
@@ -46,15 +49,17 @@ def specs(tree, mesh) -> dict[str, P]:
 @pytest.mark.parametrize(
     ("asked", "shape"),
     [
-        ((1, -1, 1), (1, 8, 1)),
-        ((-1, 1, 1), (8, 1, 1)),
-        ((2, 2, 2), (2, 2, 2)),
-        ((2, -1, 4), (2, 1, 4)),
-        ((1, 4, -1), (1, 4, 2)),
+        (dict(), (1, 8, 1, 1, 1)),
+        (dict(data=-1, fsdp=1), (8, 1, 1, 1, 1)),
+        (dict(data=2, fsdp=2, tensor=2), (2, 2, 1, 1, 2)),
+        (dict(data=2, fsdp=-1, tensor=4), (2, 1, 1, 1, 4)),
+        (dict(fsdp=4, tensor=-1), (1, 4, 1, 1, 2)),
+        (dict(expert=2, context=2), (1, 2, 2, 2, 1)),
+        (dict(fsdp=1, context=-1), (1, 1, 1, 8, 1)),
     ],
 )
 def test_make_mesh(asked, shape):
-    mesh = make_mesh(*asked)
+    mesh = make_mesh(**asked)
     assert tuple(mesh.shape.items()) == tuple(zip(MESH_AXES, shape, strict=True))
     assert set(mesh.devices.flat) == set(jax.devices())
 
@@ -66,7 +71,7 @@ def test_make_mesh_over_some_devices():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((3, -1, 1), r"mesh.data=3, mesh.fsdp=-1, mesh.tensor=1: needs a multiple of 3 devices, but there are 8 cpu"),
+        ((3, -1, 1), r"mesh.data=3, mesh.fsdp=-1, mesh.expert=1, mesh.context=1, mesh.tensor=1: needs a multiple of 3 devices, but there are 8 cpu"),
         ((2, 2, 1), r"needs 4 devices, but there are 8 cpu devices; make them multiply to 8, or set one of them to -1"),
         ((16, -1, 1), "needs a multiple of 16 devices, but there are 8"),
         ((-1, -1, 1), "mesh.data, mesh.fsdp: only one axis can be -1"),
@@ -81,7 +86,7 @@ def test_a_mesh_that_does_not_match_the_devices(asked, message):
 
 def test_parameters(params):
     assert specs(params, make_mesh(2, 2, 2)) == {
-        "key": P(None, "fsdp", "tensor"), "embedding": P("tensor", "fsdp"), "scale": P(None),
+        "key": P(None, EMBED, "tensor"), "embedding": P("tensor", EMBED), "scale": P(None),
     }  # fmt: skip
 
 
@@ -117,7 +122,7 @@ def test_the_head_count_decides_not_the_size(params):
 def test_a_size_that_does_not_divide():
     params = nnx.state(Toy())
     params["embedding"] = nnx.Param(jnp.ones((16, 30)), axes=("vocab", "embed"))
-    with pytest.raises(UserError, match=r"embedding \(16, 30\): mesh.fsdp=4 does not divide axis 'embed' of size 30"):
+    with pytest.raises(UserError, match=r"embedding \(16, 30\): mesh.fsdp=4, mesh.expert=1, mesh.context=1 does not divide axis 'embed' of size 30"):
         shardings({"model": params}, make_mesh(2, 4, 1))
 
 
@@ -139,11 +144,11 @@ def test_the_layout_names_only_mesh_axes():
 
 
 def test_constrain():
-    mesh = make_mesh(2, 2, 2)
+    mesh = make_mesh(1, 2, 2, context=2)
     constrain = jax.jit(constrain_fn(mesh), static_argnums=1)
-    x = jnp.arange(8 * 3 * 4.0).reshape(8, 3, 4)
+    x = jnp.arange(8 * 4 * 4.0).reshape(8, 4, 4)
     y = constrain(x, ("batch", "length", "act_mlp"))
-    assert y.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")), 3)
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh, P(ROWS, "context", "tensor")), 3)
     np.testing.assert_array_equal(x, y)
     whole = constrain(x[:1], ("batch", None, "act_mlp"))  # one row does not divide, and stays whole
     assert whole.sharding.is_equivalent_to(NamedSharding(mesh, P(None, None, "tensor")), 3)
@@ -162,8 +167,8 @@ def test_equal_meshes_share_compiled_code():
 
 def test_batch_sharding():
     mesh = make_mesh(2, 2, 2)
-    assert batch_sharding(mesh).spec == P(("data", "fsdp"))
-    assert batch_sharding(mesh, 1).spec == P(None, ("data", "fsdp"))
+    assert batch_sharding(mesh).spec == P(ROWS)
+    assert batch_sharding(mesh, 1).spec == P(None, ROWS)
 
 
 def test_the_largest_replicated_arrays(params):

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from attention_kernels import ANYWHERE
 from random_batches import random_batch
 from tiny_models import CONFIGS, FAMILY_CONFIGS, packed_rows, to_tensors, torch_model, twin
 
-from sft_jax.model.attention import KERNELS
 from sft_jax.model.block import Block
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.mlp import ACTIVATIONS
@@ -45,7 +45,7 @@ def to_torch(x):
 
 @pytest.mark.parametrize(
     "name, kernel",
-    [(name, kernel) for name in CONFIGS for kernel in KERNELS if kernel == "reference" or name in FAMILY_CONFIGS],
+    [(name, kernel) for name in CONFIGS for kernel in ANYWHERE if kernel == "reference" or name in FAMILY_CONFIGS],
 )
 def test_logits(name, kernel, tokens):
     with torch.no_grad():

@@ -5,16 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from attention_kernels import ANYWHERE
 
 from sft_jax.hf.load import load_decoder
-from sft_jax.model.attention import KERNELS
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import is_variable, path_name
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ANYWHERE)
 @pytest.mark.parametrize("name", ["stories260k", "llama2xs"])
 def test_per_token_losses(assets, name, kernel):
     """All texts of the reference file in one call, a row each, padded with segment 0."""

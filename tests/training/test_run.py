@@ -39,9 +39,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(folder):
-    """A short run with evaluation, generations, export and TensorBoard."""
+    """A short run with evaluation, generations, export and TensorBoard, in rows that are cut over devices."""
     config = tiny_config(
-        folder, train__steps=5, train__export=True, data__eval={"held": str(folder / "held_out.jsonl")}, eval__every=2,
+        folder, mesh__context=2, train__steps=5, train__export=True, data__eval={"held": str(folder / "held_out.jsonl")}, eval__every=2,
         eval__generate=4, eval__max_new_tokens=8, log__every=2, log__tensorboard=True, checkpoint__keep=1,
     )  # fmt: skip
     return fit(config, folder / "finished"), folder / "finished"
@@ -56,7 +56,7 @@ def test_what_a_run_leaves_behind(finished):
     assert summary["finished"] and summary["steps"] == 5 and summary["rows"] == 40
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["5"]
     manifest = json.loads((workdir / "manifest.json").read_text())
-    assert manifest["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1} and manifest["versions"]["jax"] == jax.__version__
+    assert manifest["mesh"] == {"data": 1, "fsdp": 4, "expert": 1, "context": 2, "tensor": 1} and manifest["versions"]["jax"] == jax.__version__
     assert any((workdir / "tensorboard").iterdir())
 
 
@@ -193,7 +193,10 @@ def test_totals_are_printed_before_training(folder, finished, capsys):
         ({"train__batch_size": 12}, "train.micro_batch_size: 12 rows do not divide over mesh.data=1 x mesh.fsdp=8"),
         ({"mesh__tensor": 3}, "mesh.tensor=3"),
         ({"model__remat": "ful"}, "model.remat.*'full'"),
-        ({"model__attention": "splash"}, "model.attention"),
+        ({"model__attention": "slash"}, "model.attention.*'splash'"),
+        ({"model__attention": "splash"}, "model.attention: 'splash' runs on tpu only"),
+        ({"mesh__context": 4, "data__max_length": 100}, "data.max_length: 100 is not divisible by 8.*choose 96 or 104"),
+        ({"mesh__expert": 2}, "mesh.expert: .* has no experts to cut"),
         ({"optim__name": "adam"}, "optim.name.*'adamw'"),
         ({"optim__schedule": "cosin"}, "optim.schedule.*'cosine'"),
         ({"optim__groups": [{"pattern": "no_such_parameter", "freeze": True}]}, "no_such_parameter.*matches no parameter"),

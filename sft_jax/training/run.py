@@ -28,6 +28,8 @@ from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
 from sft_jax.training.adapting import adapters_of, check_export, with_new_adapters
+from sft_jax.training.agreement import check_start
+from sft_jax.training.coordination import client
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
@@ -35,6 +37,7 @@ from sft_jax.training.model_checks import check_model_options, check_rounding
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
+from sft_jax.training.peers import Peers
 from sft_jax.training.placement import check_rows, place_local, row_share
 from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
@@ -48,6 +51,7 @@ from sft_jax.training.step import make_eval_step, make_train_step
 from sft_jax.training.vocabulary import with_added_tokens
 from sft_jax.training.votes import Votes
 from sft_jax.training.wandb_run import check_wandb
+from sft_jax.training.watchdog import Watchdog
 from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 from sft_jax.versions import check_versions
@@ -63,13 +67,16 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         StoppedBySignal: SIGTERM, Ctrl-C or `train.stop_after_steps`; whatever there was to save is saved.
     """
     check_versions()
-    config = resolved(config if isinstance(config, Config) else parse_config(config))
+    given = config if isinstance(config, Config) else parse_config(config)
+    config = resolved(given)
     phases = Phases()
     with contextlib.ExitStack() as stack:  # what is opened last is closed first: the lock outlives every save
         stop = stack.enter_context(StopSignal())
         set_up_platform(config.train.deterministic)
-        join_processes()
-        stop.at_once = jax.process_count() == 1  # several stop together
+        join_processes(config.train.heartbeat_seconds)
+        stack.enter_context(Peers(config.train.heartbeat_seconds))
+        stop.at_once = client() is None  # several stop together
+        check_start(given)
         work = agree(lambda: Workdir(workdir, lock=jax.process_index() == 0))
         stack.enter_context(contextlib.closing(work))
         return _fit(config, work, stop, phases, stack)
@@ -200,13 +207,14 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     stop.at_once = False
     steps = min(total_steps - start.step, config.train.stop_after_steps or total_steps)
     profiler = shown.enter_context(Profiler(work.path / "profile" if first_process else None, config.train.profile, steps))
-    with phases("train"), memory_explained(config, mesh, "training"):
+    watchdog = Watchdog(work.path / "stacks" / f"process_{jax.process_index()}.txt", config.train.hang_seconds)
+    with phases("train"), memory_explained(config, mesh, "training"), watchdog:
         outcome = train(
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
             votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss), donate=(0,)),
-            config, hooks, start.window(), log, progress, profiler, votes,
+            config, hooks, start.window(), log, progress, profiler, votes, watchdog,
         )  # fmt: skip
 
     def save_and_stop(by: str | None) -> None:
@@ -240,7 +248,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(
-        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh
+        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh, watchdog.dumps
     )
     agree(lambda: work.write_json("summary.json", summary) if first_process else None)
     report.print_summary(summary, work, exported)

@@ -1,16 +1,17 @@
-"""One process, two and four give the same run, and one continues what another number began."""
+"""One process, two and four give the same run, one continues what another number began, and none waits for one that is lost."""
 
 import fcntl
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_run import environment, final_checksums, make_base, metrics, run_command, tiny_config, train_command
+from tiny_run import ROOT, environment, final_checksums, make_base, metrics, run_command, tiny_config, train_command
 
 LAYOUT_TOLERANCE = 1e-5
 
@@ -27,14 +28,18 @@ def free_port() -> int:
 
 
 def start_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.Popen]:
-    """Starts the command in `count` processes that share eight devices; `own` gives the environment of one alone."""
+    """Starts the command in `count` processes that share eight devices; `own` gives the environment of one alone.
+
+    `config` is that of all, or a list of one for each.
+    """
+    configs = config if isinstance(config, list) else [config] * count
     address = f"127.0.0.1:{free_port()}"
     started = []
     for index in range(count):
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
         started.append(
             subprocess.Popen(
-                train_command(config, workdir), env=environment(8 // count, cache) | variables | own(index),
+                train_command(configs[index], workdir), env=environment(8 // count, cache) | variables | own(index),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
         )
@@ -152,7 +157,26 @@ def test_processes_that_have_other_rows_do_not_train(folder):
     config = tiny_config(folder, data__train="~/rows.jsonl")
     results = run_processes(config, folder / "differing", folder / "xdg", 2, lambda index: {"HOME": str(folder / f"home{index}")})
     assert [result.returncode for result in results] == [2, 2], results[0].stderr
-    assert all("process 1 has other rows than process 0" in result.stderr for result in results)
+    end_with_one_message_each(results)
+    assert all("data (tokens): process 1 (on " in result.stderr and "Give every process the same data files" in result.stderr for result in results)
+
+
+def test_processes_that_differ_do_not_start(folder):
+    """In their configuration or their code, at once: the item is named with both values."""
+    config, other = tiny_config(folder), tiny_config(folder, optim__learning_rate=5e-3)
+    copy = shutil.copytree(ROOT / "sft_jax", folder / "changed/sft_jax").parent
+    with open(copy / "sft_jax/batch.py", "a") as file:
+        file.write("# edited on one host only\n")
+    cases = {
+        "optim.learning_rate": ([config, other], lambda index: {}, "has 0.005, and process 0 (on "),
+        "the source of sft_jax": ([config, config], lambda index: {"PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"} if index else {}, ", and process 0 (on "),
+    }
+    for item, (configs, own, values) in cases.items():
+        results = run_processes(configs, folder / "differing_start", folder / "xdg", 2, own)
+        end_with_one_message_each(results)
+        for result in results:
+            assert f"error: {item}: process 1 (on " in result.stderr and values in result.stderr, result.stderr
+        assert not (folder / "differing_start").exists()
 
 
 @pytest.mark.slow
@@ -176,6 +200,31 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, single):
     results = run_processes(config, workdir, folder / "xdg", 2)
     assert [result.returncode for result in results] == [0, 0], results[0].stderr
     assert final_checksums(workdir) == final_checksums(whole) and metrics(workdir) == metrics(whole)
+
+
+@pytest.mark.parametrize("lost, count", [(1, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_and_a_restart_continues(folder, lost, count):
+    """In bounded time, with one message and exit code 1; the first process is also what all of them meet through."""
+    config = tiny_config(folder, train__heartbeat_seconds=6.0, checkpoint__every=2, train__epochs=4.0)
+    workdir = folder / f"killed_{lost}_of_{count}"
+    processes = start_processes(config, workdir, folder / "xdg", count)
+    for line in processes[0].stdout:
+        if line.startswith("step 5/"):
+            processes[lost].kill()
+            break
+    killed = time.monotonic()
+    results = finish(processes)
+    assert time.monotonic() - killed < 60
+    assert results[lost].returncode == -9
+    for index, result in enumerate(results):
+        if index != lost:
+            assert result.returncode == 1, result.stderr
+            told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+            assert len(told) == 1 and told[0].startswith(f"error: Process {lost} of the run") and "Start the same command again" in told[0]
+    saved = final_checksums(workdir)["step"]
+    results = run_processes(config, workdir, folder / "xdg", count)
+    assert [result.returncode for result in results] == [0] * count, results[0].stderr
+    assert f"Continuing from checkpoint {saved}." in results[0].stdout
 
 
 def test_a_locked_workdir_ends_all_processes(folder, single):

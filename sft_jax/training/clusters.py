@@ -45,7 +45,9 @@ def find_place(environment: Environment) -> Place | None:
     if not address:
         for name in _FLAGS[1:]:
             if environment.get(name):
-                raise UserError(f"{name}: is set but JAX_COORDINATOR_ADDRESS, host:port of the first process, is not; set both or neither.")
+                raise UserError(
+                    f"{name}: is set but JAX_COORDINATOR_ADDRESS, host:port of the first process, is not; set both or neither."
+                )
         if told and told.launcher == "Kubernetes":
             return None  # an indexed job may as well be many runs
         if told and told.launcher == "Open MPI" and told.address is None:
@@ -152,8 +154,8 @@ def _cloud_tpu(environment: Environment) -> Place | None:
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")  # set by GKE
     if hosts and not environment.get("TPU_WORKER_ID", "").isdigit():
         raise UserError(
-            f"TPU_WORKER_ID: must be a number where TPU_WORKER_HOSTNAMES is set, not '{environment.get('TPU_WORKER_ID', '')}'. GKE sets "
-            "both in every container that requests google.com/tpu; do not overwrite either."
+            f"TPU_WORKER_ID: must be a number where TPU_WORKER_HOSTNAMES is set, not '{environment.get('TPU_WORKER_ID', '')}'. "
+            "GKE sets both in every container that requests google.com/tpu; do not overwrite either."
         )
     return Place("the TPU slice")
 

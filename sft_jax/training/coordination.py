@@ -34,5 +34,7 @@ def exchange(text: str, seconds: float = 300.0) -> list[str]:
         try:
             found.append(service.blocking_key_value_get(f"{prefix}{process}", int(seconds * 1000)))
         except RuntimeError as error:
-            raise UserError(f"Process {process} of the run did not follow the others within {seconds:g} s; its output says why.") from error
+            raise UserError(
+                f"Process {process} of the run did not follow the others within {seconds:g} s; its output says why."
+            ) from error
     return found

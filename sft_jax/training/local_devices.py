@@ -43,8 +43,8 @@ def own_gpus(hosts: Sequence[str], index: int) -> list[int] | None:
         return None
     if gpus % len(sharing):
         raise UserError(
-            f"{len(sharing)} processes of the run share a host with {gpus} GPUs, which cannot be shared evenly. Start one process "
-            "a host or one a GPU, or set JAX_LOCAL_DEVICE_IDS in each process to the numbers of its GPUs."
+            f"{len(sharing)} processes of the run share a host with {gpus} GPUs, which cannot be shared evenly. Start one "
+            "process a host or one a GPU, or set JAX_LOCAL_DEVICE_IDS in each process to the numbers of its GPUs."
         )
     each = gpus // len(sharing)
     first = sharing.index(index) * each

@@ -3,8 +3,8 @@
 Collectives on TPU and GPU wait without end for a process that has died. So a thread of each process writes a sign of life into
 the coordination service every few seconds; the first process reads them and writes down which one is lost; every process that
 reads this ends with one message. That takes at most `heartbeat_seconds` and two beats where a process was killed or its host is
-gone, two beats where it could still say that it failed. (The first process is watched by all others.) (JAX has heartbeats too, but aborts without saying what to do; it is
-given twice the time, and ends processes in which Python cannot run any more.)
+gone, two beats where it could still say that it failed. The first process is watched by all others. (JAX has heartbeats too,
+but aborts without saying what to do; it is given twice the time, and ends processes in which Python cannot run any more.)
 
 If the first process itself dies, JAX aborts the others at once; `_on_abort` turns that into a message and exit code 1.
 """
@@ -64,7 +64,10 @@ class Peers:
             return
         if isinstance(error, jax.errors.JaxRuntimeError):
             # What a collective raises when a peer is gone; the thread ends this process once it is known which.
-            time.sleep(self._limit + 3 * self._beat)
+            wait = self._limit + 3 * self._beat
+            told = f"A computation failed ({reason_of(error)[:200]}); waiting up to {wait:.0f} s for what other processes say."
+            print(told, file=sys.stderr, flush=True)
+            time.sleep(wait)
         expected = error is None or isinstance(error, (StoppedBySignal, UserError))  # others that meet it too end by themselves
         why = f" ({kind.__name__}: {reason_of(error)})" if error is not None else ""
         self._state = f"{_ENDED if expected else _FAILED}{why}"
@@ -91,8 +94,11 @@ class Peers:
             lost = None
             with contextlib.suppress(RuntimeError):  # the service is gone, which JAX itself acts on
                 self._say()
-                signs = self._service.key_value_dir_get(_KEYS) if self._index == 0 else [(_FIRST, self._service.key_value_try_get(_FIRST))]
-                lost = judge.lost(dict(signs), time.monotonic())
+                if self._index == 0:
+                    signs = dict(self._service.key_value_dir_get(_KEYS))
+                else:
+                    signs = {_FIRST: self._service.key_value_try_get(_FIRST)}
+                lost = judge.lost(signs, time.monotonic())
                 if lost is not None and self._index == 0:
                     self._service.key_value_set(_VERDICT, lost, allow_overwrite=True)
                     time.sleep(2 * self._beat)  # in which the others read it, since the service ends with this process
@@ -107,7 +113,7 @@ class Peers:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
-            _end(f"Process 0 of the run, through which all find each other, cannot be reached any more ({error}); its output says why.")
+            _end(f"Process 0 of the run, through which all find each other, cannot be reached ({error}); its output says why.")
 
 
 class Judge:

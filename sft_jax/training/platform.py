@@ -34,7 +34,7 @@ def join_processes(heartbeat_seconds: float) -> None:
     if place is None:
         tasks = unused_tasks(os.environ)
         if tasks:
-            print(f"This process trains alone in a Slurm allocation of {tasks} tasks; start it with srun to use all of them.", flush=True)
+            print(f"This process is alone in a Slurm allocation of {tasks} tasks; start it with srun to use all of them.", flush=True)
         return
     if place.address is None:
         _initialize(place, heartbeat_seconds)
@@ -62,8 +62,8 @@ def _wait_for(place: Place) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{place.launcher}: the first process of the run cannot be reached at {place.address} ({error}). Start process 0 "
-                    "there, and make sure that this machine can connect to the port (JAX_COORDINATOR_PORT chooses another)."
+                    f"{place.launcher}: the first process of the run cannot be reached at {place.address} ({error}). "
+                    "Start process 0 there, and make sure that this machine can connect to the port (JAX_COORDINATOR_PORT chooses another)."
                 ) from error
             time.sleep(0.5)
 
@@ -74,12 +74,12 @@ def _initialize(place: Place, heartbeat_seconds: float, **arguments) -> None:
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
     try:
         # JAX aborts a process whose peers are gone, which `Peers` does sooner and with a message.
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds), shutdown_timeout_seconds=30)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds))
     except (RuntimeError, ValueError, OSError) as error:  # JaxRuntimeError is a RuntimeError
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{place.launcher}: the processes of the run did not find each other ({reason}). Start all of them, with the same address "
-            "and number of processes, and make sure that the first one's port can be reached."
+            f"{place.launcher}: the processes of the run did not find each other ({reason}). Start all of them, with the same "
+            "address and number of processes, and make sure that the first one's port can be reached."
         ) from error
 
 

@@ -69,7 +69,7 @@ def unused_epochs(config: Config) -> bool:
 def print_finished(config: Config, work: Workdir) -> None:
     """Prints that there is nothing left to do, and the key that changes it."""
     key = "train.steps" if config.train.steps else "train.epochs"
-    say(f"This run has finished. Its summary is {work.path / 'summary.json'}; raise {key} to extend it.")
+    say(f"This run has finished. Its summary is {work.shown}/summary.json; raise {key} to extend it.")
 
 
 def print_model(optimizer: Optimizer, state: TrainState, spec: DecoderSpec, adapters: AdapterPlan | None, mesh: Mesh) -> None:
@@ -251,11 +251,11 @@ def print_summary(values: dict[str, Any], work: Workdir, exported: Path | None) 
         say(line)
     real, supervised = values["real_tokens_per_second"], values["supervised_tokens_per_second"]
     rates = f", {real:,.0f} real and {supervised:,.0f} supervised tokens/s" if real is not None else ""
-    say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.path / 'summary.json'}")
+    say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.shown}/summary.json")
     if exported is not None and exported.name == ADAPTER:
-        say(f"The adapter lies in {exported}; python -m sft_jax.export --model {work.path} --merge writes the whole model.")
+        say(f"The adapter lies in {work.shown}/{exported.name}; python -m sft_jax.export --model {work.shown} --merge writes the whole model.")
     elif exported is not None:
-        say(f"The tuned model lies in {exported}.")
+        say(f"The tuned model lies in {work.shown}/{exported.name}.")
 
 
 def sample_lines(samples: list[dict[str, Any]], count: int = 3, width: int = 160) -> list[str]:

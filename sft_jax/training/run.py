@@ -43,6 +43,7 @@ from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
+from sft_jax.training.remote_workdir import open_workdir
 from sft_jax.training.resolved import resolved
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
@@ -58,7 +59,7 @@ from sft_jax.versions import check_versions
 
 
 def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Fine-tunes a model and returns the summary, which is also WORKDIR/summary.json.
+    """Fine-tunes a model and returns the summary, which is also WORKDIR/summary.json. The folder may be in gs:// or s3://.
 
     The same call continues a run that was stopped, exactly where its newest checkpoint is.
 
@@ -77,7 +78,7 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         stack.enter_context(Peers(config.train.heartbeat_seconds))
         stop.at_once = client() is None  # several stop together
         check_start(given)
-        work = agree(lambda: Workdir(workdir, lock=jax.process_index() == 0))
+        work = agree(lambda: open_workdir(workdir, jax.process_index()))
         stack.enter_context(contextlib.closing(work))
         return _fit(config, work, stop, phases, stack)
 
@@ -115,7 +116,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
-    checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep))
+    checkpoints = stack.enter_context(Checkpoints(work.checkpoints, config.checkpoint.keep))
     start = find_start(config, work, checkpoints, log=report.say)
     start.check_model(abstract.spec)
     with phases("data"):
@@ -161,6 +162,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         work.write_json("config.json", to_dict(config))
         work.write_json("manifest.json", report.run_manifest(config, data, source, mesh, optimizer))
         cut_logs_back(work, start.step if start.manifest else -1, evaluate_first)
+        work.publish()
 
     agree(lambda: write_start() if first_process else None)
     report.print_model(optimizer, like, abstract.spec, adapters, mesh)
@@ -190,6 +192,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                     log.write(step, name, values)
 
     def save(state, step: int, position: int, window: Window) -> None:
+        agree(lambda: work.publish() if first_process else None)  # logs first: those of later steps are cut back, missing ones are not made
         manifest = report.checkpoint_manifest(config, data, source, adapters, position, total_steps, window)
         with phases("checkpoint"):
             checkpoints.save(step, saved_arrays(state, adapters), manifest)
@@ -250,6 +253,13 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     summary = report.summary(
         outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh, watchdog.dumps
     )
-    agree(lambda: work.write_json("summary.json", summary) if first_process else None)
+
+    def write_end() -> None:
+        work.write_json("summary.json", summary)
+        if exported is not None:
+            work.replace_folder(exported.name)
+        work.publish()
+
+    agree(lambda: write_end() if first_process else None)
     report.print_summary(summary, work, exported)
     return summary

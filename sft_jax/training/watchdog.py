@@ -85,7 +85,8 @@ class Watchdog:
 
     def _dump(self, taken: float) -> None:
         self.dumps += 1
-        said = f"The step has not ended for {taken:.0f} s (train.hang_seconds); the stacks of all threads, {self.dumps} of at most {_MOST_DUMPS}:"
+        count = f"{self.dumps} of at most {_MOST_DUMPS}"
+        said = f"The step has not ended for {taken:.0f} s (train.hang_seconds); the stacks of all threads, {count}:"
         print(f"{said} also in {self._file}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(2, all_threads=True)
         self._file.parent.mkdir(parents=True, exist_ok=True)

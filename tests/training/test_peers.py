@@ -1,6 +1,10 @@
 """When a process counts as lost, by a clock of the test."""
 
 import json
+import subprocess
+import sys
+
+import pytest
 
 from sft_jax.training.peers import Judge
 
@@ -33,3 +37,18 @@ def test_a_process_that_ended_is_lost_only_if_others_wait_for_it():
     judge = Judge(10)
     assert judge.lost(signs(p0=1, p1=(5, "has ended")), 0) is None and judge.lost(signs(p0=2, p1=(5, "has ended")), 9) is None
     assert "has ended, and this one waits for it" in judge.lost(signs(p0=3, p1=(5, "has ended")), 11)
+
+
+@pytest.mark.parametrize("alive, code", [(False, 1), (True, -6)], ids=["the first process is gone", "another reason"])
+def test_an_abort_of_the_runtime_is_told(alive, code):
+    """`os.abort` is what the C++ runtime does to this process; Python's own handlers never see it."""
+    program = (
+        "import os, socket\nfrom types import SimpleNamespace\nfrom sft_jax.training import peers\n"
+        "sock = socket.socket(); sock.bind(('127.0.0.1', 0))\n"
+        f"sock.listen() if {alive} else None\n"
+        "peers.distributed = SimpleNamespace(global_state=SimpleNamespace(coordinator_address=f'127.0.0.1:{sock.getsockname()[1]}'))\n"
+        "peers._handle_abort(lambda: peers.Peers._on_abort(None))\nos.abort()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    assert ("error: Process 0 of the run" in result.stderr and "Start the same command again" in result.stderr) != alive

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import secrets
 import shutil
 import socket
@@ -27,6 +28,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SchedulerType=sched/backfill
@@ -52,11 +54,10 @@ def one_node_slurm(folder: Path):
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     host = socket.gethostname().split(".")[0]
-    values = {"host": host, "folder": folder, "user": os.environ.get("USER", "root"), "cpus": max(2, os.cpu_count()),
-              "controller": _free_port(), "node": _free_port()}  # fmt: skip
+    values = {"host": host, "folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name,
+              "cpus": max(2, os.cpu_count()), "controller": _free_port(), "node": _free_port()}  # fmt: skip
     configuration = folder / "slurm.conf"
     configuration.write_text(_CONFIGURATION.format(**values))
-    # With more tasks than cores, as on a machine of one, srun needs --oversubscribe; the node says two cores then.
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)

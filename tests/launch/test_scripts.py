@@ -100,6 +100,7 @@ def test_jaxlib_knows_the_flags():
         assert (result.returncode == 0) == knows, result.stderr
 
 
+@pytest.mark.slow
 def test_libtpu_knows_the_flags():
     """libtpu needs no TPU to describe a topology, and reads its flags for that."""
     program = "from jax.experimental import topologies; topologies.get_topology_desc(platform='tpu', topology_name='v5p:2x2x1')"

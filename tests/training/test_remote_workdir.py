@@ -66,6 +66,7 @@ def test_a_run_goes_on_on_another_machine_bit_for_bit(folder, machine, local, ca
     assert f"Its summary is {url}/summary.json" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(folder, machine, local, capsys):
     url = epath.Path("gs://bucket/runs/damaged")
     with pytest.raises(StoppedBySignal):

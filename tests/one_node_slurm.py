@@ -74,6 +74,8 @@ def one_node_slurm(folder: Path):
         _wait_for_node(environment, folder)
         yield environment
     finally:
+        subprocess.run(["scancel", f"--user={values['user']}"], env=environment, capture_output=True)  # of a test that failed
+        time.sleep(2)
         for process in reversed(started):
             process.terminate()
             try:

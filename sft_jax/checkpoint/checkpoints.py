@@ -21,7 +21,7 @@ from sft_jax.checkpoint.disk import explained
 from sft_jax.checkpoint.integrity import checksums
 from sft_jax.checkpoint.manifest import MANIFEST, DamagedCheckpoint, committed_steps, damaged_file, read_manifest, step_folders
 from sft_jax.checkpoint.processes import agree, processes_where
-from sft_jax.checkpoint.storage import Place, place_of, remove_tree, rename_tree
+from sft_jax.checkpoint.storage import Place, remove_tree, rename_tree, storage_place
 from sft_jax.errors import StoppedBySignal, UserError
 
 _ARRAYS = "arrays"
@@ -58,7 +58,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Place, keep: int):
         """Opens the folder, and removes from it what a kill left."""
-        self._folder = place_of(folder)
+        self._folder = storage_place(folder)
         self._keep = keep
         self._pending: concurrent.futures.Future | None = None
         # The newest step that was saved or resumed from. Kept here, not read from the disk: one process may see a commit
@@ -222,7 +222,7 @@ def restore(folder: Place, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, j
     restore_args = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.PyTreeCheckpointer() as reader:
         arrays = reader.restore(
-            place_of(folder) / _ARRAYS,  # Orbax takes no relative one
+            storage_place(folder) / _ARRAYS,  # Orbax takes no relative one
             args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True),
         )
     found = checksums(arrays)

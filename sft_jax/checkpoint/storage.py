@@ -30,7 +30,7 @@ def is_remote(path: str | os.PathLike) -> bool:
     return os.fspath(path).partition("://")[0] in _PACKAGES and "://" in os.fspath(path)
 
 
-def place_of(path: str | os.PathLike) -> Place:
+def storage_place(path: str | os.PathLike) -> Place:
     """Returns an absolute folder on this disk, or one in an object store.
 
     Raises UserError for other URLs, and where the package for a store is missing.

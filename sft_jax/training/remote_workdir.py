@@ -18,7 +18,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from sft_jax.checkpoint.storage import download, is_remote, place_of, reachable, remove_tree, upload
+from sft_jax.checkpoint.storage import download, is_remote, reachable, remove_tree, storage_place, upload
 from sft_jax.data.cache import default_cache
 from sft_jax.errors import UserError
 from sft_jax.training.workdir import Workdir
@@ -32,7 +32,7 @@ class RemoteWorkdir(Workdir):
     """The folder of a run at a URL; `path` is the folder on this disk, of this process alone."""
 
     def __init__(self, url: str, index: int):
-        self._url = place_of(url)
+        self._url = storage_place(url)
         name = hashlib.sha256(str(self._url).encode()).hexdigest()[:16]
         local = default_cache() / "workdirs" / name / f"process_{index}"
         super().__init__(local)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.checkpoint.disk import explained
-from sft_jax.checkpoint.storage import Place, place_of
+from sft_jax.checkpoint.storage import Place, storage_place
 from sft_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path, lock: bool = True):
-        self.path = place_of(path)
+        self.path = storage_place(path)
         self._lock = None
         with explained(self.path, "the folder of the run"):
             self.path.mkdir(parents=True, exist_ok=True)

@@ -142,9 +142,9 @@ def test_processes_that_differ_do_not_start(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, single, count):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, count):
     """Only the second process is signalled; all save, end with 75, and go on bit for bit as if nothing had been."""
-    config, _ = single
+    config = tiny_config(folder, train__steps=16, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, checkpoint__every=0)
     whole, workdir = folder / f"not_signalled_{count}", folder / f"signalled_{count}"
     results = run_processes(config, whole, folder / "xdg", count)
     assert [result.returncode for result in results] == [0] * count, results[0].stderr

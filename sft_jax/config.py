@@ -170,6 +170,9 @@ class TrainConfig:
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
     profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
     deterministic: bool = False  # deterministic kernels on GPU, at a cost in speed
+    heartbeat_seconds: float = 100.0  # of several processes: one that gives no sign of life for so long is dead, and the others end
+    hang_seconds: float | None = None  # a step that takes longer has the stacks of all threads written; None = ten times the
+    #                                    median step, at least 120; 0 = never
     export: bool = True  # write WORKDIR/export, a Hugging Face directory, at the end
     max_replicated: float = 0.1  # share of what a device holds that may be copies along other mesh axes than data
 
@@ -464,6 +467,8 @@ def _check(config: Config) -> None:
     require(train.neftune >= 0, f"train.neftune: must be 0 (off) or more, not {train.neftune}.")
     require(train.steps >= 0, f"train.steps: must be 0 (use epochs) or more, not {train.steps}.")
     require(train.steps > 0 or train.epochs > 0, f"train.epochs: must be above 0, not {train.epochs}.")
+    require(train.heartbeat_seconds >= 1, f"train.heartbeat_seconds: must be at least 1, not {train.heartbeat_seconds}.")
+    require(train.hang_seconds is None or train.hang_seconds >= 0, f"train.hang_seconds: must be 0 (off) or more, not {train.hang_seconds}.")
     require(train.batch_size >= 1, f"train.batch_size: must be at least 1, not {train.batch_size}.")
     require(train.micro_batch_size >= 0, f"train.micro_batch_size: must be 0 or more, not {train.micro_batch_size}.")
     micro = train.micro_batch_size or train.batch_size

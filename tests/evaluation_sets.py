@@ -53,5 +53,5 @@ def everything_on(mesh) -> dict:
 
 
 if __name__ == "__main__":
-    join_processes()
+    join_processes(100)
     json.dump(everything_on(make_mesh(1, -1, 1)), sys.stdout)

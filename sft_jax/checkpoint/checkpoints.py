@@ -11,8 +11,6 @@ also cover the way from the disk into the shards.)
 """
 
 import concurrent.futures
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +21,7 @@ from sft_jax.checkpoint.disk import explained
 from sft_jax.checkpoint.integrity import checksums
 from sft_jax.checkpoint.manifest import MANIFEST, DamagedCheckpoint, committed_steps, damaged_file, read_manifest, step_folders
 from sft_jax.checkpoint.processes import agree, processes_where
+from sft_jax.checkpoint.storage import Place, remove_tree, rename_tree, storage_place
 from sft_jax.errors import StoppedBySignal, UserError
 
 _ARRAYS = "arrays"
@@ -57,9 +56,9 @@ class Checkpoints:
     Use as a context manager: what a save in the background met is raised at the end, also beside another error.
     """
 
-    def __init__(self, folder: str | Path, keep: int):
+    def __init__(self, folder: str | Place, keep: int):
         """Opens the folder, and removes from it what a kill left."""
-        self._folder = Path(folder).absolute()
+        self._folder = storage_place(folder)
         self._keep = keep
         self._pending: concurrent.futures.Future | None = None
         # The newest step that was saved or resumed from. Kept here, not read from the disk: one process may see a commit
@@ -118,7 +117,7 @@ class Checkpoints:
         for old in committed_steps(self._folder)[: -self._keep]:
             self._marker(old).touch()
             (self._folder / str(old) / MANIFEST).unlink()
-            shutil.rmtree(self._folder / str(old))
+            remove_tree(self._folder / str(old))
             self._marker(old).unlink()
 
     def _mark(self, step: int) -> None:
@@ -126,7 +125,7 @@ class Checkpoints:
             with explained(self._folder, "the checkpoint"):
                 self._marker(step).touch()
 
-    def _marker(self, step: int) -> Path:
+    def _marker(self, step: int) -> Place:
         return self._folder / f"{step}{_MARKER}"
 
     def _remove_unfinished(self) -> list[int]:
@@ -138,7 +137,7 @@ class Checkpoints:
                 continue
             place = self._folder / name
             if place.is_dir() and not (place / MANIFEST).is_file():
-                shutil.rmtree(place)
+                remove_tree(place)
                 removed.append(int(name))
             marker.unlink()
         return sorted(removed)
@@ -166,14 +165,14 @@ class Checkpoints:
         """Returns the steps that have a folder, oldest first; one without a manifest is damaged."""
         return step_folders(self._folder)
 
-    def aside(self) -> list[Path]:
+    def aside(self) -> list[Place]:
         """Returns the damaged steps that `set_aside` has renamed."""
         return sorted(self._folder.glob(f"[0-9]*{_DAMAGED}*"))
 
-    def folder(self, step: int) -> Path:
+    def folder(self, step: int) -> Place:
         return self._folder / str(step)
 
-    def set_aside(self, step: int) -> Path:
+    def set_aside(self, step: int) -> Place:
         """Renames a damaged step, so that it is neither found again nor lost, and returns its new place.
 
         The first process renames.
@@ -187,13 +186,13 @@ class Checkpoints:
         def rename() -> None:
             if jax.process_index() == 0:
                 with explained(self._folder, "checkpoints"):
-                    (self._folder / str(step)).rename(place)
+                    rename_tree(self._folder / str(step), place)
 
         agree(rename)
         return place
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Place) -> dict[str, Any]:
     """Returns the manifest of the checkpoint in `folder` after every file has been compared with its digest.
 
     Raises DamagedCheckpoint, in all processes together, where a file is missing, cut, changed or new.
@@ -207,7 +206,7 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def restore(folder: Place, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Returns the arrays of a verified checkpoint that `like` names, in its shardings.
 
     Args:
@@ -223,7 +222,7 @@ def restore(folder: Path, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, ja
     restore_args = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.PyTreeCheckpointer() as reader:
         arrays = reader.restore(
-            folder.absolute() / _ARRAYS,  # Orbax takes no other
+            storage_place(folder) / _ARRAYS,  # Orbax takes no relative one
             args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True),
         )
     found = checksums(arrays)
@@ -243,7 +242,7 @@ def _raise_everywhere(problem: str | None) -> None:
         raise DamagedCheckpoint(problem)
 
 
-def _check_same_state(written: dict[str, Any], like: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
+def _check_same_state(written: dict[str, Any], like: dict[str, jax.ShapeDtypeStruct], folder: Place) -> None:
     missing = sorted(like.keys() - written.keys())
     changed = [name for name, x in like.items() if name in written and written[name][:2] != [list(x.shape), str(x.dtype)]]
     parts = [

@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import re
-from pathlib import Path
 
+from sft_jax.checkpoint.storage import Place, reachable
 from sft_jax.errors import UserError
 
 _REASONS = {
@@ -30,10 +30,11 @@ _TENSORSTORE = re.compile(r"os_error_code='(\d+)'")
 
 
 @contextlib.contextmanager
-def explained(place: str | Path, what: str):
+def explained(place: str | Place, what: str):
     """Raises UserError naming `place` where the disk refuses to store `what`; lets every other error through."""
     try:
-        yield
+        with reachable(place):
+            yield
     except Exception as error:
         reason = disk_reason(error)
         if reason is None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sft_jax.checkpoint.storage import Place, digests, file_digest
 from sft_jax.errors import UserError
 
 FORMAT = 1
@@ -19,7 +20,7 @@ class DamagedCheckpoint(Exception):
     """A checkpoint cannot be used; the message says what of it is wrong."""
 
 
-def step_folders(folder: Path) -> list[int]:
+def step_folders(folder: Place) -> list[int]:
     """Returns the steps that have a folder in `folder`, whatever it holds, oldest first.
 
     Only names that a save would choose count: `3.backup` or `best` belong to the user.
@@ -30,18 +31,18 @@ def step_folders(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if str(int(name)) == name)
 
 
-def committed_steps(folder: Path) -> list[int]:
+def committed_steps(folder: Place) -> list[int]:
     """Returns the steps in `folder` that have a manifest, oldest first."""
     return [step for step in step_folders(folder) if (folder / str(step) / MANIFEST).is_file()]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Place) -> dict[str, Any]:
     """Returns the manifest of the checkpoint in `folder`. Raises DamagedCheckpoint if it is not what was written."""
     path = folder / MANIFEST
     try:
         digest, _, text = path.read_bytes().partition(b"\n")
     except OSError as error:
-        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror})") from error
+        raise DamagedCheckpoint(f"{path} cannot be read ({error.strerror or error})") from error
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise DamagedCheckpoint(f"{path} is not what was written: its digest differs")
     body = json.loads(text)
@@ -52,39 +53,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return body
 
 
-def write_manifest(folder: Path, body: dict[str, Any]) -> None:
+def write_manifest(folder: Place, body: dict[str, Any]) -> None:
     """Commits the checkpoint in `folder`: digests of all its files and `body`, on disk when this returns."""
-    files = {str(path.relative_to(folder)): _file_digest(path) for path in _files(folder)}
-    text = json.dumps({"format": FORMAT, **body, "files": files}, sort_keys=True, allow_nan=False).encode()
+    text = json.dumps({"format": FORMAT, **body, "files": digests(folder)}, sort_keys=True, allow_nan=False).encode()
     path = folder / MANIFEST
+    content = hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+    if not isinstance(path, Path):
+        path.write_bytes(content)  # a store shows a file when it is whole
+        return
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
-        file.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
 
 
-def damaged_file(folder: Path, digests: dict[str, str], index: int, count: int) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, or None; compares the index-th of `count` shares of them."""
+def damaged_file(folder: Place, written: dict[str, str], index: int, count: int) -> str | None:
+    """Returns what is wrong with the files of a checkpoint, or None; compares the index-th of `count` shares of them.
+
+    Args:
+        written: digests by name, as `digests` gave them when the checkpoint was written.
+    """
     try:
-        present = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
-        for name in sorted(present - digests.keys()):
+        remote = None if isinstance(folder, Path) else digests(folder)
+        present = set(remote if remote else (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+        for name in sorted(present - {MANIFEST} - written.keys()):
             return f"{folder / name} was not there when the checkpoint was written"
-        for name in sorted(digests)[index::count]:
+        for name in sorted(written)[index::count]:
             if name not in present:
                 return f"{folder / name} is missing"
-            if _file_digest(folder / name) != digests[name]:
+            if (remote[name] if remote is not None else file_digest(folder / name)) != written[name]:
                 return f"{folder / name} is not what was written: its digest differs"
     except OSError as error:  # a disk that cannot read a file any more, or a file that went away meanwhile
-        return f"{error.filename or folder} cannot be read ({error.strerror})"
+        return f"{error.filename or folder} cannot be read ({error.strerror or error})"
     return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

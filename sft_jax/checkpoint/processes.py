@@ -1,6 +1,5 @@
 """Several processes that do one thing together: all succeed, or all raise, and all have the same."""
 
-import hashlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -51,15 +50,6 @@ def anywhere(flag: bool) -> bool:
 def of_first_process(value: int) -> int:
     """Returns the value that the first process has; all processes must call this. `value` fits 31 bits."""
     return int(_of_all_processes([value])[0, 0]) if jax.process_count() > 1 else value
-
-
-def differing_processes(text: str) -> list[int]:
-    """Returns the processes whose text is not that of the first one; all processes must call this."""
-    if jax.process_count() == 1:
-        return []
-    words = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int32)
-    texts = _of_all_processes(words)
-    return np.flatnonzero((texts != texts[0]).any(axis=1)).tolist()
 
 
 def _of_all_processes(values) -> np.ndarray:

@@ -18,6 +18,7 @@ from sft_jax.training.metrics import TRAIN, MetricsLog
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Progress
 from sft_jax.training.votes import Votes
+from sft_jax.training.watchdog import Watchdog
 from sft_jax.training.window import Window
 
 _LATE = 2  # steps
@@ -75,6 +76,7 @@ def train(
     progress: Progress,
     profiler: Profiler,
     votes: Votes,
+    watchdog: Watchdog,
 ) -> Outcome:
     """Trains from `step` to `total_steps`, or until it is asked to stop.
 
@@ -101,6 +103,7 @@ def train(
             started = pending.popleft()
             number, batch = started.number, started.batch
             metrics = jax.device_get(started.metrics)
+            watchdog.step_ended()
             done_at = started.done_at or time.perf_counter()
             seconds, since = done_at - since, done_at
             metrics["attention_pairs"] = hooks.attention_pairs(batch)
@@ -130,7 +133,8 @@ def train(
         nonlocal since
         settle(0)
         jax.block_until_ready(outcome.state)
-        action()
+        with watchdog.longer():
+            action()
         since = time.perf_counter()
 
     for next_position, batch in batches:

@@ -1,7 +1,6 @@
 """What must be set before the first array is made: processes, compilation cache, deterministic kernels."""
 
-import glob
-import importlib.util
+import math
 import os
 import socket
 import time
@@ -11,41 +10,50 @@ from jax._src import xla_bridge  # has no public equivalent of backends_are_init
 
 from sft_jax.data.cache import default_cache
 from sft_jax.errors import UserError
+from sft_jax.training.clusters import Place, find_place, unused_tasks
+from sft_jax.training.coordination import exchange
+from sft_jax.training.local_devices import describe_host, own_gpus, uses_gpus
 
 _START_SECONDS = 300.0  # within which all processes of a run must have started
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
-def join_processes() -> None:
+def join_processes(heartbeat_seconds: float) -> None:
     """Makes this process one of a run with several, where the environment says so; else does nothing.
 
-    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID name the run. In a
-    Slurm step of several tasks (srun) and on a Cloud TPU the processes find each other, and no variable is needed.
+    See `find_place` for what says so. Where processes share a host with GPUs, each gets its share of them.
+
+    Args:
+        heartbeat_seconds: after so long without a sign of life a process counts as dead.
+
+    Raises UserError where the environment says it in part only, or where the processes do not find each other.
     """
     if jax.distributed.is_initialized():
         return
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        numbers = {}
-        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-            value = os.environ.get(name, "")
-            if not value.isdigit():
-                raise UserError(f"{name}: must be a number where JAX_COORDINATOR_ADDRESS is set, not '{value}'.")
-            numbers[name] = int(value)
-        if numbers["JAX_PROCESS_ID"] > 0:
-            _wait_for(address)
-        _initialize(f"JAX_COORDINATOR_ADDRESS={address}", address, numbers["JAX_NUM_PROCESSES"], numbers["JAX_PROCESS_ID"])
-    elif _in_slurm_step():
-        _initialize(f"the Slurm step {os.environ['SLURM_JOB_ID']}")
-    elif _on_cloud_tpu():
-        _initialize("the TPU slice")
+    place = find_place(os.environ)
+    if place is None:
+        tasks = unused_tasks(os.environ)
+        if tasks:
+            print(f"This process is alone in a Slurm allocation of {tasks} tasks; start it with srun to use all of them.", flush=True)
+        return
+    if place.address is None:
+        _initialize(place, heartbeat_seconds)
+        return
+    if place.index > 0:
+        _wait_for(place)
+    _initialize(
+        place, heartbeat_seconds, coordinator_address=place.address, num_processes=place.count, process_id=place.index,
+        cluster_detection_method="deactivate",
+    )  # fmt: skip
+    if uses_gpus() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        gpus = own_gpus(exchange(describe_host(os.environ)), place.index)
+        if gpus is not None:
+            jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
 
 
-def _wait_for(address: str) -> None:
-    """Waits until the first process listens at `address`. JAX would wait as long, and then abort without a message."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"JAX_COORDINATOR_ADDRESS: must be host:port of the first process, not '{address}'.")
+def _wait_for(place: Place) -> None:
+    """Waits until the first process listens. JAX would wait as long, and then abort without a message."""
+    host, _, port = place.address.rpartition(":")
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -54,38 +62,25 @@ def _wait_for(address: str) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"JAX_COORDINATOR_ADDRESS={address}: the first process of the run cannot be reached ({error}). Start it "
-                    "there, with JAX_PROCESS_ID=0, and make sure that this machine can connect to the port."
+                    f"{place.launcher}: the first process of the run cannot be reached at {place.address} ({error}). "
+                    "Start process 0 there, and make sure that this machine can connect to the port (JAX_COORDINATOR_PORT chooses another)."
                 ) from error
             time.sleep(0.5)
 
 
-def _initialize(run: str, *arguments) -> None:
+def _initialize(place: Place, heartbeat_seconds: float, **arguments) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the only one on CPU that crosses processes
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
     try:
-        jax.distributed.initialize(*arguments)
+        # JAX aborts a process whose peers are gone, which `Peers` does sooner and with a message.
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds))
     except (RuntimeError, ValueError, OSError) as error:  # JaxRuntimeError is a RuntimeError
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{run}: the processes of the run did not find each other ({reason}). Start all of them, with the same address "
-            "and number of processes, and make sure that the first one's port can be reached."
+            f"{place.launcher}: the processes of the run did not find each other ({reason}). Start all of them, with the same "
+            "address and number of processes, and make sure that the first one's port can be reached."
         ) from error
-
-
-def _in_slurm_step() -> bool:
-    """Whether srun has started this process as one of several; inside an allocation alone there is only one."""
-    names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")  # what JAX reads
-    tasks = os.environ.get("SLURM_NTASKS", "")
-    return tasks.isdigit() and int(tasks) > 1 and all(name in os.environ for name in names)
-
-
-def _on_cloud_tpu() -> bool:
-    """Whether this is a TPU machine that JAX will use: it has the library and the devices, and no other platform is asked for."""
-    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
-    devices = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None and bool(devices)
 
 
 def set_up_platform(deterministic: bool) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import jax
 
-from sft_jax.checkpoint.processes import agree, differing_processes, of_first_process
+from sft_jax.checkpoint.processes import agree, of_first_process
 from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData, day_of, prepare
-from sft_jax.errors import UserError
 from sft_jax.training.adapting import tokenizer_place
+from sft_jax.training.agreement import check_same
 
 
 def prepare_on_all_processes(
@@ -39,10 +39,8 @@ def prepare_on_all_processes(
     first = jax.process_index() == 0
     data = agree(lambda: work() if first else None)
     data = agree(lambda: data if first else work())
-    others = differing_processes(data.train.plan_hash)
-    if others:
-        raise UserError(
-            f"data.train: process {others[0]} has other rows than process 0; give every process the same data files, "
-            "tokenizer, template and configuration, and the same versions of the libraries."
-        )
+    check_same(
+        {f"data ({name})": value for name, value in data.fingerprints.items()},
+        "Give every process the same data files, tokenizer and template.",
+    )
     return data

@@ -2,10 +2,7 @@
 
 import collections
 import math
-import platform
-import subprocess
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +25,11 @@ from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
 from sft_jax.training.loop import Outcome
 from sft_jax.training.metrics import SAMPLES_FILE, evaluations, last_training_record
 from sft_jax.training.optim import Optimizer
+from sft_jax.training.revision import git_revision, versions
 from sft_jax.training.start import Start
 from sft_jax.training.state import TrainState
 from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
-
-_PACKAGES = ("sft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers")
 
 
 def say(text: str) -> None:
@@ -73,7 +69,7 @@ def unused_epochs(config: Config) -> bool:
 def print_finished(config: Config, work: Workdir) -> None:
     """Prints that there is nothing left to do, and the key that changes it."""
     key = "train.steps" if config.train.steps else "train.epochs"
-    say(f"This run has finished. Its summary is {work.path / 'summary.json'}; raise {key} to extend it.")
+    say(f"This run has finished. Its summary is {work.shown}/summary.json; raise {key} to extend it.")
 
 
 def print_model(optimizer: Optimizer, state: TrainState, spec: DecoderSpec, adapters: AdapterPlan | None, mesh: Mesh) -> None:
@@ -170,7 +166,7 @@ def run_manifest(config: Config, data: PreparedData, source: Source, mesh: Mesh,
     """Returns what WORKDIR/manifest.json says: everything that decides the numbers of the run beside its configuration."""
     return {
         "versions": versions(),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "fingerprints": data.fingerprints,
         "plan_hash": data.train.plan_hash,
         "base_model": source.name,
@@ -182,30 +178,9 @@ def run_manifest(config: Config, data: PreparedData, source: Source, mesh: Mesh,
     }
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _git_revision() -> str | None:
-    """Returns the commit of the package's checkout, with a + where files were changed; None outside one."""
-    folder = Path(__file__).parent
-    try:
-        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def summary(
     outcome: Outcome, seconds: dict[str, float], records: list[dict[str, Any]], eval_sets: Iterable[str],
-    spec: DecoderSpec, choices: Iterable[Choice], mesh: Mesh,
+    spec: DecoderSpec, choices: Iterable[Choice], mesh: Mesh, hangs: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns WORKDIR/summary.json.
 
@@ -239,6 +214,7 @@ def summary(
         "seconds": {**seconds, "first_step": outcome.first_step_seconds},
         "nonfinite_steps": int(run.all["nonfinite"]),
         "empty_steps": int(run.all["empty"]),
+        "hangs": hangs,  # dumps of stacks by the watchdog of this start
     }
 
 
@@ -275,11 +251,11 @@ def print_summary(values: dict[str, Any], work: Workdir, exported: Path | None) 
         say(line)
     real, supervised = values["real_tokens_per_second"], values["supervised_tokens_per_second"]
     rates = f", {real:,.0f} real and {supervised:,.0f} supervised tokens/s" if real is not None else ""
-    say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.path / 'summary.json'}")
+    say(f"Done: {values['steps']:,} steps{rates}. Summary: {work.shown}/summary.json")
     if exported is not None and exported.name == ADAPTER:
-        say(f"The adapter lies in {exported}; python -m sft_jax.export --model {work.path} --merge writes the whole model.")
+        say(f"The adapter lies in {work.shown}/{exported.name}; python -m sft_jax.export --model {work.shown} --merge writes the whole model.")
     elif exported is not None:
-        say(f"The tuned model lies in {exported}.")
+        say(f"The tuned model lies in {work.shown}/{exported.name}.")
 
 
 def sample_lines(samples: list[dict[str, Any]], count: int = 3, width: int = 160) -> list[str]:

@@ -28,6 +28,8 @@ from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import constrain_fn, make_mesh
 from sft_jax.training import report
 from sft_jax.training.adapting import adapters_of, check_export, with_new_adapters
+from sft_jax.training.agreement import check_start
+from sft_jax.training.coordination import client
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
@@ -35,11 +37,13 @@ from sft_jax.training.model_checks import check_attention, check_model_options, 
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
 from sft_jax.training.optim import make_optimizer
+from sft_jax.training.peers import Peers
 from sft_jax.training.placement import check_length, check_rows, place_local, row_share
 from sft_jax.training.platform import join_processes, set_up_platform
 from sft_jax.training.prepare import prepare_on_all_processes
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
+from sft_jax.training.remote_workdir import open_workdir
 from sft_jax.training.replication import check_replication
 from sft_jax.training.resolved import resolved
 from sft_jax.training.signals import StopSignal
@@ -49,13 +53,14 @@ from sft_jax.training.step import make_eval_step, make_train_step
 from sft_jax.training.vocabulary import with_added_tokens
 from sft_jax.training.votes import Votes
 from sft_jax.training.wandb_run import check_wandb
+from sft_jax.training.watchdog import Watchdog
 from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 from sft_jax.versions import check_versions
 
 
 def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Fine-tunes a model and returns the summary, which is also WORKDIR/summary.json.
+    """Fine-tunes a model and returns the summary, which is also WORKDIR/summary.json. The folder may be in gs:// or s3://.
 
     The same call continues a run that was stopped, exactly where its newest checkpoint is.
 
@@ -64,14 +69,17 @@ def fit(config: Config | ml_collections.ConfigDict, workdir: str | Path) -> dict
         StoppedBySignal: SIGTERM, Ctrl-C or `train.stop_after_steps`; whatever there was to save is saved.
     """
     check_versions()
-    config = resolved(config if isinstance(config, Config) else parse_config(config))
+    given = config if isinstance(config, Config) else parse_config(config)
+    config = resolved(given)
     phases = Phases()
     with contextlib.ExitStack() as stack:  # what is opened last is closed first: the lock outlives every save
         stop = stack.enter_context(StopSignal())
         set_up_platform(config.train.deterministic)
-        join_processes()
-        stop.at_once = jax.process_count() == 1  # several stop together
-        work = agree(lambda: Workdir(workdir, lock=jax.process_index() == 0))
+        join_processes(config.train.heartbeat_seconds)
+        stack.enter_context(Peers(config.train.heartbeat_seconds))
+        stop.at_once = client() is None  # several stop together
+        check_start(given)
+        work = agree(lambda: open_workdir(workdir, jax.process_index()))
         stack.enter_context(contextlib.closing(work))
         return _fit(config, work, stop, phases, stack)
 
@@ -111,7 +119,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
-    checkpoints = stack.enter_context(Checkpoints(work.path / "checkpoints", config.checkpoint.keep))
+    checkpoints = stack.enter_context(Checkpoints(work.checkpoints, config.checkpoint.keep))
     start = find_start(config, work, checkpoints, log=report.say)
     start.check_model(abstract.spec)
     with phases("data"):
@@ -158,6 +166,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         work.write_json("config.json", to_dict(config))
         work.write_json("manifest.json", report.run_manifest(config, data, source, mesh, optimizer))
         cut_logs_back(work, start.step if start.manifest else -1, evaluate_first)
+        work.publish()
 
     agree(lambda: write_start() if first_process else None)
     report.print_model(optimizer, like, abstract.spec, adapters, mesh)
@@ -187,6 +196,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                     log.write(step, name, values)
 
     def save(state, step: int, position: int, window: Window) -> None:
+        agree(lambda: work.publish() if first_process else None)  # logs first: those of later steps are cut back, missing ones are not made
         manifest = report.checkpoint_manifest(config, data, source, adapters, position, total_steps, window)
         with phases("checkpoint"):
             checkpoints.save(step, saved_arrays(state, adapters), manifest)
@@ -204,13 +214,14 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     stop.at_once = False
     steps = min(total_steps - start.step, config.train.stop_after_steps or total_steps)
     profiler = shown.enter_context(Profiler(work.path / "profile" if first_process else None, config.train.profile, steps))
-    with phases("train"), memory_explained(config, mesh, "training"):
+    watchdog = Watchdog(work.path / "stacks" / f"process_{jax.process_index()}.txt", config.train.hang_seconds)
+    with phases("train"), memory_explained(config, mesh, "training"), watchdog:
         outcome = train(
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
             votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss), donate=(0,)),
-            config, hooks, start.window(), log, progress, profiler, votes,
+            config, hooks, start.window(), log, progress, profiler, votes, watchdog,
         )  # fmt: skip
 
     def save_and_stop(by: str | None) -> None:
@@ -244,8 +255,15 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(
-        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh
+        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh, watchdog.dumps
     )
-    agree(lambda: work.write_json("summary.json", summary) if first_process else None)
+
+    def write_end() -> None:
+        work.write_json("summary.json", summary)
+        if exported is not None:
+            work.replace_folder(exported.name)
+        work.publish()
+
+    agree(lambda: write_end() if first_process else None)
     report.print_summary(summary, work, exported)
     return summary

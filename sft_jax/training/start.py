@@ -150,7 +150,7 @@ def find_start(config: Config, work: Workdir, checkpoints: Checkpoints, log: Log
             log(f"Checkpoint {step} is damaged and was set aside as {place.name}: {error}.")
     if manifest is None and (damaged or checkpoints.aside()):
         raise UserError(
-            f"{work.path / 'checkpoints'}: every checkpoint of this run is damaged. Copy one back from elsewhere, start again "
+            f"{work.checkpoints}: every checkpoint of this run is damaged. Copy one back from elsewhere, start again "
             "in another --workdir, or remove the damaged ones to begin this run anew."
         )
     summary = work.read_json("summary.json")

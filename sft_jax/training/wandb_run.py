@@ -58,7 +58,7 @@ class WandbRun:
             work.write_json(WANDB_FILE, known)
         with _explained():
             self._run = wandb.init(
-                project=project, id=known["id"], resume="allow", name=work.path.name, dir=str(work.path), config=config,
+                project=project, id=known["id"], resume="allow", name=work.shown.rpartition("/")[2], dir=str(work.path), config=config,
                 allow_val_change=True, reinit="create_new", settings=wandb.Settings(console="off"),
             )  # fmt: skip
         self._run.define_metric("step", hidden=True)

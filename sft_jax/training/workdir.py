@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.checkpoint.disk import explained
+from sft_jax.checkpoint.storage import Place, storage_place
 from sft_jax.errors import UserError
 
 
@@ -20,7 +21,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path, lock: bool = True):
-        self.path = Path(path).absolute()
+        self.path = storage_place(path)
         self._lock = None
         with explained(self.path, "the folder of the run"):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -44,6 +45,22 @@ class Workdir:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    @property
+    def shown(self) -> str:
+        """The folder as the user names it."""
+        return str(self.path)
+
+    @property
+    def checkpoints(self) -> Place:
+        """Where the checkpoints of the run lie."""
+        return self.path / "checkpoints"
+
+    def publish(self) -> None:
+        """Makes what was written lasting, where that is not so at once; the first process calls it before each save."""
+
+    def replace_folder(self, name: str) -> None:
+        """Removes what a store holds of a folder that is about to be published anew."""
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a JSON file as a whole: a reader sees the old one or the new one."""

@@ -169,7 +169,7 @@ def test_a_kill_while_an_old_step_is_removed_is_no_damage(tmp_path, monkeypatch)
     def killed(path):
         raise InterruptedError
 
-    monkeypatch.setattr(checkpoint_lib.shutil, "rmtree", killed)
+    monkeypatch.setattr(checkpoint_lib, "remove_tree", killed)
     with pytest.raises(InterruptedError), Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(2, state_on(mesh_of(1)), {})
     monkeypatch.undo()
@@ -191,7 +191,7 @@ def test_a_disk_that_fails_while_reading_is_damage(saved, monkeypatch):
     def broken(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(manifest_lib, "_file_digest", broken)
+    monkeypatch.setattr(manifest_lib, "file_digest", broken)
     with pytest.raises(DamagedCheckpoint, match=r"cannot be read \(Input/output error\)"):
         verify(saved)
 

@@ -1,16 +1,16 @@
-"""One process, two and four give the same run, and one continues what another number began."""
+"""One process, two and four give the same run, one continues what another number began, and none waits for one that is lost."""
 
 import fcntl
 import shutil
 import signal
-import socket
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import time
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_run import environment, final_checksums, make_base, metrics, run_command, tiny_config, train_command
+from several_processes import finish, run_processes, start_processes
+from tiny_run import ROOT, final_checksums, make_base, metrics, run_command, tiny_config
 
 LAYOUT_TOLERANCE = 1e-5
 
@@ -18,46 +18,6 @@ LAYOUT_TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def start_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.Popen]:
-    """Starts the command in `count` processes that share eight devices; `own` gives the environment of one alone."""
-    address = f"127.0.0.1:{free_port()}"
-    started = []
-    for index in range(count):
-        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-        started.append(
-            subprocess.Popen(
-                train_command(config, workdir), env=environment(8 // count, cache) | variables | own(index),
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-        )
-    return started
-
-
-def finish(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
-    """Waits for all; one that waits for another for ever is killed, and has a negative return code."""
-
-    def wait(process):
-        try:
-            output, errors = process.communicate(timeout=300)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-    with ThreadPoolExecutor(len(processes)) as pool:
-        return list(pool.map(wait, processes))
-
-
-def run_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.CompletedProcess]:
-    return finish(start_processes(config, workdir, cache, count, own))
 
 
 def end_with_one_message_each(results: list[subprocess.CompletedProcess]) -> None:
@@ -98,20 +58,26 @@ def test_processes_equal_one(folder, single, count):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_continues(folder, single):
-    """Two processes stop; one continues: the state is the one that was saved, bit for bit, and so are later rows."""
-    config, workdir = single
-    config = config.copy_and_resolve_references()
-    config.train.stop_after_steps = 3
-    results = run_processes(config, folder / "moved", folder / "xdg", 2)
-    assert [result.returncode for result in results] == [75, 75], results[0].stderr
-    saved = final_checksums(folder / "moved")
-    assert saved["step"] == 3 and saved["position"] == 24
-    config.train.stop_after_steps = 0
-    result = run_command(config, folder / "moved", folder / "xdg", devices=8)  # restoring compares every checksum
+def test_other_numbers_of_processes_continue(folder):
+    """Four processes stop, two go on and stop, one ends the run: state as it was saved, bit for bit, and the same rows of a mixture."""
+    tiny_config(folder)
+    sets = {name: {"path": str(folder / f"{file}.jsonl"), "weight": weight} for name, file, weight in (("a", "train", 0.7), ("b", "held_out", 0.3))}
+    config = tiny_config(folder, train__steps=9, checkpoint__every=0, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, data__train=sets)
+    result = run_command(config, folder / "mixed", folder / "xdg", devices=8)
     assert result.returncode == 0, result.stderr
-    assert "Continuing from checkpoint 3." in result.stdout
-    assert_close(metrics(folder / "moved"), metrics(workdir))
+    config.train.stop_after_steps = 3
+    for count, reached in ((4, 3), (2, 6)):
+        results = run_processes(config, folder / "moved", folder / "xdg", count)
+        assert [result.returncode for result in results] == [75] * count, results[0].stderr
+        saved = final_checksums(folder / "moved")
+        assert (saved["step"], saved["position"]) == (reached, reached * 8)
+    config.train.stop_after_steps = 0
+    result = run_command(config, folder / "moved", folder / "xdg", devices=8)  # restoring compares every checksum, and the plan of rows
+    assert result.returncode == 0, result.stderr
+    assert "Continuing from checkpoint 6." in result.stdout
+    assert_close(metrics(folder / "moved"), metrics(folder / "mixed"))
+    counts = [[{k: v for k, v in record.items() if k.startswith("data/")} for record in metrics(folder / name)] for name in ("moved", "mixed")]
+    assert counts[0] == counts[1] and counts[0][-1]["data/b/documents"] > 0
 
 
 @pytest.mark.slow
@@ -152,30 +118,75 @@ def test_processes_that_have_other_rows_do_not_train(folder):
     config = tiny_config(folder, data__train="~/rows.jsonl")
     results = run_processes(config, folder / "differing", folder / "xdg", 2, lambda index: {"HOME": str(folder / f"home{index}")})
     assert [result.returncode for result in results] == [2, 2], results[0].stderr
-    assert all("process 1 has other rows than process 0" in result.stderr for result in results)
+    end_with_one_message_each(results)
+    assert all("data (tokens): process 1 (on " in result.stderr and "Give every process the same data files" in result.stderr for result in results)
+
+
+def test_processes_that_differ_do_not_start(folder):
+    """In their configuration or their code, at once: the item is named with both values."""
+    config, other = tiny_config(folder), tiny_config(folder, optim__learning_rate=5e-3)
+    copy = shutil.copytree(ROOT / "sft_jax", folder / "changed/sft_jax").parent
+    with open(copy / "sft_jax/batch.py", "a") as file:
+        file.write("# edited on one host only\n")
+    cases = {
+        "optim.learning_rate": ([config, other], lambda index: {}, "has 0.005, and process 0 (on "),
+        "the source of sft_jax": ([config, config], lambda index: {"PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"} if index else {}, ", and process 0 (on "),
+    }
+    for item, (configs, own, values) in cases.items():
+        results = run_processes(configs, folder / "differing_start", folder / "xdg", 2, own)
+        end_with_one_message_each(results)
+        for result in results:
+            assert f"error: {item}: process 1 (on " in result.stderr and values in result.stderr, result.stderr
+        assert not (folder / "differing_start").exists()
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, single):
-    """Only the second process is signalled; both save, end with 75, and go on bit for bit as if nothing had been."""
-    config, _ = single
-    whole, workdir = folder / "not_signalled", folder / "signalled"
-    results = run_processes(config, whole, folder / "xdg", 2)
-    assert [result.returncode for result in results] == [0, 0], results[0].stderr
-    processes = start_processes(config, workdir, folder / "xdg", 2)
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, count):
+    """Only the second process is signalled; all save, end with 75, and go on bit for bit as if nothing had been."""
+    config = tiny_config(folder, train__steps=16, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, checkpoint__every=0)
+    whole, workdir = folder / f"not_signalled_{count}", folder / f"signalled_{count}"
+    results = run_processes(config, whole, folder / "xdg", count)
+    assert [result.returncode for result in results] == [0] * count, results[0].stderr
+    processes = start_processes(config, workdir, folder / "xdg", count)
     for line in processes[0].stdout:
         if line.startswith("step 2/"):
             processes[1].send_signal(signal.SIGTERM)
             break
     results = finish(processes)
-    assert [result.returncode for result in results] == [75, 75], results[0].stderr + results[1].stderr
+    assert [result.returncode for result in results] == [75] * count, results[0].stderr + results[1].stderr
     assert "Stopped by a signal to another process after step" in results[0].stderr
     assert "Stopped by SIGTERM after step" in results[1].stderr
     stopped = final_checksums(workdir)["step"]
     assert 2 < stopped < final_checksums(whole)["step"]
-    results = run_processes(config, workdir, folder / "xdg", 2)
-    assert [result.returncode for result in results] == [0, 0], results[0].stderr
+    results = run_processes(config, workdir, folder / "xdg", count)
+    assert [result.returncode for result in results] == [0] * count, results[0].stderr
     assert final_checksums(workdir) == final_checksums(whole) and metrics(workdir) == metrics(whole)
+
+
+@pytest.mark.parametrize("lost, count", [(1, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_and_a_restart_continues(folder, lost, count):
+    """In bounded time, with one message and exit code 1; the first process is also what all of them meet through."""
+    config = tiny_config(folder, train__heartbeat_seconds=6.0, checkpoint__every=2, train__epochs=4.0)
+    workdir = folder / f"killed_{lost}_of_{count}"
+    processes = start_processes(config, workdir, folder / "xdg", count)
+    for line in processes[0].stdout:
+        if line.startswith("step 5/"):
+            processes[lost].kill()
+            break
+    killed = time.monotonic()
+    results = finish(processes)
+    assert time.monotonic() - killed < 60
+    assert results[lost].returncode == -9
+    for index, result in enumerate(results):
+        if index != lost:
+            assert result.returncode == 1, result.stderr
+            told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+            assert len(told) == 1 and told[0].startswith(f"error: Process {lost} of the run") and "Start the same command again" in told[0]
+    saved = final_checksums(workdir)["step"]
+    results = run_processes(config, workdir, folder / "xdg", count)
+    assert [result.returncode for result in results] == [0] * count, results[0].stderr
+    assert f"Continuing from checkpoint {saved}." in results[0].stdout
 
 
 def test_a_locked_workdir_ends_all_processes(folder, single):

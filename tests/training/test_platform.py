@@ -8,7 +8,7 @@ import pytest
 from sft_jax.errors import UserError
 from sft_jax.training import platform
 
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def joined(monkeypatch):
     """What `jax.distributed.initialize` was called with; nothing is joined."""
     calls = []
     update = jax.config.update
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(jax.config, "update", lambda name, value: None if "collectives" in name or "preemption" in name else update(name, value))
     for name in ("JAX_COORDINATOR_ADDRESS", *SLURM):
         monkeypatch.delenv(name, raising=False)
@@ -24,24 +24,26 @@ def joined(monkeypatch):
 
 
 def test_a_single_process_joins_nothing(joined):
-    platform.join_processes()
+    platform.join_processes(100)
     assert joined == []
 
 
 def test_tasks_of_a_slurm_step_find_each_other(joined, monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    platform.join_processes()
-    assert joined == [()]
+    platform.join_processes(100)
+    (call,) = joined
+    assert (call["num_processes"], call["process_id"], call["heartbeat_timeout_seconds"]) == (2, 0, 200)
+    assert call["coordinator_address"].startswith("n1:") and "local_device_ids" not in call
+    assert call["cluster_detection_method"] == "deactivate"  # it would take all GPUs but one away from a task that has a node
 
 
-@pytest.mark.parametrize("change", [("SLURM_NTASKS", "1"), ("SLURM_STEP_NODELIST", None)], ids=["one task", "no srun"])
-def test_one_process_in_a_slurm_allocation_is_alone(joined, monkeypatch, change):
-    for name, value in (SLURM | dict([change])).items():
-        if value is not None:
+def test_a_process_beside_srun_is_told_that_it_is_alone(joined, monkeypatch, capsys):
+    for name, value in SLURM.items():
+        if name != "SLURM_STEP_NODELIST":
             monkeypatch.setenv(name, value)
-    platform.join_processes()
-    assert joined == []
+    platform.join_processes(100)
+    assert joined == [] and "is alone in a Slurm allocation of 2 tasks; start it with srun" in capsys.readouterr().out
 
 
 def test_a_first_process_that_cannot_be_reached_is_one_message(joined, monkeypatch):
@@ -51,19 +53,16 @@ def test_a_first_process_that_cannot_be_reached_is_one_message(joined, monkeypat
         monkeypatch.setattr(platform, "_START_SECONDS", 0.1)
         for name, value in {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match=rf"JAX_COORDINATOR_ADDRESS={address}: .*cannot be reached.*JAX_PROCESS_ID=0"):
-            platform.join_processes()
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "somewhere")
-    with pytest.raises(UserError, match="must be host:port"):
-        platform.join_processes()
+        with pytest.raises(UserError, match=rf"JAX_COORDINATOR_ADDRESS={address}: .*cannot be reached.*Start process 0"):
+            platform.join_processes(100)
 
 
 def test_processes_that_do_not_find_each_other_are_one_message(joined, monkeypatch):
-    def refuse(*arguments):
+    def refuse(**arguments):
         raise RuntimeError("DEADLINE_EXCEEDED: barrier\ntimed out")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="the Slurm step 7: .*DEADLINE_EXCEEDED: barrier timed out"):
-        platform.join_processes()
+    with pytest.raises(UserError, match=r"the Slurm step 7\.: .*DEADLINE_EXCEEDED: barrier timed out"):
+        platform.join_processes(100)

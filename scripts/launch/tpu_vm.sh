@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice that it requests through queued resources, and again on a new one where a spot slice was preempted.
+#
+#   scripts/launch/tpu_vm.sh --name NAME --zone ZONE --type v5litepod-16 --workdir gs://BUCKET/RUN [--spot] [OPTION ...] -- ARGUMENTS
+#
+# ARGUMENTS are those of sft_jax.train, without --workdir. See tpu_vm.md.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: tpu_vm.sh --name NAME --zone ZONE --type ACCELERATOR_TYPE --workdir gs://BUCKET/RUN [OPTION ...] -- ARGUMENTS OF sft_jax.train
+
+  --name NAME        of the queued resource and of its TPU node
+  --type TYPE        such as v5litepod-16, v5p-32, v6e-16
+  --workdir URL      folder of the run: what is left when a slice goes away
+  --version VERSION  runtime of the VMs (default: by type)
+  --project PROJECT  (default: that of gcloud)
+  --slices N         slices of a multislice run (default 1)
+  --spot             spot capacity, requested again after a preemption
+  --reserved         capacity of the project's reservation
+  --restarts N       requests after the first one, at most (default 20)
+  --wait SECONDS     between two looks at the request, and at the slice (default 60)
+  --keep             do not delete the slice at the end
+  --source DIR       checkout that is copied to the VMs (default: this one)
+TEXT
+}
+
+say() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*" >&2; }
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+name='' zone='' type='' workdir='' version='' project='' slices=1 capacity=() restarts=20 every=60 keep=0
+source="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+while (($#)); do
+  case "$1" in
+    --name | --zone | --type | --workdir | --version | --project | --slices | --restarts | --wait | --source)
+      (($# > 1)) || die "$1: needs a value."
+      case "$1" in
+        --name) name="$2" ;; --zone) zone="$2" ;; --type) type="$2" ;; --workdir) workdir="$2" ;;
+        --version) version="$2" ;; --project) project="$2" ;; --slices) slices="$2" ;;
+        --restarts) restarts="$2" ;; --wait) every="$2" ;; --source) source="$2" ;;
+      esac
+      shift 2
+      ;;
+    --spot | --reserved) capacity+=("$1") && shift ;;
+    --keep) keep=1 && shift ;;
+    --help | -h) usage && exit 0 ;;
+    --) shift && break ;;
+    *) usage >&2 && die "'$1' is not an option; arguments of the trainer go behind --." ;;
+  esac
+done
+for option in name zone type workdir; do
+  [[ -n "${!option}" ]] || die "--$option: is missing (tpu_vm.sh --help)."
+done
+(($#)) || die "the arguments of sft_jax.train are missing; write them behind --."
+[[ "$workdir" == gs://* ]] || die "--workdir: must be gs://BUCKET/RUN, since the disks of the VMs go with the slice, not '$workdir'."
+((${#capacity[@]} < 2)) || die "--spot, --reserved: name one of them."
+[[ -f "$source/pyproject.toml" ]] || die "--source: $source is no checkout of sft_jax."
+command -v gcloud >/dev/null || die "gcloud is not installed."
+if [[ -z "$version" ]]; then
+  case "$type" in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
+    *) die "--type: '$type' has no known runtime; name it with --version." ;;
+  esac
+fi
+place=(--zone="$zone")
+[[ -z "$project" ]] || place+=(--project="$project")
+
+tpus() { gcloud compute tpus "$@" "${place[@]}" --quiet; }
+state() { tpus queued-resources describe "$name" --format='value(state.state)' 2>/dev/null || echo ABSENT; }
+nodes() { # the TPU nodes of the request: NAME, or NAME-0, NAME-1, ... of several slices
+  if ((slices == 1)); then echo "$name"; else for ((i = 0; i < slices; i++)); do echo "$name-$i"; done; fi
+}
+
+request() {
+  local node=(--node-id="$name")
+  ((slices == 1)) || node=(--node-prefix="$name" --node-count="$slices")
+  tpus queued-resources create "$name" "${node[@]}" --accelerator-type="$type" --runtime-version="$version" "${capacity[@]}"
+}
+release() { [[ "$(state)" == ABSENT ]] || tpus queued-resources delete "$name" --force; }
+
+# Waits until the slice is there. Returns 1 where the request has ended without one.
+wait_for_slice() {
+  local found
+  while :; do
+    found="$(state)"
+    case "$found" in
+      ACTIVE) return 0 ;;
+      FAILED | SUSPENDED | SUSPENDING | ABSENT) say "request $name: $found" && return 1 ;;
+      *) say "request $name: $found" && sleep "$every" ;;
+    esac
+  done
+}
+
+on_all() { # runs a command on all VMs of a node; the output of each goes to the terminal
+  tpus tpu-vm ssh "$1" --worker=all --command="$2"
+}
+
+install() {
+  local archive node
+  archive="$(mktemp -d)/sft_jax.tar.gz"
+  tar --create --gzip --file="$archive" --directory="$source" --exclude=.git --exclude=.venv --exclude=runs .
+  while read -r node; do
+    tpus tpu-vm scp "$archive" "$node:sft_jax.tar.gz" --worker=all
+    on_all "$node" 'set -e; mkdir -p sft_jax; tar --extract --gzip --file=sft_jax.tar.gz --directory=sft_jax; cd sft_jax
+      test -x .venv/bin/python || python3 -m venv .venv; .venv/bin/python -m pip install --quiet --upgrade pip
+      .venv/bin/python -m pip install --quiet -e ".[tpu,remote]"'
+  done < <(nodes)
+  rm -r "$(dirname "$archive")"
+}
+
+# Trains on all slices at once. run.sh restarts on the VMs what ended there by itself; a VM that goes away ends the connection.
+train() {
+  local command node pids=() code=0 pid variable
+  command="cd sft_jax && SFT_JAX_DEVICE=tpu SFT_JAX_LOG=\$HOME/train.log"
+  for variable in LIBTPU_INIT_ARGS SFT_JAX_OVERLAP SFT_JAX_RESTARTS HF_TOKEN WANDB_API_KEY; do
+    [[ -z "${!variable:-}" ]] || printf -v command '%s %s=%q' "$command" "$variable" "${!variable}"
+  done
+  printf -v command '%s scripts/launch/run.sh %s' "$command" "$(printf '%q ' .venv/bin/python -m sft_jax.train "$@" --workdir "$workdir")"
+  while read -r node; do
+    on_all "$node" "$command" </dev/null &
+    pids+=($!)
+  done < <(nodes)
+  for pid in "${pids[@]}"; do
+    wait "$pid" || code=$?
+  done
+  return "$code"
+}
+
+cleanup() {
+  local code=$?
+  trap - EXIT
+  if ((keep)); then say "request $name is kept; delete it with: gcloud compute tpus queued-resources delete $name ${place[*]} --force"; else release || true; fi
+  exit "$code"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+pause="$every"
+for ((start = 0; ; start++)); do
+  [[ "$(state)" != ABSENT ]] || request
+  code=1
+  if wait_for_slice; then
+    say "slice $name is there (start $((start + 1))); installing"
+    if install; then
+      code=0
+      train "$@" || code=$?
+      case "$code" in
+        0) say "done: $workdir" && exit 0 ;;
+        2 | 3) exit "$code" ;;
+      esac
+    fi
+  fi
+  ((start < restarts)) || { say "ended with exit code $code; not requested again after $restarts restarts (--restarts)." && exit "$code"; }
+  say "ended with exit code $code; request state $(state). Requesting again in $pause s (restart $((start + 1)) of $restarts)."
+  # A slice that is still there is used again; one that was preempted must be deleted before it can be requested.
+  [[ "$(state)" == ACTIVE ]] || release
+  sleep "$pause"
+  pause=$((pause * 2 < 1800 ? pause * 2 : 1800))
+done

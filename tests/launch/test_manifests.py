@@ -1,0 +1,121 @@
+"""YAML and container files of scripts/launch against the schemas of those who read them."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+from launch_tools import tool, validate
+from tiny_run import ROOT
+
+LAUNCH = ROOT / "scripts/launch"
+GKE = sorted(LAUNCH.glob("gke_*.yaml"))
+SKYPILOT = sorted(LAUNCH.glob("skypilot_*.yaml"))
+
+# What JobSet v1alpha2 has beside the template of a job (api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset).
+ACTIONS = ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob", "RestartJobAndIgnoreMaxRestarts"]
+
+
+def closed(required: tuple[str, ...] = (), **properties) -> dict:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+TEXT, COUNT, FLAG, TEXTS = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}, {"type": "array", "items": {"type": "string"}}
+JOBSET = closed(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata=closed(("name",), name=TEXT, namespace=TEXT, labels={"type": "object"}, annotations={"type": "object"}),
+    spec=closed(
+        ("replicatedJobs",),
+        network=closed(enableDNSHostnames=FLAG, subdomain=TEXT, publishNotReadyAddresses=FLAG),
+        failurePolicy=closed(
+            maxRestarts=COUNT,
+            restartStrategy={"enum": ["Recreate", "BlockingRecreate", "InPlaceRestart"]},
+            rules={
+                "type": "array",
+                "items": closed(
+                    ("name", "action"),
+                    name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+                    action={"enum": ACTIONS},
+                    onJobFailureReasons=TEXTS,
+                    onJobFailureMessagePatterns=TEXTS,
+                    targetReplicatedJobs=TEXTS,
+                ),
+            },
+        ),
+        replicatedJobs={"type": "array", "items": closed(("name", "template"), name=TEXT, groupName=TEXT, replicas=COUNT, template={"type": "object"})},
+        suspend=FLAG,
+        ttlSecondsAfterFinished=COUNT,
+    ),
+)
+
+
+@pytest.mark.parametrize("path", GKE, ids=lambda path: path.stem)
+def test_jobsets_are_what_the_cluster_takes(path):
+    jobset = yaml.safe_load(path.read_text())
+    program = "import jsonschema; jsonschema.validate(value['jobset'], value['schema'])"
+    assert validate(program, {"jobset": jobset, "schema": JOBSET}) is None
+    assert validate(program, {"jobset": jobset | {"sepc": {}}, "schema": JOBSET})
+    for replicated in jobset["spec"]["replicatedJobs"]:
+        template = replicated["template"]
+        assert template.keys() <= {"metadata", "spec"}
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": replicated["name"]}, "spec": template["spec"]}
+        program = "import kubernetes_validate; kubernetes_validate.validate(value, '1.33', strict=True)"
+        assert validate(program, job) is None
+        assert validate(program, job | {"spec": job["spec"] | {"paralellism": 2}})
+
+
+def container(jobset: dict) -> dict:
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    (found,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def test_processes_of_the_gpu_set_find_each_other():
+    """The address is the name that JobSet gives the first pod, and there is a process a pod."""
+    jobset = yaml.safe_load((LAUNCH / "gke_gpu.yaml").read_text())
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    variables = {item["name"]: item.get("value") for item in container(jobset)["env"]}
+    name = f"{jobset['metadata']['name']}-{replicated['name']}-0-0.{jobset['spec']['network']['subdomain']}"
+    host, port = variables["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert host == name and int(port) in [item["containerPort"] for item in container(jobset)["ports"]]
+    assert int(variables["JAX_NUM_PROCESSES"]) == job["parallelism"] == job["completions"] and job["completionMode"] == "Indexed"
+
+
+@pytest.mark.parametrize("path", GKE, ids=lambda path: path.stem)
+def test_a_set_starts_again_as_a_whole_but_not_on_wrong_input(path):
+    jobset = yaml.safe_load(path.read_text())
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0 and job["backoffLimit"] == 0
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2, 3]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container(jobset)["name"]
+    assert {"name": "SFT_JAX_RESTARTS", "value": "0"} in container(jobset)["env"]
+    config = next(argument for argument in container(jobset)["args"] if argument.startswith("--config="))
+    assert (ROOT / re.split("[=:]", config)[1]).is_file()
+
+
+@pytest.mark.parametrize("path", SKYPILOT, ids=lambda path: path.stem)
+def test_tasks_are_what_skypilot_takes(path):
+    """Its own schemas, of the task and of its resources."""
+    task = yaml.safe_load(path.read_text())
+    program = (
+        "import jsonschema; from sky.utils import schemas\n"
+        "jsonschema.validate(value, schemas.get_task_schema()); jsonschema.validate(value['resources'], schemas.get_resources_schema())"
+    )
+    assert validate(program, task) is None
+    assert validate(program, task | {"num_node": 2})
+    assert validate(program, task | {"resources": task["resources"] | {"accelerator": "H100"}})
+    for part in ("setup", "run"):
+        assert subprocess.run(["bash", "-n"], input=task[part], capture_output=True, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("Dockerfile.*")), ids=lambda path: path.suffix[1:])
+def test_container_files(path):
+    """hadolint has nothing to say, and what is copied is there and not ignored."""
+    copied = [word for line in path.read_text().splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
+    kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied) == kept and all((ROOT / name).exists() for name in copied)
+    result = subprocess.run([tool("hadolint"), str(path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout

@@ -31,8 +31,12 @@ def pytest_collection_modifyitems(config, items):
     left_out = {"slow"} if not config.getoption("--slow") else set()
     if CHROMIUM is None:
         left_out.add("browser")
-    config.hook.pytest_deselected(items=[item for item in items if left_out & item.keywords.keys()])
-    items[:] = [item for item in items if not left_out & item.keywords.keys()]
+    platforms = os.environ["JAX_PLATFORMS"].split(",")
+    stays = [
+        not left_out & item.keywords.keys() and all(mark.args[0] in platforms for mark in item.iter_markers("device")) for item in items
+    ]
+    config.hook.pytest_deselected(items=[item for item, stay in zip(items, stays, strict=True) if not stay])
+    items[:] = [item for item, stay in zip(items, stays, strict=True) if stay]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -123,10 +123,8 @@ def test_auto_is_splash_on_a_tpu_and_compiles_for_one(monkeypatch):
     assert lowered.compile().as_text().count("tpu_custom_call") == 3  # forward and two backward passes, none of them twice
 
 
-@pytest.mark.parametrize(("name", "platform"), [("splash", "tpu"), ("flash", "gpu")])
-def test_equals_reference_on_its_device(name, platform):
-    if jax.default_backend() != platform:
-        pytest.skip(f"needs a {platform.upper()}")
+@pytest.mark.parametrize("name", [pytest.param("splash", marks=pytest.mark.device("tpu")), pytest.param("flash", marks=pytest.mark.device("cuda"))])
+def test_equals_reference_on_its_device(name):
     args, mask = inputs(4, 2, None, None, False, length=512, sizes=(64, 64))
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in args[:3]]
     out, expected = (

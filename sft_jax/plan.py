@@ -22,6 +22,8 @@ _TOPOLOGY = flags.DEFINE_string(
 _TOKENS = flags.DEFINE_float("tokens", None, "Real tokens of an epoch, in place of data.train.")
 _PRICE = flags.DEFINE_float("price", None, "What a device costs an hour.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.5, "Share of the roofline that the run is taken to reach, for hours and price.")
+_ESTIMATE = flags.DEFINE_bool("estimate", False, "Estimate memory and collectives instead of compiling, as for GPUs.")
+_AUTO = flags.DEFINE_bool("auto", False, "Search mesh, remat and micro-batch for the fastest settings that fit.")
 _JSON = flags.DEFINE_bool("json", False, "Write the plan as one JSON object to standard output.")
 
 
@@ -35,16 +37,23 @@ def main() -> None:
 
     from sft_jax.planning.machines import machine
     from sft_jax.planning.planner import base_of, make_plan
-    from sft_jax.planning.report import lines, to_dict
+    from sft_jax.planning.report import comparison, lines, to_dict
+    from sft_jax.planning.search import overrides, search
     from sft_jax.training.resolved import resolved
 
-    target = machine(_TOPOLOGY.value)
-    base = base_of(config)
-    plan = make_plan(resolved(config), target, base, tokens=_TOKENS.value, log=_say)
-    if _JSON.value:
-        print(json.dumps(to_dict(plan, _EFFICIENCY.value, _PRICE.value)))
+    target, log = machine(_TOPOLOGY.value), _say
+    config, base = resolved(config), base_of(config)
+    if _AUTO.value:
+        plans = search(config, target, base, _TOKENS.value, _ESTIMATE.value, log)
     else:
-        print("\n".join(lines(plan, _EFFICIENCY.value, _PRICE.value)))
+        plans = [make_plan(config, target, base, tokens=_TOKENS.value, estimated=_ESTIMATE.value, log=log)]
+    plan = plans[0]
+    if _JSON.value:
+        settings = {"settings": overrides(plan)} if _AUTO.value else {}
+        print(json.dumps({**to_dict(plan, _EFFICIENCY.value, _PRICE.value), **settings}))
+    else:
+        table = comparison(plans, _EFFICIENCY.value) if _AUTO.value and plan.fits else []
+        print("\n".join([*table, *lines(plan, _EFFICIENCY.value, _PRICE.value)]))
     if not plan.fits:
         sys.exit(cli.EXIT_FINDINGS)
 

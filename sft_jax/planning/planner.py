@@ -15,11 +15,11 @@ from sft_jax.model.blocked_attention import block_size
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.platform import tracing_for
 from sft_jax.planning.compiled import Compiled, compile_program
+from sft_jax.planning.estimate import estimate
 from sft_jax.planning.flops import Loops, count_flops
-from sft_jax.planning.hlo import Instruction
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, held, loss_shape
-from sft_jax.planning.program import Programs, bytes_per_device, make_programs, mesh_of, tpu_devices
+from sft_jax.planning.program import Programs, bytes_per_device, make_programs, mesh_of
 from sft_jax.planning.roofline import Roofline, roofline
 from sft_jax.planning.work import Work, work_of
 from sft_jax.training.hardware import training_flops
@@ -34,6 +34,7 @@ class Plan:
 
     config: Config
     machine: Machine
+    estimated: bool  # memory and collectives, and not compiled
     mesh: dict[str, int]
     held: Held
     train: Compiled
@@ -73,39 +74,45 @@ def base_of(config: Config) -> Source:
 
 
 def make_plan(
-    config: Config, machine: Machine, base: Source, work: Work | None = None, tokens: float | None = None, log: Log = print
-) -> Plan:
-    """Returns the plan of the run of `config` on a TPU slice, from its compiled programs.
+    config: Config, machine: Machine, base: Source, work: Work | None = None, tokens: float | None = None,
+    estimated: bool = False, log: Log = print,
+) -> Plan:  # fmt: skip
+    """Returns the plan of the run of `config`, from its compiled programs; of GPUs, and where asked for, from an estimate.
 
     Args:
         work: That of an earlier plan with the same data; None: it is found as `work_of` says.
 
     Raises UserError for whatever the run would refuse.
     """
+    estimated = estimated or machine.chip.platform != "tpu"
     with tracing_for(machine.chip.platform):
-        programs = make_programs(config, base, mesh_of(config, tpu_devices(machine)), log)
+        programs = make_programs(config, base, mesh_of(config, machine, compiled=not estimated), log)
         spec = programs.composed.abstract.spec
         work = work_of(config, spec.layers, spec.vocab_size, tokens, log) if work is None else work
         size = held(programs)
         traced = programs.train_step.trace(programs.state, programs.batch)
         flops = count_flops(traced.jaxpr, loops_of(programs, work))
-        full = loops_of(programs, None)
-
-        def trips_of(loop: Instruction) -> float:
-            return full.of(loop.op_name)
-
-        train = compile_program(
-            traced.lower(), machine.topology, machine.devices, size.state + bytes_per_device(programs.batch), trips_of
-        )
-        evaluation = None
-        if config.data.eval and train.fits:
-            lowered = programs.eval_step.lower(programs.state, programs.eval_batch)
-            arguments = size.trained + size.frozen + bytes_per_device(programs.eval_batch)
-            evaluation = compile_program(lowered, machine.topology, machine.devices, arguments, trips_of)
+        if estimated:
+            return estimated_plan(programs, machine, work, flops)
+        train, evaluation = _compile(programs, traced, size, machine)
     return Plan(
-        config, machine, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
+        config, machine, False, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
         roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives), work,
     )  # fmt: skip
+
+
+def _compile(programs: Programs, traced: jax.stages.Traced, size: Held, machine: Machine) -> tuple[Compiled, Compiled | None]:
+    """Returns what the compiler says of the train step and, where there are held-out data, of the eval step."""
+    full = loops_of(programs, None)
+
+    def compiled(lowered: jax.stages.Lowered, arguments: int) -> Compiled:
+        return compile_program(lowered, machine.topology, machine.devices, arguments, lambda loop: full.of(loop.op_name))
+
+    train = compiled(traced.lower(), size.state + bytes_per_device(programs.batch))
+    if not (programs.composed.config.data.eval and train.fits):
+        return train, None
+    lowered = programs.eval_step.lower(programs.state, programs.eval_batch)
+    return train, compiled(lowered, size.trained + size.frozen + bytes_per_device(programs.eval_batch))
 
 
 def loops_of(programs: Programs, work: Work | None) -> Loops:
@@ -127,6 +134,17 @@ def model_flops(programs: Programs, work: Work) -> float:
     width = spec.heads * (spec.head_size + spec.value_size) // 2
     rows = programs.composed.config.train.batch_size
     return training_flops(trained, frozen, width, rows * work.tokens, rows * work.pairs * len(spec.layers))
+
+
+def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: float) -> Plan:
+    """Returns the plan of `programs` by estimate, for `flops` a step; nothing is traced."""
+    size = held(programs)
+    train = estimate(programs, size, machine)
+    config = programs.composed.config
+    return Plan(
+        config, machine, True, dict(programs.mesh.shape), size, train, None, flops, model_flops(programs, work),
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives), work,
+    )  # fmt: skip
 
 
 def memory_traffic(programs: Programs, size: Held) -> float:

@@ -1,6 +1,7 @@
 """The programs of a run for devices that need not exist: the step that training makes, with shapes in place of arrays."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from sft_jax.batch import Batch, empty_batch
 from sft_jax.config import Config
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source
-from sft_jax.model.sharding import batch_sharding, make_mesh
+from sft_jax.model.sharding import AnyMesh, abstract_mesh, batch_sharding, make_mesh
 from sft_jax.planning.machines import Machine
 from sft_jax.training.composition import Composition, compose
 from sft_jax.training.optim import Optimizer
@@ -43,11 +43,11 @@ class Programs:
     eval_step: Callable[[TrainState, Batch], Any]
 
     @property
-    def mesh(self) -> Mesh:
+    def mesh(self) -> AnyMesh:
         return self.composed.mesh
 
 
-def make_programs(config: Config, base: Source, mesh: Mesh, log: Callable[[str], None] = print) -> Programs:
+def make_programs(config: Config, base: Source, mesh: AnyMesh, log: Callable[[str], None] = print) -> Programs:
     """Returns the programs of the run of `config` on `mesh`. Raises UserError for whatever the run would refuse."""
     micro = config.train.micro_batch_size or config.train.batch_size
     eval_rows = config.eval.batch_size or micro
@@ -56,21 +56,41 @@ def make_programs(config: Config, base: Source, mesh: Mesh, log: Callable[[str],
     composed = compose(config, base, mesh, log)
     optimizer = composed.optimizer(total_steps=max(config.train.steps, 1))
     graphdef, state = abstract_state(composed.abstract, optimizer, mesh)
-    rows = empty_batch(1, config.data.max_length, config.data.max_segments)
-
-    def batch(*leading: int) -> Batch:
-        sharding = batch_sharding(mesh, len(leading) - 1)
-        return Batch(*(jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype, sharding=sharding) for x in rows))
-
     return Programs(
-        composed, optimizer, state, batch(config.train.batch_size // micro, micro), batch(eval_rows),
+        composed, optimizer, state, batch_shapes(config, mesh, config.train.batch_size // micro, micro),
+        batch_shapes(config, mesh, eval_rows),
         make_train_step(graphdef, optimizer, mesh, config.loss), make_eval_step(graphdef, mesh),
     )  # fmt: skip
 
 
-def mesh_of(config: Config, devices: list) -> Mesh:
-    """Returns the mesh that the run makes of `devices`. Raises UserError where `config.mesh` does not multiply to them."""
-    return make_mesh(**vars(config.mesh), devices=devices)
+def batch_shapes(config: Config, mesh: AnyMesh, *leading: int) -> Batch:
+    """Returns a batch of so many rows, or micro-batches of rows, in shapes and shardings."""
+    rows = empty_batch(1, config.data.max_length, config.data.max_segments)
+    sharding = batch_sharding(mesh, len(leading) - 1)
+    return Batch(*(jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype, sharding=sharding) for x in rows))
+
+
+def mesh_of(config: Config, machine: Machine, compiled: bool) -> AnyMesh:
+    """Returns the mesh that the run makes of a machine's devices; an abstract one where nothing is `compiled` for them.
+
+    Raises UserError where `config.mesh` does not multiply to them, or where there is no compiler.
+    """
+    sizes = mesh_sizes(vars(config.mesh), machine)
+    return make_mesh(**sizes, devices=tpu_devices(machine)) if compiled else abstract_mesh(**sizes)
+
+
+def mesh_sizes(wanted: dict[str, int], machine: Machine) -> dict[str, int]:
+    """Returns the devices along each axis, with what is left for the axis that is -1."""
+    sizes = dict(wanted)
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and machine.devices % fixed == 0:
+        sizes[free[0]] = machine.devices // fixed
+    if math.prod(sizes.values()) != machine.devices:
+        asked = ", ".join(f"mesh.{name}={size}" for name, size in wanted.items() if size != 1)
+        remedy = f"make the others multiply to a divisor of {machine.devices}" if free else f"make them multiply to {machine.devices}, or set one to -1"
+        raise UserError(f"{asked}: does not fit the {machine.devices} devices of {machine.name}; {remedy}.")
+    return sizes
 
 
 def tpu_devices(machine: Machine) -> list:

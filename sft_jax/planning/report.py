@@ -6,6 +6,7 @@ from typing import Any
 
 from sft_jax.planning.machines import CHIPS, GIB, IN_CORES, SHAPES
 from sft_jax.planning.planner import Plan, as_overrides, describe_mesh
+from sft_jax.planning.search import overrides
 
 
 def size_of(count: float) -> str:
@@ -65,6 +66,7 @@ def to_dict(plan: Plan, efficiency: float, price: float | None) -> dict[str, Any
     """Returns the plan for `--json`."""
     return {
         "fits": plan.fits,
+        "estimated": plan.estimated,
         "machine": plan.machine.name,
         "devices": plan.machine.devices,
         "mesh": plan.mesh,
@@ -91,7 +93,7 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
     out = [plan.machine.describe(), f"Mesh: {describe_mesh(plan.mesh)}. A step: {settings}.", ""]
     out.append(
         f"{'FITS' if plan.fits else 'DOES NOT FIT'}: {size_of(plan.needed)} of {size_of(plan.machine.chip.memory)} on each device, "
-        f"{size_of(abs(plan.room))} {'left' if plan.room >= 0 else 'missing'}."
+        f"{size_of(abs(plan.room))} {'left' if plan.room >= 0 else 'missing'}{', by estimate' if plan.estimated else ''}."
     )
     for name, size in memory_rows(plan).items():
         if size:
@@ -114,6 +116,18 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
         told = f", {costs['price']:,.2f} at {price:g} a device-hour" if costs["price"] is not None else ""
         out.append(f"The run: {plan.work.steps:,} steps, {costs['hours']:.3g} hours, {costs['device_hours']:.3g} device-hours{told}.")
     return out
+
+
+def comparison(plans: list[Plan], efficiency: float) -> list[str]:
+    """Returns a table of plans, one a line, and the settings of the first one as flags."""
+    out = [f"{'mesh':32}{'remat':7}{'rows at a time':>15}{'of':>5}{'memory':>14}{'s a step':>10}{'tokens/s':>12}"]
+    for plan in plans:
+        train, costs = plan.config.train, cost(plan, efficiency, None)
+        out.append(
+            f"{describe_mesh(plan.mesh):32}{plan.config.model.remat:7}{train.micro_batch_size:>15}{train.batch_size:>5}"
+            f"{size_of(plan.needed):>14}{costs['step_seconds']:>10.3g}{costs['tokens_per_second']:>12,.0f}"
+        )
+    return [*out, "", f"Best: {as_overrides(overrides(plans[0]))}", ""]
 
 
 def remedies(plan: Plan) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flax import nnx
-from jax.sharding import Mesh
 
 from sft_jax.checkpoint.processes import agree
 from sft_jax.config import Config
@@ -17,7 +16,7 @@ from sft_jax.model.adapters import AdapterPlan
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.options import Options
 from sft_jax.model.quantise import quantise
-from sft_jax.model.sharding import constrain_fn
+from sft_jax.model.sharding import AnyMesh, constrain_fn
 from sft_jax.training.adapting import adapters_of, with_new_adapters
 from sft_jax.training.model_checks import check_model_options, check_rounding
 from sft_jax.training.optim import Optimizer, make_optimizer
@@ -29,7 +28,7 @@ class Composition:
     """The model of a run and its optimizer. Nothing has been loaded."""
 
     config: Config
-    mesh: Mesh
+    mesh: AnyMesh
     options: Options
     source: Source  # the base, with rows for `data.add_tokens`
     abstract: Decoder  # in shapes and shardings, with the run's adapters, quantised where that is asked for
@@ -43,7 +42,7 @@ class Composition:
         )  # fmt: skip
 
 
-def compose(config: Config, base: Source, mesh: Mesh, log: Callable[[str], None]) -> Composition:
+def compose(config: Config, base: Source, mesh: AnyMesh, log: Callable[[str], None]) -> Composition:
     """Returns what the run of `config` on the model `base` computes on `mesh`, whose devices need not be there.
 
     Raises UserError for every setting that the model, the mesh or the optimizer refuses.

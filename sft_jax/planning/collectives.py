@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_jax.planning.hlo import Instruction, Program, array_bytes
+from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_elements
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -20,6 +20,7 @@ class Collective:
     overlapped: bool  # with computation, by the compiler's schedule
     devices: int  # of a group
     largest: int  # bytes of its largest array, whole
+    elements: int  # numbers in that array
     operation: str  # path of what it belongs to
 
     @property
@@ -55,7 +56,8 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         share = (group - 1) / group
         moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)
         largest = max(sizes) * (group if line.opcode == "reduce-scatter" else 1)
-        found[key] = Collective(kind, moved, times[line.computation], overlapped, group, largest, line.op_name)
+        numbers = max(array_elements(line.result)) * (group if line.opcode == "reduce-scatter" else 1)
+        found[key] = Collective(kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name)
     return sorted(found.values(), key=lambda one: -one.total)
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +18,9 @@ from sft_jax.data.cache import default_cache
 from sft_jax.errors import UserError
 from sft_jax.planning.collectives import Collective, collectives
 from sft_jax.planning.hlo import Instruction, Program
+from sft_jax.planning.whole_arrays import Limits, whole_arrays
 
-_FORMAT = 1  # of what is kept
+_FORMAT = 2  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -36,6 +36,7 @@ class Compiled:
     limit: int | None  # what the compiler would have allowed, where it did not fit
     largest: tuple[str, ...]  # the largest allocations, where it did not fit
     collectives: tuple[Collective, ...]
+    whole: tuple[str, ...]  # arrays that no device should hold whole, see sft_jax.planning.whole_arrays
 
     @property
     def needed(self) -> int:
@@ -45,13 +46,13 @@ class Compiled:
 
 def compile_program(
     lowered: jax.stages.Lowered, machine: str, devices: int, arguments: int, trips_of: Callable[[Instruction], float],
-    cache: Path | None = None,
+    limits: Limits,
 ) -> Compiled:  # fmt: skip
     """Returns what the compiler says of `lowered`, a program for `devices` devices whose arguments take so many bytes of each.
 
     A program that does not fit is no error. Raises UserError where the compiler fails otherwise.
     """
-    folder = default_cache() / "plans" if cache is None else cache
+    folder = default_cache() / "plans"
     kept = folder / f"{_key(lowered, machine)}.json"
     if kept.is_file():
         return _from_dict(json.loads(kept.read_text()))
@@ -64,11 +65,12 @@ def compile_program(
         result = _not_fitting(str(error), arguments)
     else:
         stats = compiled.memory_analysis()
-        found = collectives(Program(compiled.as_text()), devices, trips_of)
+        text = compiled.as_text()
+        found = collectives(Program(text), devices, trips_of)
         result = Compiled(
             fits=True, arguments=stats.argument_size_in_bytes, temporaries=stats.temp_size_in_bytes,
             outputs=max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0), code=stats.generated_code_size_in_bytes,
-            limit=None, largest=(), collectives=tuple(found),
+            limit=None, largest=(), collectives=tuple(found), whole=tuple(whole_arrays(text, found, limits)),
         )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(".part")
@@ -89,7 +91,8 @@ def _key(lowered: jax.stages.Lowered, machine: str) -> str:
 
 def _from_dict(values: dict[str, Any]) -> Compiled:
     found = tuple(Collective(**one) for one in values.pop("collectives"))
-    return Compiled(**{**values, "largest": tuple(values["largest"])}, collectives=found)
+    texts = {name: tuple(values.pop(name)) for name in ("largest", "whole")}
+    return Compiled(**values, **texts, collectives=found)
 
 
 def _not_fitting(message: str, arguments: int) -> Compiled:
@@ -107,4 +110,4 @@ def _not_fitting(message: str, arguments: int) -> Compiled:
         used, limit = float(found[1]) * _UNITS[found[2]] + arguments, float(found[3]) * _UNITS[found[4]]
     pattern = r"Size: ([\d.]+[KMGT]?B?)\s+(?:Operator: op_name=\"([^\"]*)\")?.*?Shape: (\S+?)\{"
     allocations = [f"{size} {shape} {name}".strip() for size, name, shape in re.findall(pattern, message, re.DOTALL)]
-    return Compiled(False, arguments, int(used) - arguments, 0, 0, int(limit), tuple(allocations[:5]), ())
+    return Compiled(False, arguments, int(used) - arguments, 0, 0, int(limit), tuple(allocations[:5]), (), ())

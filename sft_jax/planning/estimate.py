@@ -91,7 +91,7 @@ def estimate(programs: Programs, size: Held, machine: Machine) -> Compiled:
     arguments = size.state + bytes_per_device(programs.batch)
     needed = arguments + (working := temporaries(programs, size))
     fits = needed <= machine.chip.memory
-    return Compiled(fits, arguments, working, 0, 0, None if fits else int(machine.chip.memory), (), estimated_collectives(programs, size))
+    return Compiled(fits, arguments, working, 0, 0, None if fits else int(machine.chip.memory), (), estimated_collectives(programs, size), ())
 
 
 def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, ...]:
@@ -105,7 +105,7 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
     def add(kind: str, count: float, times: float, group: int, overlapped: bool, what: str) -> None:
         factor = 2 if kind == "all-reduce" else 1
         if group > 1 and count:
-            found.append(Collective(kind, factor * count * (group - 1) / group, times, overlapped, group, int(count), what))
+            found.append(Collective(kind, factor * count * (group - 1) / group, times, overlapped, group, int(count), int(count) // item, what))
 
     tensor, fsdp = mesh["tensor"], mesh["fsdp"]
     parameters = sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) / tensor

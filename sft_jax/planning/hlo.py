@@ -56,6 +56,11 @@ def array_bytes(text: str) -> list[int]:
     return sizes
 
 
+def array_elements(text: str) -> list[int]:
+    """Returns the numbers in every array in the text of a type."""
+    return [math.prod(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(text)]
+
+
 class Program:
     """An optimised HLO module, parsed from its text."""
 

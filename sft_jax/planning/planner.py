@@ -1,5 +1,6 @@
 """A plan: what the run of a configuration would need of a machine, found without the machine."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from sft_jax.hf.source import Source, as_folder, is_hub_id
 from sft_jax.model.blocked_attention import block_size
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.platform import tracing_for
+from sft_jax.model.sharding import named_leaves
 from sft_jax.planning.compiled import Compiled, compile_program
 from sft_jax.planning.estimate import estimate
 from sft_jax.planning.flops import Loops, count_flops
@@ -21,6 +23,7 @@ from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device, make_programs, mesh_of
 from sft_jax.planning.roofline import Roofline, roofline
+from sft_jax.planning.whole_arrays import Limits
 from sft_jax.planning.work import Work, work_of
 from sft_jax.training.hardware import training_flops
 from sft_jax.training.report import matmul_parameters
@@ -103,10 +106,10 @@ def make_plan(
 
 def _compile(programs: Programs, traced: jax.stages.Traced, size: Held, machine: Machine) -> tuple[Compiled, Compiled | None]:
     """Returns what the compiler says of the train step and, where there are held-out data, of the eval step."""
-    full = loops_of(programs, None)
+    full, limits = loops_of(programs, None), limits_of(programs)
 
     def compiled(lowered: jax.stages.Lowered, arguments: int) -> Compiled:
-        return compile_program(lowered, machine.topology, machine.devices, arguments, lambda loop: full.of(loop.op_name))
+        return compile_program(lowered, machine.topology, machine.devices, arguments, lambda loop: full.of(loop.op_name), limits)
 
     train = compiled(traced.lower(), size.state + bytes_per_device(programs.batch))
     if not (programs.composed.config.data.eval and train.fits):
@@ -125,6 +128,18 @@ def loops_of(programs: Programs, work: Work | None) -> Loops:
     supervised = 1.0 if work is None else work.supervised / length
     # A block of queries looks at half a block more than its pairs fill: the one on the diagonal is computed whole.
     return Loops(pairs / length / block + 0.5, max(np.ceil(positions * supervised / chunk), 1.0))
+
+
+def limits_of(programs: Programs) -> Limits:
+    """Returns the sizes of what no device may hold whole."""
+    positions, vocab = loss_shape(programs)
+    spec = programs.composed.abstract.spec
+    kernels = [
+        math.prod(leaf.get_value().shape[1:]) * leaf.get_metadata().get("numbers", 1)
+        for path, leaf in named_leaves(programs.composed.abstract) if path.startswith("runs.")
+    ]  # fmt: skip
+    tensor = programs.mesh.shape["tensor"]
+    return Limits(positions, vocab, spec.hidden_size, max(max(kernels), spec.vocab_rows * spec.hidden_size) // tensor)
 
 
 def model_flops(programs: Programs, work: Work) -> float:

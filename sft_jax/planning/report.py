@@ -74,6 +74,7 @@ def to_dict(plan: Plan, efficiency: float, price: float | None) -> dict[str, Any
         "usable_bytes": int(plan.machine.chip.memory),
         "room_bytes": plan.room,
         "memory": memory_rows(plan),
+        "whole_arrays": list(plan.train.whole),
         "evaluation_bytes": plan.evaluation_needed or None,
         "flops": plan.flops,
         "model_flops": plan.model_flops,
@@ -108,6 +109,7 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
     for kind, sizes in by_kind(plan).items():
         hidden = "all overlapped" if not sizes["exposed"] else f"{size_of(sizes['exposed'])} not overlapped"
         out.append(f"  {kind:24}{size_of(sizes['bytes']):>14} to each device, {sizes['count']:,.0f} of them, {hidden}")
+    out += [f"  WASTE: {text}" for text in plan.train.whole]
     roof, costs = plan.roofline, cost(plan, efficiency, price)
     out += ["", f"Roofline: {roof.seconds:.3g} s a step, bound by {roof.bound} (arithmetic {roof.compute:.3g} s, memory {roof.memory:.3g} s, links "
             f"{roof.overlapped:.3g} s overlapped and {roof.exposed:.3g} s not).",

@@ -10,9 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_plans import LENGTH, MICRO, MODEL, ROWS, tiny_config, write_model
+import tiny_run
+from tiny_plans import LENGTH, MODEL, ROWS, tiny_config, write_model
 
+from sft_jax.config import parse_config
+from sft_jax.data.prepare import prepare
 from sft_jax.errors import UserError
+from sft_jax.hf.load import spec_of
+from sft_jax.model.blocked_attention import BLOCK, BLOCKS, block_size
 from sft_jax.model.platform import tracing_for
 from sft_jax.model.sharding import make_mesh
 from sft_jax.planning import planner, report
@@ -23,6 +28,7 @@ from sft_jax.planning.machines import CHIPS, machine
 from sft_jax.planning.program import has_tpu_compiler, make_programs
 from sft_jax.planning.search import search
 from sft_jax.planning.whole_arrays import Limits, whole_arrays
+from sft_jax.planning.work import work_of
 
 needs_libtpu = pytest.mark.skipif(not has_tpu_compiler(), reason="libtpu is not installed (pip install 'sft_jax[tpu]')")
 ROOT = Path(__file__).parents[2]
@@ -173,26 +179,41 @@ def test_the_search_takes_the_fastest_that_fits(model, monkeypatch):
     assert fewer and all(one.needed < roomy.needed for one in fewer)
 
 
-def test_the_work_is_that_of_the_data(model, monkeypatch):
-    """With data tokens, supervision and attention are those of the packed rows; without, rows are taken to be full."""
+def layers_of(config) -> tuple:
+    return spec_of(planner.base_of(config)).layers
+
+
+def test_work_without_data(model):
+    """Rows are taken to be full."""
     config = tiny_config(model)
-    layers = ()
-    del layers
-    full = planner.work_of(config, _layers(model), MODEL["vocab_size"], 3e5, lambda text: None)
+    full = work_of(config, layers_of(config), MODEL["vocab_size"], 3e5, print)
     assert (full.tokens, full.supervised, full.steps) == (LENGTH, LENGTH, 100)  # train.steps wins
-    longer = planner.work_of(tiny_config(model, train__steps=0), _layers(model), MODEL["vocab_size"], 3e5, lambda text: None)
-    assert longer.steps == math.ceil(math.ceil(3e5 / LENGTH) / ROWS)
+    assert full.pairs == LENGTH * (LENGTH + 1) / 2
+    longer = tiny_config(model, train__steps=0)
+    assert work_of(longer, layers_of(config), MODEL["vocab_size"], 3e5, print).steps == math.ceil(math.ceil(3e5 / LENGTH) / ROWS)
+    assert work_of(longer, layers_of(config), MODEL["vocab_size"], None, print).steps is None
     with pytest.raises(UserError, match="--tokens: must be above 0"):
-        planner.work_of(config, _layers(model), MODEL["vocab_size"], 0.0, lambda text: None)
+        work_of(config, layers_of(config), MODEL["vocab_size"], 0.0, print)
 
 
-def _layers(model):
-    return make_programs(tiny_config(model), planner.base_of(tiny_config(model)), make_mesh(1, 1, 1, jax.devices()[:1]), print).composed.abstract.spec.layers
+def test_the_work_is_that_of_the_data(tmp_path):
+    """Tokens, supervision and attention are those of the packed rows, counted one by one."""
+    config = parse_config(tiny_run.tiny_config(tmp_path))
+    spec = spec_of(planner.base_of(config))
+    found = work_of(config, spec.layers, spec.vocab_size, None, lambda text: None)
+    stream = prepare(
+        config.data, model_path=config.model.path, vocab_size=spec.vocab_size, epochs=config.train.epochs, log=lambda text: None
+    ).train
+    rows = stream.read(0, stream.total_rows)
+    assert found.steps == math.ceil(stream.total_rows / config.train.batch_size)
+    assert found.tokens == (rows.segments > 0).sum() / stream.total_rows
+    assert found.supervised == (rows.weights > 0).sum() / stream.total_rows
+    same = (rows.segments[:, :, None] == rows.segments[:, None]) & (rows.segments[:, :, None] > 0)
+    causal = np.tril(np.ones((config.data.max_length,) * 2, bool))
+    assert found.pairs == (same & causal).sum() / stream.total_rows
 
 
 def test_a_platform_that_is_not_here_is_traced_for():
-    from sft_jax.model.blocked_attention import BLOCK, BLOCKS, block_size
-
     assert block_size() == BLOCKS["cpu"]
     with tracing_for("tpu"):
         assert block_size() == BLOCK

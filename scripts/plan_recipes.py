@@ -2,6 +2,7 @@
 
     python scripts/plan_recipes.py                      # all that scripts/plans.jsonl does not have yet
     python scripts/plan_recipes.py --only llama3_1_8b_full:v5p-16 --again
+    python scripts/plan_recipes.py --estimate           # seconds each: those that are missing, until they are compiled
     python scripts/plan_recipes.py --table              # only the table, from scripts/plans.jsonl
 
 Needs libtpu (pip install 'sft_jax[tpu]') and no TPU. A large model takes minutes on two cores. Models are their config.json
@@ -65,18 +66,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="plans whose name holds this")
     parser.add_argument("--again", action="store_true", help="also those that are there already")
+    parser.add_argument("--estimate", action="store_true", help="do not compile")
     parser.add_argument("--table", action="store_true", help="plan nothing, write the table")
     arguments = parser.parse_args()
     done = read_plans()
     axes = {field.name for field in fields(MeshConfig)}
     for planned in () if arguments.table else PLANNED:
-        if arguments.only and arguments.only not in planned.name or planned.name in done and not arguments.again:
+        if arguments.only and arguments.only not in planned.name:
+            continue
+        if planned.name in done and not arguments.again and (arguments.estimate or not to_compile(planned, done[planned.name])):
             continue
         missing = [key for key in planned.overrides if key.startswith("mesh.") and key[5:].partition("=")[0] not in axes]
         if missing:
             print(f"{planned.name}: left out, since there is no {', '.join(missing)} yet", file=sys.stderr)
             continue
-        done[planned.name] = run(planned)
+        done[planned.name] = run(planned, arguments.estimate)
         PLANS.write_text("".join(json.dumps(done[other.name]) + "\n" for other in PLANNED if other.name in done))
     write_table(done)
     bad = [name for name, plan in done.items() if not plan["fits"] or plan["whole_arrays"]]
@@ -91,7 +95,12 @@ def read_plans() -> dict[str, dict]:
     return {plan["name"]: plan for plan in map(json.loads, lines)}
 
 
-def run(planned: Planned) -> dict:
+def to_compile(planned: Planned, plan: dict) -> bool:
+    """Returns whether a plan is an estimate although there is a compiler for its machine."""
+    return plan["estimated"] and planned.topology.startswith("v")
+
+
+def run(planned: Planned, estimate: bool) -> dict:
     """Returns the plan as the command gives it."""
     print(planned.name, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +109,7 @@ def run(planned: Planned) -> dict:
         recipe = f"configs/{file}.py{':' + argument if argument else ''}"
         command = [
             sys.executable, "-m", "sft_jax.plan", "--config", recipe, f"--config.model.path={folder}", "--topology", planned.topology,
-            f"--tokens={TOKENS}", "--json", *(f"--config.{key}" for key in planned.overrides),
+            f"--tokens={TOKENS}", "--json", f"--estimate={estimate}", *(f"--config.{key}" for key in planned.overrides),
         ]  # fmt: skip
         result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if result.returncode not in (0, 3):

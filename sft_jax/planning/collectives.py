@@ -51,7 +51,8 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
             continue  # the same collective, in the pieces into which a schedule cuts it
         sizes = array_bytes(line.result)
         group = _group_size(line.text, devices)
-        size = max(sizes) if line.opcode == "all-gather-start" else sum(sizes)
+        # What is sent stands beside what is received in the result of these two.
+        size = max(sizes) if line.opcode in ("all-gather-start", "collective-permute-start") else sum(sizes)
         whole = size * group if line.opcode == "reduce-scatter" else size
         share = (group - 1) / group
         moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)

@@ -61,7 +61,9 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             reason = " ".join(str(error).split())[:400]
-            raise UserError(f"--topology: {machine}: the compiler fails on this program ({reason}). Try another layout or model.remat.") from error
+            raise UserError(
+                f"--topology: {machine}: the compiler fails on this program ({reason}). Try another mesh or model.remat."
+            ) from error
         result = _not_fitting(str(error), arguments)
     else:
         stats = compiled.memory_analysis()

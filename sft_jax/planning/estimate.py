@@ -40,16 +40,19 @@ class Widths:
 def layer_widths(spec: DecoderSpec, layer: LayerSpec, tensor: int) -> Widths:
     """Returns the widths of one layer, whose heads and inner size are cut over `tensor` devices."""
     hidden = spec.hidden_size
-    heads = spec.heads * (spec.head_size + spec.value_size) / tensor  # queries and what is read
+    queries, read = spec.heads * spec.head_size / tensor, spec.heads * spec.value_size / tensor
     keys = spec.kv_heads * (spec.head_size + spec.value_size) / tensor
     mlp = layer.mlp
     if isinstance(mlp, ExpertsSpec):
-        inner = 2 * mlp.chosen * mlp.size / tensor + 2 * mlp.chosen * hidden + 2 * (mlp.shared_size or 0) / tensor
-        added = 3 * mlp.chosen * mlp.size / tensor + 2 * mlp.chosen * hidden
+        size = mlp.chosen * mlp.size / tensor + (mlp.shared_size or 0) / tensor
+        rows, gated = 2 * mlp.chosen * hidden, True  # sorted by expert, on the way in and out
     else:
-        inner = (2 if mlp.gated else 1) * mlp.size / tensor
-        added = (3 if mlp.gated else 2) * mlp.size / tensor
-    return Widths(2 * hidden + heads + keys + inner, heads + keys + inner + hidden, max(added + hidden, 2 * (heads + 2 * keys) + hidden))
+        size, rows, gated = mlp.size / tensor, 0, mlp.gated
+    inner = (2 if gated else 1) * size
+    products = queries + keys + inner + 2 * hidden
+    # Beside them what each product reads: two normed states, queries, keys and values in blocks, what heads read, and the gate's.
+    kept = products + 2 * hidden + queries + keys + read + size + rows
+    return Widths(kept, products, max(inner + size + rows, 2 * (queries + read + 2 * keys)) + hidden)
 
 
 def temporaries(programs: Programs, size: Held) -> int:
@@ -67,12 +70,18 @@ def temporaries(programs: Programs, size: Held) -> int:
         again = 0.0 if options.remat == "none" else period.kept - inside
         working = max(working, positions * item * (again + period.beside))
     working += layer_bytes(composed.abstract, tensor, item)
-    accumulated = size.gradients if programs.batch.tokens.shape[0] > 1 else 0
     head = spec.hidden_size * vocab
-    head_gradient = 4 * head if _trains_head(programs) else 0
-    loss = 2.5 * size.logits + positions * spec.hidden_size * item * 2 + item * head + head_gradient
-    table = 4 * spec.vocab_rows * spec.hidden_size / tensor if _trains(programs, "embed.embedding") else 0
-    return int(accumulated + max(kept + loss, kept + size.gradients + working, size.gradients + table))
+    loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + item * head + (4 * head if _trains_head(programs) else 0)
+    table = spec.vocab_rows * spec.hidden_size / tensor
+    whole = 0.0  # the table that tokens are looked up in, which is gathered, and its gradient before devices add theirs
+    if programs.mesh.shape["fsdp"] > 1:
+        whole = table * (item + (4 if _trains(programs, "embed.embedding") else 0))
+    across = 0.0  # what the loop over micro-batches keeps: sums of gradients, old and new, the head, kernels in compute dtype
+    if programs.batch.tokens.shape[0] > 1:
+        across = 2 * size.gradients + item * head
+        if item < np.dtype(composed.config.model.dtype).itemsize:
+            across += bytes_per_device((programs.state.params, programs.state.frozen)) / 2
+    return int(across + max(kept + loss, kept + size.gradients + whole + working, size.gradients + whole))
 
 
 def layer_bytes(decoder: Decoder, tensor: int, item: int) -> float:
@@ -91,7 +100,10 @@ def estimate(programs: Programs, size: Held, machine: Machine) -> Compiled:
     arguments = size.state + bytes_per_device(programs.batch)
     needed = arguments + (working := temporaries(programs, size))
     fits = needed <= machine.chip.memory
-    return Compiled(fits, arguments, working, 0, 0, None if fits else int(machine.chip.memory), (), estimated_collectives(programs, size), ())
+    return Compiled(
+        fits, arguments, working, outputs=0, code=0, limit=None if fits else int(machine.chip.memory), largest=(),
+        collectives=estimated_collectives(programs, size), whole=(),
+    )  # fmt: skip
 
 
 def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, ...]:
@@ -105,7 +117,8 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
     def add(kind: str, count: float, times: float, group: int, overlapped: bool, what: str) -> None:
         factor = 2 if kind == "all-reduce" else 1
         if group > 1 and count:
-            found.append(Collective(kind, factor * count * (group - 1) / group, times, overlapped, group, int(count), int(count) // item, what))
+            moved, numbers = factor * count * (group - 1) / group, int(count) // item
+            found.append(Collective(kind, moved, times, overlapped, group, int(count), numbers, what))
 
     tensor, fsdp = mesh["tensor"], mesh["fsdp"]
     parameters = sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) / tensor

@@ -8,7 +8,9 @@ from functools import cached_property
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|(?:true|false)_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[fsuc]\d+)\[([\d,]*)\]")
 _BITS = {"pred": 8, "bf16": 16}
 

@@ -115,7 +115,8 @@ def machine(name: str) -> Machine:
         _check_kind(name, kind, "tpu")
         axes = len(next(iter(SHAPES[kind].values())))
         if len(shape) != axes or 0 in shape:
-            raise UserError(f"--topology: {name}: chips of {CHIPS[kind].label} are connected along {axes} axes, such as {kind}:{'x'.join('2' * axes)}.")
+            example = f"{kind}:{'x'.join('2' * axes)}"
+            raise UserError(f"--topology: {name}: chips of {CHIPS[kind].label} are connected along {axes} axes, such as {example}.")
         return Machine(text, kind, shape)
     if found := re.fullmatch(r"([a-z]+\d+)(?:x(\d+))?", text):
         kind, count = found[1], int(found[2] or 1)

@@ -88,7 +88,8 @@ def mesh_sizes(wanted: dict[str, int], machine: Machine) -> dict[str, int]:
         sizes[free[0]] = machine.devices // fixed
     if math.prod(sizes.values()) != machine.devices:
         asked = ", ".join(f"mesh.{name}={size}" for name, size in wanted.items() if size != 1)
-        remedy = f"make the others multiply to a divisor of {machine.devices}" if free else f"make them multiply to {machine.devices}, or set one to -1"
+        to_all = f"make them multiply to {machine.devices}, or set one to -1"
+        remedy = f"make the others multiply to a divisor of {machine.devices}" if free else to_all
         raise UserError(f"{asked}: does not fit the {machine.devices} devices of {machine.name}; {remedy}.")
     return sizes
 
@@ -128,5 +129,5 @@ def bytes_per_device(tree) -> int:
 
 def trained_bytes_fp32(state: TrainState) -> int:
     """Returns the bytes of one float32 gradient of all trained parameters on each device."""
-    as_fp32 = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding), nnx.to_pure_dict(state.params))
-    return bytes_per_device(as_fp32)
+    as_fp32 = lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding)  # noqa: E731
+    return bytes_per_device(jax.tree.map(as_fp32, nnx.to_pure_dict(state.params)))

@@ -2,6 +2,7 @@
 
 import collections
 import math
+from dataclasses import asdict
 from typing import Any
 
 from sft_jax.planning.machines import CHIPS, GIB, IN_CORES, SHAPES
@@ -13,6 +14,9 @@ def size_of(count: float) -> str:
     """Returns bytes as text, such as "12.34 GiB"."""
     unit, name = (GIB, "GiB") if abs(count) >= 0.1 * GIB else (2**20, "MiB")
     return f"{count / unit:,.2f} {name}"
+
+
+_SHOWN = 8  # plans of a search
 
 
 def memory_rows(plan: Plan) -> dict[str, int]:
@@ -79,8 +83,8 @@ def to_dict(plan: Plan, efficiency: float, price: float | None) -> dict[str, Any
         "flops": plan.flops,
         "model_flops": plan.model_flops,
         "collectives": by_kind(plan),
-        "roofline": {"compute": plan.roofline.compute, "memory": plan.roofline.memory, "overlapped": plan.roofline.overlapped, "exposed": plan.roofline.exposed, "bound": plan.roofline.bound},
-        "work": {"steps": plan.work.steps, "tokens_per_row": plan.work.tokens, "supervised_per_row": plan.work.supervised, "told": plan.work.told},
+        "roofline": {**asdict(plan.roofline), "bound": plan.roofline.bound},
+        "work": asdict(plan.work),
         **cost(plan, efficiency, price),
         "remedies": remedies(plan) if not plan.fits else [],
     }  # fmt: skip
@@ -111,9 +115,13 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
         out.append(f"  {kind:24}{size_of(sizes['bytes']):>14} to each device, {sizes['count']:,.0f} of them, {hidden}")
     out += [f"  WASTE: {text}" for text in plan.train.whole]
     roof, costs = plan.roofline, cost(plan, efficiency, price)
-    out += ["", f"Roofline: {roof.seconds:.3g} s a step, bound by {roof.bound} (arithmetic {roof.compute:.3g} s, memory {roof.memory:.3g} s, links "
-            f"{roof.overlapped:.3g} s overlapped and {roof.exposed:.3g} s not).",
-            f"At {efficiency:.0%} of it: {costs['step_seconds']:.3g} s a step, {costs['tokens_per_second']:,.0f} real tokens/s, MFU {costs['mfu']:.1%}."]  # fmt: skip
+    out += [
+        "",
+        f"Roofline: {roof.seconds:.3g} s a step, bound by {roof.bound} (arithmetic {roof.compute:.3g} s, memory {roof.memory:.3g} s, "
+        f"links {roof.overlapped:.3g} s overlapped and {roof.exposed:.3g} s not).",
+        f"At {efficiency:.0%} of it: {costs['step_seconds']:.3g} s a step, {costs['tokens_per_second']:,.0f} real tokens/s, "
+        f"MFU {costs['mfu']:.1%}.",
+    ]
     if costs["hours"] is not None:
         told = f", {costs['price']:,.2f} at {price:g} a device-hour" if costs["price"] is not None else ""
         out.append(f"The run: {plan.work.steps:,} steps, {costs['hours']:.3g} hours, {costs['device_hours']:.3g} device-hours{told}.")
@@ -123,7 +131,7 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
 def comparison(plans: list[Plan], efficiency: float) -> list[str]:
     """Returns a table of plans, one a line, and the settings of the first one as flags."""
     out = [f"{'mesh':32}{'remat':7}{'rows at a time':>15}{'of':>5}{'memory':>14}{'s a step':>10}{'tokens/s':>12}"]
-    for plan in plans:
+    for plan in plans[:_SHOWN]:
         train, costs = plan.config.train, cost(plan, efficiency, None)
         out.append(
             f"{describe_mesh(plan.mesh):32}{plan.config.model.remat:7}{train.micro_batch_size:>15}{train.batch_size:>5}"
@@ -136,10 +144,11 @@ def remedies(plan: Plan) -> list[str]:
     """Returns what would make a plan that does not fit fit, in the order in which it costs least."""
     config, found = plan.config, []
     micro = config.train.micro_batch_size or config.train.batch_size
-    tokens = plan.held.batch
     groups = math.prod(count for name, count in plan.mesh.items() if name in ("data", "fsdp", "expert"))
     state = plan.held.state + plan.held.gradients
     usable = plan.machine.chip.memory
+    if plan.mesh.get("data", 1) > 1:
+        found.append(f"{as_overrides({'mesh.data': 1, 'mesh.fsdp': -1})} (parameters are cut over devices, and not copied)")
     if state < usable:
         smaller = [rows for rows in range(groups, micro, groups) if config.train.batch_size % rows == 0]
         if smaller:
@@ -154,10 +163,11 @@ def remedies(plan: Plan) -> list[str]:
         found.append(as_overrides({"adapter.base_dtype": "nf4"}) + " (the base in four bits)")
     if config.model.dtype == "float32":
         found.append(as_overrides({"model.dtype": "bfloat16"}) + " (parameters and optimizer state in half the bytes)")
-    total = (state - tokens) * plan.machine.devices
+    total = state * plan.machine.devices
     needed = math.ceil(total / (0.7 * usable))
     larger = 2 ** math.ceil(math.log2(max(needed, 2 * plan.machine.devices)))
-    found.append(f"a larger slice: state and gradients are {total / GIB:,.0f} GiB, so {larger} chips, such as --topology {_slice(plan.machine.kind, larger)}")
+    name = _slice(plan.machine.kind, larger)
+    found.append(f"a larger slice: state and gradients are {total / GIB:,.0f} GiB, so {larger} chips, such as --topology {name}")
     if state < usable and config.data.max_length > 1024:
         found.append(f"{as_overrides({'data.max_length': config.data.max_length // 2})} (shorter rows)")
     return found

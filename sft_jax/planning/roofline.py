@@ -42,5 +42,7 @@ def roofline(
     """
     chip = machine.chip
     passes = _PASSES[chip.platform][model.matmul_precision] if model.compute_dtype == "float32" else 1
-    seconds = {kind: sum(one.total for one in collectives if one.overlapped == kind) / machine.collective_bandwidth for kind in (True, False)}
-    return Roofline(flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, seconds[True], seconds[False])
+    overlapped = sum(one.total for one in collectives if one.overlapped)
+    exposed = sum(one.total for one in collectives if not one.overlapped)
+    links = machine.collective_bandwidth
+    return Roofline(flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, overlapped / links, exposed / links)

@@ -74,6 +74,7 @@ def test_texts_of_tpu_programs():
   %x = bf16[2,8]{1,0} get-tuple-element(%state), index=1
   %fusion.1 = (bf16[8,8]{1,0}, u32[]) fusion(%x), kind=kCustom, calls=%piece.1
   %all-gather.2 = bf16[8,8]{1,0} all-gather(%x), channel_id=3, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, dimensions={0}
+  %collective-permute-start.1 = (bf16[8,8]{1,0}, bf16[8,8]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}
   %all-reduce.1 = f32[16]{0} all-reduce(%y), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%add
   ROOT %next = (s32[], bf16[8,8]) tuple(%i, %all-gather.2)
 }
@@ -92,6 +93,7 @@ ENTRY %main (a: bf16[2,8]) -> bf16[8,8] {
   ROOT %out = bf16[8,8]{1,0} get-tuple-element(%while.1), index=1
 }
 """
-    gather, reduce = sorted(collectives(Program(text), DEVICES, lambda loop: 1), key=lambda one: one.kind)
+    gather, reduce, permute = sorted(collectives(Program(text), DEVICES, lambda loop: 1), key=lambda one: one.kind)
+    assert (permute.overlapped, permute.times, permute.bytes) == (True, 6, 128)
     assert (gather.kind, gather.overlapped, gather.times, gather.devices, gather.bytes) == ("all-gather", True, 6, 4, 128 * 3 / 4)
     assert (reduce.kind, reduce.overlapped, reduce.times, reduce.devices, reduce.bytes) == ("all-reduce", False, 6, 4, 2 * 64 * 3 / 4)

@@ -52,7 +52,7 @@ def search(
                 best = _largest(programs, machine, remat, work, flops[remat])
                 found += [best] if best.fits else []
                 nearest = min(filter(None, (nearest, best)), key=lambda plan: plan.needed)
-    found.sort(key=lambda plan: plan.roofline.seconds)
+    found.sort(key=lambda plan: (plan.roofline.seconds, plan.needed))
     if not found and nearest is not None:
         return [nearest]
     return found if estimated else _confirmed(found, base, log)

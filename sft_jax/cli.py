@@ -1,6 +1,6 @@
 """What every command shares: flags, exit codes, and one message instead of a traceback.
 
-Exit codes: 0 done; 2 the user's input is wrong; 3 data with more faults than allowed; 75 stopped early by a signal with the
+Exit codes: 0 done; 2 the user's input is wrong; 3 data with more faults than allowed, or a plan that does not fit; 75 stopped early by a signal with the
 state saved, or before there was anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its traceback.
 """
 
@@ -16,6 +16,7 @@ from sft_jax.config import Config, is_key, leaf_keys, parse_config
 from sft_jax.errors import StoppedBySignal, UserError, did_you_mean
 
 EXIT_USER_ERROR = 2
+EXIT_FINDINGS = 3  # the answer is no: data with more faults than allowed, a plan that does not fit
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
 
@@ -25,13 +26,16 @@ def define_config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().", lock_config=True)
 
 
-def read_config(holder: flags.FlagHolder) -> Config:
-    """Returns the checked configuration of `--config`; raises UserError where it is missing or wrong."""
+def read_config(holder: flags.FlagHolder, needs_data: bool = True) -> Config:
+    """Returns the checked configuration of `--config`; raises UserError where it is missing or wrong.
+
+    Without `needs_data` it may name no training data.
+    """
     try:
         raw = holder.value
         if raw is None:
             raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
-        return parse_config(raw)
+        return parse_config(raw, needs_data)
     except OSError as error:  # ml_collections tells a missing file only when the value is used
         raise UserError(f"--config: {_recipe_name(sys.argv)} cannot be read; name a Python file with get_config().") from error
 

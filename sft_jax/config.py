@@ -272,8 +272,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return plain(config)
 
 
-def parse_config(raw: ml_collections.ConfigDict | dict[str, Any]) -> Config:
-    """Returns the checked configuration. Raises UserError naming the key that is unknown, mistyped or contradictory."""
+def parse_config(raw: ml_collections.ConfigDict | dict[str, Any], needs_data: bool = True) -> Config:
+    """Returns the checked configuration. Raises UserError naming the key that is unknown, mistyped or contradictory.
+
+    Without `needs_data` there may be no training data, for what does not read them.
+    """
     if isinstance(raw, ml_collections.ConfigDict):
         raw = raw.to_dict()
     raw = dict(raw)
@@ -285,7 +288,7 @@ def parse_config(raw: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     config = _build(Config, {**raw, "data": data}, "")
     sets = {split: _data_sets(value, split, config.data) for split, value in sets.items()}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **sets))
-    _check(config)
+    _check(config, needs_data)
     return config
 
 
@@ -413,7 +416,7 @@ def data_set_key(split: str, index: int, name: str, count: int) -> str:
     return f"data.{split}[{index}]" if name == f"{split}_{index}" else f"data.{split}.{name}"
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, needs_data: bool) -> None:
     """Raises UserError for values out of range and for keys that contradict each other."""
 
     def require(condition: bool, message: str) -> None:
@@ -422,7 +425,7 @@ def _check(config: Config) -> None:
 
     model, data, optim, train, mesh = config.model, config.data, config.optim, config.train, config.mesh
     require(bool(model.path), "model.path: is missing; name a Hugging Face directory, a hub id or a run's workdir.")
-    require(bool(data.train), "data.train: is missing; name a file or glob of training rows.")
+    require(bool(data.train) or not needs_data, "data.train: is missing; name a file or glob of training rows.")
     if data.cache_dir:
         check_local("data.cache_dir", data.cache_dir)
     check_supervise("data.supervise", data.supervise)
@@ -431,7 +434,7 @@ def _check(config: Config) -> None:
     check_date("data.date", data.date)
     check_tokens("data.add_tokens", data.add_tokens)
     require(
-        data.weight_by == "documents" or data.train[0].weight is not None,
+        data.weight_by == "documents" or any(item.weight is not None for item in data.train),
         f"data.weight_by: is '{data.weight_by}' but no set has a weight; give every set of data.train one.",
     )
     require(data.max_length >= 2, f"data.max_length: must be at least 2, not {data.max_length}.")

@@ -11,49 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import pytest
-from flax import nnx
-from published_configs import published_config
 
-from sft_jax.batch import Batch
 from sft_jax.config import parse_config
 from sft_jax.errors import UserError
-from sft_jax.hf.load import abstract_decoder
 from sft_jax.hf.source import Source
 from sft_jax.model.adapters import is_adapter
-from sft_jax.model.options import Options
-from sft_jax.model.quantise import quantise
-from sft_jax.model.sharding import abstract_mesh, batch_sharding, constrain_fn, named_leaves
-from sft_jax.training.adapting import adapters_of, with_new_adapters
-from sft_jax.training.model_checks import check_model_options
-from sft_jax.training.optim import make_optimizer
-from sft_jax.training.replication import check_replication
-from sft_jax.training.state import abstract_state
-from sft_jax.training.step import make_train_step
+from sft_jax.model.sharding import abstract_mesh, named_leaves
+from sft_jax.planning.program import make_programs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-_LLAMA31 = {
-    **published_config("LlamaForCausalLM"), "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "head_dim": 128, "tie_word_embeddings": False,
-    "rope_scaling": {**published_config("LlamaForCausalLM")["rope_scaling"], "factor": 8.0},
-}  # fmt: skip
-MODELS = {  # config.json by hub id
-    "meta-llama/Llama-3.2-1B": published_config("LlamaForCausalLM"),
-    "meta-llama/Llama-3.1-8B": _LLAMA31,
-    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA31,
-    "meta-llama/Llama-3.3-70B-Instruct": {
-        **_LLAMA31, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-    },
-    "Qwen/Qwen3-0.6B": {
-        **published_config("Qwen3ForCausalLM"), "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-        "num_attention_heads": 16, "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen3-8B": published_config("Qwen3ForCausalLM"),
-    "Qwen/Qwen3-30B-A3B": published_config("Qwen3MoeForCausalLM"),
-    "google/gemma-3-4b-it": published_config("Gemma3ForConditionalGeneration"),
-}  # fmt: skip
+MODELS = json.loads((CONFIGS.parent / "scripts" / "recipe_models.json").read_text())  # config.json by hub id
 GB = 1e9
 
 
@@ -108,30 +77,13 @@ def test_an_unknown_machine_is_refused(name):
         load_recipe(f"{file}:v4-8")
 
 
-def abstract_run(config, mesh):
-    """The state of the recipe's run in shapes and shardings, and its training step."""
-    options = Options(
-        compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
-        attention=config.model.attention, constrain=constrain_fn(mesh),
-    )  # fmt: skip
-    source = Source(config.model.path, json.dumps(MODELS[config.model.path]), None)
-    decoder = abstract_decoder(source, options, mesh, config.model.dtype)
-    if config.adapter.base_dtype:
-        decoder = quantise(decoder, config.adapter.base_dtype)
-    adapters = adapters_of(config, decoder, source)
-    decoder = with_new_adapters(decoder, config, adapters)
-    check_model_options(config, decoder.spec)
-    optimizer = make_optimizer(config.optim, nnx.state(decoder), total_steps=1000, seed=config.seed, adapters=adapters)
-    graphdef, state = abstract_state(decoder, optimizer, mesh)
-    return state, make_train_step(graphdef, optimizer, mesh, config.loss)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_step_lowers_at_full_size(name):
     machine, (_, config) = RECIPES[name], load_recipe(name)
     mesh = abstract_mesh(1, machine.devices, 1)
-    state, step = abstract_run(config, mesh)
-    check_replication(state, mesh, config.train.max_replicated)
+    source = Source(config.model.path, json.dumps(MODELS[config.model.path]), None)
+    programs = make_programs(config, source, mesh, log=print)
+    state = programs.state
     held = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     of_model = [leaf for path, leaf in named_leaves((state.params, state.frozen)) if not is_adapter(path)]
     parameters = sum(math.prod(leaf.get_value().shape) * leaf.get_metadata().get("numbers", 1) for leaf in of_model)
@@ -139,17 +91,7 @@ def test_the_step_lowers_at_full_size(name):
     resident = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in held)
     assert resident < 0.6 * machine.memory, f"{resident / GB:.1f} GB of state on a device of {machine.memory / GB:.0f} GB"
     micro = config.train.micro_batch_size
-    shape = (config.train.batch_size // micro, micro, config.data.max_length)
-
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, 1))
-
-    batch = Batch(
-        tokens=array(np.int32, *shape), targets=array(np.int32, *shape), weights=array(np.float32, *shape),
-        segments=array(np.int32, *shape), positions=array(np.int32, *shape),
-        examples=array(np.int32, *shape[:2], config.data.max_segments),
-    )  # fmt: skip
-    text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
+    text = programs.train_step.trace(state, programs.batch).lower(lowering_platforms=("tpu",)).as_text()
     assert "stablehlo.while" in text  # layers are scanned
     tables = named_leaves((state.params, state.frozen))
     rows = next(leaf.shape[0] for path, leaf in tables if path.endswith("embed.embedding"))

@@ -15,6 +15,7 @@ from sft_jax.model.blocked_attention import KEPT, blocked_attention
 from sft_jax.model.context import AXIS, context_parts, gather_rows
 from sft_jax.model.flash_attention import flash_attention, why_not_flash
 from sft_jax.model.mask import HIDDEN, NOTHING_SEEN, MaskSpec, cap
+from sft_jax.model.platform import target_platform
 from sft_jax.model.sharding import AnyMesh, mesh_axes_for
 from sft_jax.model.splash_attention import splash_attention, why_not_splash
 
@@ -87,8 +88,8 @@ def check_kernel(kernel: str) -> None:
 
 
 def platform_of(mesh: AnyMesh | None) -> str:
-    """Returns "cpu", "gpu" or "tpu": of the devices of `mesh`, which need not be attached, else of the default ones."""
-    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
+    """Returns "cpu", "gpu" or "tpu": of the devices of `mesh`, which need not be attached, else what is traced for."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else target_platform()
 
 
 def _over_mesh(run: Callable, parts: int, q, k, v, mask: MaskSpec, precision, sinks, mesh: AnyMesh) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.model.mask import HIDDEN, NOTHING_SEEN, MaskSpec, cap, visible
+from sft_jax.model.platform import target_platform
 
 KEPT = "attention"  # the name of outputs that the backward pass of any kernel needs, see `jax.checkpoint_policies`
 BLOCKS = {"cpu": 64}  # queries and keys in a block by platform: small ones stay in a core's cache,
@@ -48,7 +49,7 @@ class _Side(NamedTuple):
 
 def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, precision, block: int | None = None):
     """See `sft_jax.model.attention.reference_attention`. Lengths that `block` does not divide are padded."""
-    block = block or BLOCKS.get(jax.default_backend(), BLOCK)
+    block = block or block_size()
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     static = _Static(mask.causal, mask.window, mask.scale, mask.soft_cap, precision)
@@ -72,6 +73,11 @@ def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, 
         out.reshape(batch, -1, heads, v.shape[-1])[:, :length],
         log_total.reshape(batch, -1, heads)[:, :length],
     )
+
+
+def block_size() -> int:
+    """Returns the queries and keys in a block on the platform that is traced for."""
+    return BLOCKS.get(target_platform(), BLOCK)
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
@@ -105,7 +111,8 @@ def _forward(static: _Static, q, k, v, queries: _Side, keys: _Side, bounds: _Bou
 
         rows = q.shape[:-1]
         state = jnp.full(rows, NOTHING_SEEN), jnp.zeros(rows), jnp.zeros((*rows, v.shape[-1]))
-        peak, total, acc = jax.lax.fori_loop(first, end, one_key_block, state)
+        with jax.named_scope("attention"):
+            peak, total, acc = jax.lax.fori_loop(first, end, one_key_block, state)
         seen = total > 0
         out = acc / jnp.where(seen, total, 1.0)[..., None]
         return None, (out.astype(v.dtype), jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), 0.0))
@@ -136,7 +143,8 @@ def _backward(static: _Static, residuals, gradients):
             d_v = d_v.at[j].add(_dot(static, "bkgqs,bkgqc->bksc", weights.astype(v.dtype), d_out))
             return d_q, d_k, d_v
 
-        d_q, *d_kv = jax.lax.fori_loop(first, end, one_key_block, (jnp.zeros(q.shape), *d_kv))
+        with jax.named_scope("attention"):
+            d_q, *d_kv = jax.lax.fori_loop(first, end, one_key_block, (jnp.zeros(q.shape), *d_kv))
         return tuple(d_kv), d_q.astype(q.dtype)
 
     zeros = jnp.zeros(k.shape), jnp.zeros(v.shape)

@@ -313,7 +313,8 @@ def _chunk_loop(static: _Static, wanted, row_names, vocab_names, states, kernels
         tuple(zeros(wish, (padded, x.shape[1]), dtype, row_names) for wish, x in zip(wanted[0], states, strict=True)),
         tuple(zeros(wish, x.shape, jnp.float32, (*row_names, *vocab_names)) for wish, x in zip(wanted[1], kernels, strict=True)),
     )  # fmt: skip
-    _, nll, hit, terms, d_states, d_kernels = lax.while_loop(lambda carry: carry[0] < count, body, init)
+    with jax.named_scope("cross_entropy"):
+        _, nll, hit, terms, d_states, d_kernels = lax.while_loop(lambda carry: carry[0] < count, body, init)
     nll, hit = jnp.where(supervised, nll[place], 0).reshape(shape), (supervised & hit[place]).reshape(shape)
     terms = {name: jnp.where(supervised, term[place], 0).reshape(shape) for name, term in terms.items()}
     d_states = jax.tree.map(lambda d: jnp.where(supervised[:, None], d[place], 0).reshape(*shape, -1), d_states)

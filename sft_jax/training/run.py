@@ -11,32 +11,28 @@ from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 
 from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator, Interrupted
-from sft_jax.hf.load import abstract_decoder, load_decoder
+from sft_jax.hf.load import load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
 from sft_jax.hf.restore import model_source
 from sft_jax.hf.source import ADAPTER, EXPORT
-from sft_jax.model.options import Options
-from sft_jax.model.quantise import quantise
-from sft_jax.model.sharding import constrain_fn, make_mesh
+from sft_jax.model.sharding import make_mesh
 from sft_jax.training import report
-from sft_jax.training.adapting import adapters_of, check_export, with_new_adapters
+from sft_jax.training.adapting import check_export, with_new_adapters
 from sft_jax.training.agreement import check_start
+from sft_jax.training.composition import compose
 from sft_jax.training.coordination import client
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
 from sft_jax.training.loop import Hooks, train
-from sft_jax.training.model_checks import check_attention, check_model_options, check_rounding
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
-from sft_jax.training.optim import make_optimizer
 from sft_jax.training.peers import Peers
 from sft_jax.training.placement import check_length, check_rows, place_local, row_share
 from sft_jax.training.platform import join_processes, set_up_platform
@@ -50,7 +46,6 @@ from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
 from sft_jax.training.state import abstract_state, base_arrays, create_state, saved_arrays
 from sft_jax.training.step import make_eval_step, make_train_step
-from sft_jax.training.vocabulary import with_added_tokens
 from sft_jax.training.votes import Votes
 from sft_jax.training.wandb_run import check_wandb
 from sft_jax.training.watchdog import Watchdog
@@ -95,27 +90,11 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     check_rows(mesh, micro_rows, "train.micro_batch_size")
     check_rows(mesh, eval_rows, "eval.batch_size")
     base = agree(lambda: model_source(config.model.path))
-    options = Options(
-        compute_dtype=config.model.compute_dtype, precision=config.model.matmul_precision, remat=config.model.remat,
-        attention=config.model.attention, neftune=config.train.neftune, qat=config.train.qat,
-        exported_as=base.dtype or config.model.dtype, constrain=constrain_fn(mesh),
-    )  # fmt: skip
-    source = agree(lambda: with_added_tokens(config, base, log=report.say))
     index, count = agree(lambda: row_share(mesh))
-    abstract = abstract_decoder(source, options, mesh, config.model.dtype)
-    if config.adapter.base_dtype:
-        abstract = quantise(abstract, config.adapter.base_dtype)
-    adapters = agree(lambda: adapters_of(config, abstract, base))
-    abstract = with_new_adapters(abstract, config, adapters)
-    new_optimizer = partial(
-        make_optimizer, config.optim, nnx.state(abstract), seed=config.seed, adapters=adapters, lora_plus=config.adapter.lora_plus
-    )
-    new_optimizer(total_steps=2**31)
+    composed = compose(config, base, mesh, log=report.say)
+    options, source, abstract, adapters = composed.options, composed.source, composed.abstract, composed.adapters
     if adapters and config.train.export:
         agree(lambda: check_export(config, abstract, base))
-    check_model_options(config, abstract.spec)
-    check_attention(config, options, abstract.spec)
-    check_rounding(config.train.qat, abstract)
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
@@ -137,7 +116,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     # ---- the model, or the state of the newest checkpoint
     with phases("model"), memory_explained(config, mesh, "loading the model"):
-        optimizer = new_optimizer(total_steps=total_steps)
+        optimizer = composed.optimizer(total_steps)
         graphdef, like = abstract_state(abstract, optimizer, mesh)
         check_replication(like, mesh, config.train.max_replicated)
         state = None if adapters else start.restore(like)

@@ -119,6 +119,10 @@ def _accumulate(
         number, micro = numbered
         gradient, loss = grad_fn(state.params, state.frozen, micro, jax.random.fold_in(key, number))
         gradient = _keep_layout(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), mesh)
+        if mesh is not None and mesh.size > 1:
+            # Without it XLA tries to move the all-reduces of this loop behind it and, for TPUs, fails to compile the step
+            # (RET_CHECK in while_loop_all_reduce_code_motion.cc, libtpu 0.0.42).
+            gradient = jax.lax.optimization_barrier(gradient)
         return gradient if total is None else jax.tree.map(jnp.add, total, gradient), loss
 
     numbered = (jnp.arange(batch.tokens.shape[0]), batch)

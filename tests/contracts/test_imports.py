@@ -20,6 +20,7 @@ LAYERS = [
     {"hf"},
     {"evaluation"},
     {"training"},
+    {"planning"},
     {"cli", "large_pages"},
     {"commands"},
 ]

@@ -1,0 +1,77 @@
+"""What devices send each other in a step: read from the compiled program, with the loops around it counted."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_elements
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of the program."""
+
+    kind: str
+    bytes: float  # that reach a device each time, by a ring algorithm
+    times: float  # in a step
+    overlapped: bool  # with computation, by the compiler's schedule
+    devices: int  # of a group
+    largest: int  # bytes of its largest array, whole
+    elements: int  # numbers in that array
+    operation: str  # path of what it belongs to
+
+    @property
+    def total(self) -> float:
+        return self.bytes * self.times
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def collectives(program: Program, devices: int, trips_of: Callable[[Instruction], float]) -> list[Collective]:
+    """Returns the collectives of a program for `devices` devices, those with the most bytes first."""
+    times = program.executions(trips_of)
+    asynchronous = {
+        line.computation for line in program.instructions()
+        if 'custom_call_target="AsyncCollectiveStart"' in line.text or line.computation.startswith("async_collective_fusion")
+    }  # fmt: skip
+    found: dict[str, Collective] = {}
+    for line in program.instructions():
+        kind = line.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        key = line.attribute("channel_id") or line.name
+        if line.computation.startswith("all-reduce-scatter"):  # a fusion of it with the cut of each device's part
+            kind, key = "reduce-scatter", f"{key} {line.name}"
+        overlapped = line.opcode.endswith("-start") or line.computation in asynchronous
+        if key in found and not (overlapped and not found[key].overlapped):
+            continue  # the same collective, in the pieces into which a schedule cuts it
+        sizes = array_bytes(line.result)
+        group = _group_size(line.text, devices)
+        # What is sent stands beside what is received in the result of these two.
+        size = max(sizes) if line.opcode in ("all-gather-start", "collective-permute-start") else sum(sizes)
+        whole = size * group if line.opcode == "reduce-scatter" else size
+        share = (group - 1) / group
+        moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)
+        largest = max(sizes) * (group if line.opcode == "reduce-scatter" else 1)
+        numbers = max(array_elements(line.result)) * (group if line.opcode == "reduce-scatter" else 1)
+        found[key] = Collective(kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name)
+    return sorted(found.values(), key=lambda one: -one.total)
+
+
+def _group_size(text: str, devices: int) -> int:
+    """Returns how many devices take part in a collective together."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        size = 1
+        for axis in re.findall(r"'(\w+)'", found[2]):
+            size *= int(sizes[axis])
+        return size
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return found[1].count(",") + 1
+    return devices

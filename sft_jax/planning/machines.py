@@ -1,0 +1,136 @@
+"""Machines by name: chips, how they are connected, and what a chip can do.
+
+Sources of the numbers: for TPUs the pages of each generation in the documentation of Google Cloud, and for the bandwidth of
+one link the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
+is what the compiler says. For GPUs the vendor's data sheets, without sparsity.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from sft_jax.errors import UserError, did_you_mean
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip; every chip is one JAX device."""
+
+    platform: str  # "tpu", "gpu" or "cpu"
+    label: str
+    memory: float  # bytes that a program can use
+    flops: float  # dense bf16 peak, FLOP/s
+    bandwidth: float  # of memory, bytes/s
+    link: float  # bytes/s, one way: of a TPU's link to one neighbour, of all a GPU's links inside its node
+    outside: float  # bytes/s, one way: of a chip to other nodes, or over the hosts' network
+
+
+# A GPU's program can use 92% of its memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
+CHIPS: dict[str, Chip] = {
+    "v4": Chip("tpu", "TPU v4", 30.75 * GIB, 275e12, 1.228e12, 45e9, 6.25e9),
+    "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 197e12, 0.819e12, 45e9, 3.1e9),
+    "v5p": Chip("tpu", "TPU v5p", 95.74 * GIB, 459e12, 2.765e12, 90e9, 6.25e9),
+    "v6e": Chip("tpu", "TPU v6e", 31.25 * GIB, 918e12, 1.638e12, 90e9, 12.5e9),
+    "a100": Chip("gpu", "NVIDIA A100 80GB", 0.92 * 80e9, 312e12, 2.039e12, 300e9, 25e9),
+    "h100": Chip("gpu", "NVIDIA H100 SXM", 0.92 * 80e9, 989e12, 3.35e12, 450e9, 50e9),
+    "h200": Chip("gpu", "NVIDIA H200", 0.92 * 141e9, 989e12, 4.8e12, 450e9, 50e9),
+    "b200": Chip("gpu", "NVIDIA B200", 0.92 * 180e9, 2250e12, 8.0e12, 900e9, 50e9),
+}
+IN_CORES = ("v4", "v5p")  # slices of these are named by TensorCores, of which a chip has two; the others by chips
+_NODE = 8  # GPUs that are connected directly
+# Chips along each axis of the slices that can be rented, by their number.
+_FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+_CUBES = {
+    4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8), 512: (8, 8, 8),
+    1024: (8, 8, 16), 2048: (8, 16, 16), 4096: (16, 16, 16),
+}  # fmt: skip
+SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _FLAT, "v6e": _FLAT}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A slice of TPUs, or one or several nodes of GPUs."""
+
+    name: str  # as users write it
+    kind: str  # a key of CHIPS
+    shape: tuple[int, ...]  # chips along each axis of a TPU slice; (count,) of GPUs
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def devices(self) -> int:
+        """JAX devices, which are chips: the two cores of a v4 or v5p chip work as one."""
+        return math.prod(self.shape)
+
+    @property
+    def topology(self) -> str:
+        """The name by which libtpu knows the slice, such as "v5p:2x2x2"."""
+        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def collective_bandwidth(self) -> float:
+        """Bytes/s that reach a device when all gather from all.
+
+        Of a TPU over all axes of the slice at once, both ways around where an axis is a ring: v5e and v6e at 16 chips, v4
+        and v5p at multiples of 4.
+        """
+        if self.chip.platform == "gpu":
+            return self.chip.link if self.devices <= _NODE else self.chip.outside
+        ring = 4 if self.kind in IN_CORES else 16
+        return self.chip.link * max(1, sum((2 if size % ring == 0 else 1) for size in self.shape if size > 1))
+
+    def describe(self) -> str:
+        """Returns a line such as "v5p-16: 8 chips (16 TensorCores, 2x2x2), 8 devices of 95.7 GiB"."""
+        chips = f"{self.devices} chips" if self.devices > 1 else "1 chip"
+        if self.chip.platform == "gpu":
+            return f"{self.name}: {self.devices} x {self.chip.label}, {self.chip.memory / GIB:.1f} GiB of each used"
+        cores = f"{2 * self.devices} TensorCores, " if self.kind in IN_CORES else ""
+        return (
+            f"{self.name}: {chips} of {self.chip.label} ({cores}{'x'.join(map(str, self.shape))}), which JAX sees as {self.devices} "
+            f"device{'s' if self.devices > 1 else ''} of {self.chip.memory / GIB:.2f} GiB"
+        )
+
+
+def machine(name: str) -> Machine:
+    """Returns the machine of a name: v5e-16, v6e-256 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), or h100x8 (GPUs).
+
+    Raises UserError naming the nearest one that is known.
+    """
+    text = name.strip().lower().replace("v5litepod", "v5e")
+    if found := re.fullmatch(r"(v\d+\w?)-(\d+)", text):
+        kind, count = found[1], int(found[2])
+        _check_kind(name, kind, "tpu")
+        shapes, per_chip = SHAPES[kind], 2 if kind in IN_CORES else 1
+        shape = shapes.get(count // per_chip) if count % per_chip == 0 else None
+        if shape is None:
+            sizes = ", ".join(f"{kind}-{chips * per_chip}" for chips in shapes)
+            raise UserError(f"--topology: there is no slice {name}; there are {sizes}.")
+        return Machine(text, kind, shape)
+    if found := re.fullmatch(r"(v\d+\w?):(\d+(?:x\d+)+)", text):
+        kind, shape = found[1], tuple(map(int, found[2].split("x")))
+        _check_kind(name, kind, "tpu")
+        axes = len(next(iter(SHAPES[kind].values())))
+        if len(shape) != axes or 0 in shape:
+            example = f"{kind}:{'x'.join('2' * axes)}"
+            raise UserError(f"--topology: {name}: chips of {CHIPS[kind].label} are connected along {axes} axes, such as {example}.")
+        return Machine(text, kind, shape)
+    if found := re.fullmatch(r"([a-z]+\d+)(?:x(\d+))?", text):
+        kind, count = found[1], int(found[2] or 1)
+        _check_kind(name, kind, "gpu")
+        if count < 1 or (count > _NODE and count % _NODE):
+            raise UserError(f"--topology: {name}: GPUs come in nodes of {_NODE}; name up to {_NODE} of them or a multiple.")
+        return Machine(text, kind, (count,))
+    raise UserError(
+        f"--topology: {name!r} is no machine; write v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2 (chips "
+        "along each axis) or h100x8 (GPUs)."
+    )
+
+
+def _check_kind(name: str, kind: str, platform: str) -> None:
+    known = [other for other, chip in CHIPS.items() if chip.platform == platform]
+    if kind not in known:
+        raise UserError(f"--topology: {name}: unknown chip '{kind}'; {did_you_mean(kind, known)}.")

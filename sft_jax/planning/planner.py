@@ -1,0 +1,188 @@
+"""A plan: what the run of a configuration would need of a machine, found without the machine."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from sft_jax.config import Config
+from sft_jax.hf.hub import download
+from sft_jax.hf.restore import model_source
+from sft_jax.hf.source import Source, as_folder, is_hub_id
+from sft_jax.model.blocked_attention import block_size
+from sft_jax.model.cross_entropy import chunk_rows
+from sft_jax.model.platform import tracing_for
+from sft_jax.model.sharding import named_leaves
+from sft_jax.planning.compiled import Compiled, compile_program
+from sft_jax.planning.estimate import estimate
+from sft_jax.planning.flops import Loops, count_flops
+from sft_jax.planning.machines import Machine
+from sft_jax.planning.memory import Held, held, loss_shape
+from sft_jax.planning.program import Programs, bytes_per_device, make_programs, mesh_of
+from sft_jax.planning.roofline import Roofline, roofline
+from sft_jax.planning.whole_arrays import Limits
+from sft_jax.planning.work import Work, work_of
+from sft_jax.training.hardware import training_flops
+from sft_jax.training.report import matmul_parameters
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run would need. Bytes are those of each device."""
+
+    config: Config
+    machine: Machine
+    estimated: bool  # memory and collectives, and not compiled
+    mesh: dict[str, int]
+    held: Held
+    train: Compiled
+    evaluation: Compiled | None
+    flops: float  # of a step, as computed
+    model_flops: float  # of a step, without what remat computes again
+    roofline: Roofline
+    work: Work
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the run needs at its peak: of the train step, or of an evaluation beside the state."""
+        return max(self.train.needed, self.evaluation_needed)
+
+    @property
+    def evaluation_needed(self) -> int:
+        """Bytes while the run is evaluated: its step takes the parameters alone, and the rest of the state stays where it is."""
+        if self.evaluation is None:
+            return 0
+        return self.evaluation.needed + self.held.state - self.held.trained - self.held.frozen
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left over; below 0: missing."""
+        return int(self.machine.chip.memory) - self.needed
+
+    @property
+    def fits(self) -> bool:
+        return self.train.fits and (self.evaluation is None or self.evaluation.fits) and self.room >= 0
+
+
+def base_of(config: Config) -> Source:
+    """Returns the model of a run. It needs config.json alone: of a hub id no weights are fetched."""
+    path = config.model.path
+    folder = as_folder(path)
+    return model_source(str(download(path, weights=False)) if not folder.is_dir() and is_hub_id(path) else path)
+
+
+def make_plan(
+    config: Config, machine: Machine, base: Source, work: Work | None = None, tokens: float | None = None,
+    estimated: bool = False, log: Log = print,
+) -> Plan:  # fmt: skip
+    """Returns the plan of the run of `config`, from its compiled programs; of GPUs, and where asked for, from an estimate.
+
+    Args:
+        work: That of an earlier plan with the same data; None: it is found as `work_of` says.
+
+    Raises UserError for whatever the run would refuse.
+    """
+    estimated = estimated or machine.chip.platform != "tpu"
+    with tracing_for(machine.chip.platform):
+        programs = make_programs(config, base, mesh_of(config, machine, compiled=not estimated), log)
+        spec = programs.composed.abstract.spec
+        work = work_of(config, spec.layers, spec.vocab_size, tokens, log) if work is None else work
+        size = held(programs)
+        traced = programs.train_step.trace(programs.state, programs.batch)
+        flops = count_flops(traced.jaxpr, loops_of(programs, work))
+        if estimated:
+            return estimated_plan(programs, machine, work, flops)
+        train, evaluation = _compile(programs, traced, size, machine)
+    return Plan(
+        config, machine, False, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives), work,
+    )  # fmt: skip
+
+
+def _compile(programs: Programs, traced: jax.stages.Traced, size: Held, machine: Machine) -> tuple[Compiled, Compiled | None]:
+    """Returns what the compiler says of the train step and, where there are held-out data, of the eval step."""
+    full, limits = loops_of(programs, None), limits_of(programs)
+
+    def compiled(lowered: jax.stages.Lowered, arguments: int) -> Compiled:
+        return compile_program(lowered, machine.topology, machine.devices, arguments, lambda loop: full.of(loop.op_name), limits)
+
+    train = compiled(traced.lower(), size.state + bytes_per_device(programs.batch))
+    if not (programs.composed.config.data.eval and train.fits):
+        return train, None
+    lowered = programs.eval_step.lower(programs.state, programs.eval_batch)
+    return train, compiled(lowered, size.trained + size.frozen + bytes_per_device(programs.eval_batch))
+
+
+def loops_of(programs: Programs, work: Work | None) -> Loops:
+    """Returns how often the loops of attention and loss run, for the work of a row; None: for full, supervised rows."""
+    length = programs.composed.config.data.max_length
+    positions, vocab = loss_shape(programs)
+    chunk = chunk_rows(positions, vocab)
+    block = min(block_size(), length)
+    pairs = length * (length + 1) / 2 if work is None else work.pairs
+    supervised = 1.0 if work is None else work.supervised / length
+    # A block of queries looks at half a block more than its pairs fill: the one on the diagonal is computed whole.
+    return Loops(pairs / length / block + 0.5, max(np.ceil(positions * supervised / chunk), 1.0))
+
+
+def limits_of(programs: Programs) -> Limits:
+    """Returns the sizes of what no device may hold whole."""
+    positions, vocab = loss_shape(programs)
+    spec = programs.composed.abstract.spec
+    kernels = [
+        math.prod(leaf.get_value().shape[1:]) * leaf.get_metadata().get("numbers", 1)
+        for path, leaf in named_leaves(programs.composed.abstract) if path.startswith("runs.")
+    ]  # fmt: skip
+    tensor = programs.mesh.shape["tensor"]
+    return Limits(positions, vocab, spec.hidden_size, max(max(kernels), spec.vocab_rows * spec.hidden_size) // tensor)
+
+
+def model_flops(programs: Programs, work: Work) -> float:
+    """Returns the model FLOPs of a step, of which MFU is made, as the run's summary counts them."""
+    spec = programs.composed.abstract.spec
+    trained, frozen = matmul_parameters(programs.optimizer.choices, spec)
+    width = spec.heads * (spec.head_size + spec.value_size) // 2
+    rows = programs.composed.config.train.batch_size
+    return training_flops(trained, frozen, width, rows * work.tokens, rows * work.pairs * len(spec.layers))
+
+
+def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: float) -> Plan:
+    """Returns the plan of `programs` by estimate, for `flops` a step; nothing is traced."""
+    size = held(programs)
+    train = estimate(programs, size, machine)
+    config = programs.composed.config
+    return Plan(
+        config, machine, True, dict(programs.mesh.shape), size, train, None, flops, model_flops(programs, work),
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives), work,
+    )  # fmt: skip
+
+
+def memory_traffic(programs: Programs, size: Held) -> float:
+    """Returns an estimate of the bytes that a device reads and writes in a step.
+
+    Each micro-batch reads every kernel in the forward pass, again in the backward pass and once more where it is computed
+    again, and adds to every gradient; the update reads and writes state and gradient. Activations are left out: of rows of
+    thousands of tokens the kernels' products need far longer than reading them.
+    """
+    config = programs.composed.config
+    micros = programs.batch.tokens.shape[0]
+    item = np.dtype(config.model.compute_dtype).itemsize
+    tensor = programs.mesh.shape["tensor"]
+    kernels = sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) * item / tensor
+    passes = 2 if config.model.remat == "none" else 3
+    return micros * (passes * kernels + 2 * size.gradients) + 2 * (size.state - size.frozen) + size.gradients
+
+
+def describe_mesh(mesh: dict[str, int]) -> str:
+    """Returns the axes of a mesh along which there is more than one device."""
+    return ", ".join(f"{name} {count}" for name, count in mesh.items() if count > 1) or "one device"
+
+
+def as_overrides(values: dict[str, Any]) -> str:
+    """Returns settings as flags that can be pasted behind a command."""
+    return " ".join(f"--config.{key}={value}" for key, value in values.items())

@@ -1,0 +1,48 @@
+"""The least time that a step can take: what the slowest of arithmetic, memory and links needs (Williams et al. 2009)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sft_jax.config import ModelConfig
+from sft_jax.planning.collectives import Collective
+from sft_jax.planning.machines import Machine
+
+# Passes of the matrix unit for one product of float32 numbers, by model.matmul_precision; of bfloat16 it is one.
+_PASSES = {"tpu": {"default": 1, "high": 3, "highest": 6}, "gpu": {"default": 2, "high": 6, "highest": 15}}
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step by what it waits for."""
+
+    compute: float
+    memory: float
+    overlapped: float  # collectives that run beside computation
+    exposed: float  # collectives that computation waits for
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory, self.overlapped) + self.exposed
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        parts = {"arithmetic": self.compute, "memory": self.memory, "links": self.overlapped + self.exposed}
+        return max(parts, key=parts.__getitem__)
+
+
+def roofline(
+    machine: Machine, model: ModelConfig, flops: float, traffic: float, collectives: Sequence[Collective]
+) -> Roofline:
+    """Returns the roofline of a step.
+
+    Args:
+        flops: Of all devices, computed twice where remat does.
+        traffic: Bytes that each device reads from and writes to its memory.
+    """
+    chip = machine.chip
+    passes = _PASSES[chip.platform][model.matmul_precision] if model.compute_dtype == "float32" else 1
+    overlapped = sum(one.total for one in collectives if one.overlapped)
+    exposed = sum(one.total for one in collectives if not one.overlapped)
+    links = machine.collective_bandwidth
+    return Roofline(flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, overlapped / links, exposed / links)

@@ -1,0 +1,74 @@
+"""Names of machines, in the units that Google and users count in."""
+
+import pytest
+
+from sft_jax.errors import UserError
+from sft_jax.planning.machines import CHIPS, GIB, machine
+from sft_jax.planning.program import has_tpu_compiler, tpu_devices
+from sft_jax.training.hardware import PEAK_FLOPS
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "topology"),
+    [
+        ("v5p-16", 8, "v5p:2x2x2"),  # 16 TensorCores
+        ("v5p-64", 32, "v5p:2x4x4"),
+        ("v4-8", 4, "v4:2x2x1"),
+        ("v5e-16", 16, "v5e:4x4"),  # 16 chips
+        ("v5litepod-64", 64, "v5e:8x8"),
+        ("v6e-256", 256, "v6e:16x16"),
+        ("v5p:2x2x4", 16, "v5p:2x2x4"),
+        ("v5e-1", 1, "v5e:1x1"),
+    ],
+)
+def test_slices(name, devices, topology):
+    found = machine(name)
+    assert (found.devices, found.topology, found.chip.platform) == (devices, topology, "tpu")
+
+
+def test_gpus():
+    assert (machine("h100x8").devices, machine("H200x16").devices, machine("a100").devices) == (8, 16, 1)
+    assert machine("h100x8").collective_bandwidth > 5 * machine("h100x16").collective_bandwidth  # beyond one node
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5p-6", "there is no slice v5p-6; there are v5p-8, v5p-16"),
+        ("v5p-7", "there is no slice"),
+        ("v5x-8", "unknown chip 'v5x'; .*v5"),
+        ("h10x8", "unknown chip 'h10'"),
+        ("h100x9", "nodes of 8"),
+        ("v5p:2x2", "along 3 axes"),
+        ("v5e:0x2", "along 2 axes"),
+        ("pod", "is no machine"),
+    ],
+)
+def test_what_is_no_machine(name, message):
+    with pytest.raises(UserError, match=message):
+        machine(name)
+
+
+def test_the_torus_counts():
+    """Rings are closed from 16 chips (v5e) and 4 (v5p) on, so both directions carry data there."""
+    assert machine("v5e-256").collective_bandwidth == 4 * CHIPS["v5e"].link
+    assert machine("v5e-16").collective_bandwidth == 2 * CHIPS["v5e"].link
+    assert machine("v5p-128").collective_bandwidth == 6 * CHIPS["v5p"].link
+
+
+def test_peaks_agree_with_those_that_runs_report():
+    for kind, name in {"v4": "TPU v4", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e", "h100": "NVIDIA H100"}.items():
+        assert CHIPS[kind].flops == PEAK_FLOPS[name]
+
+
+@pytest.mark.skipif(not has_tpu_compiler(), reason="libtpu is not installed (pip install 'sft_jax[tpu]')")
+@pytest.mark.parametrize("name", ["v4-8", "v5p-16", "v5e-8", "v5e-1", "v6e-16"])
+def test_libtpu_counts_the_same_devices(name):
+    devices = tpu_devices(machine(name))
+    assert len(devices) == machine(name).devices
+    assert all(device.platform == "tpu" for device in devices)
+
+
+def test_usable_memory_is_below_that_of_the_chip():
+    for kind, gigabytes in {"v4": 32, "v5e": 16, "v6e": 32, "h100": 80, "h200": 141}.items():
+        assert 0.9 * gigabytes * 1e9 <= CHIPS[kind].memory <= gigabytes * GIB

@@ -29,6 +29,7 @@ class _Object(NamedTuple):
 
 class _Store(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # TensorStore opens many connections at once
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from xla_flags import xla_flags
@@ -18,6 +19,8 @@ import pytest
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--cluster", action="store_true", help="also run the tests marked cluster")
+    parser.addoption("--minutes", type=float, help="skip tests marked slow that would begin later than so many minutes from the start")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -28,7 +31,7 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
-    left_out = {"slow"} if not config.getoption("--slow") else set()
+    left_out = {name for name in ("slow", "cluster") if not config.getoption(f"--{name}")}
     if CHROMIUM is None:
         left_out.add("browser")
     platforms = os.environ["JAX_PLATFORMS"].split(",")
@@ -37,6 +40,16 @@ def pytest_collection_modifyitems(config, items):
     ]
     config.hook.pytest_deselected(items=[item for item, stay in zip(items, stays, strict=True) if not stay])
     items[:] = [item for item, stay in zip(items, stays, strict=True) if stay]
+
+
+_NO_TIME = "no time is left for it (--minutes)"
+_BEGUN = float(os.environ.setdefault("SFT_JAX_TESTS_BEGUN", str(time.time())))  # processes of pytest-xdist find it set
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and "slow" in item.keywords and time.time() > _BEGUN + 60 * minutes:
+        pytest.skip(_NO_TIME)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +79,8 @@ def assets() -> Path:
 def pytest_runtest_makereport(item, call):
     """With SFT_JAX_FORBID_SKIPS=1 (continuous integration) a skipped test fails: there nothing may be missing."""
     report = yield
-    if report.skipped and os.environ.get("SFT_JAX_FORBID_SKIPS") == "1" and not hasattr(report, "wasxfail"):
+    forbidden = os.environ.get("SFT_JAX_FORBID_SKIPS") == "1" and not hasattr(report, "wasxfail")
+    if report.skipped and forbidden and _NO_TIME not in str(report.longrepr):
         report.outcome = "failed"
         report.longrepr = f"skipped, and SFT_JAX_FORBID_SKIPS is set: {report.longrepr}"
     return report

@@ -46,7 +46,7 @@ def assert_close(a, b):
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=LAYOUT_TOLERANCE * (10 if name == "grad_norm" else 1))
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.cluster)])
 def test_processes_equal_one(folder, single, count):
     config, workdir = single
     results = run_processes(config, folder / f"of{count}", folder / "xdg", count)
@@ -57,7 +57,7 @@ def test_processes_equal_one(folder, single, count):
     assert_close(metrics(folder / f"of{count}"), metrics(workdir))
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_other_numbers_of_processes_continue(folder):
     """Four processes stop, two go on and stop, one ends the run: state as it was saved, bit for bit, and the same rows of a mixture."""
     tiny_config(folder)
@@ -141,7 +141,7 @@ def test_processes_that_differ_do_not_start(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.cluster)])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, count):
     """Only the second process is signalled; all save, end with 75, and go on bit for bit as if nothing had been."""
     config = tiny_config(folder, train__steps=16, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, checkpoint__every=0)
@@ -164,7 +164,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, count):
     assert final_checksums(workdir) == final_checksums(whole) and metrics(workdir) == metrics(whole)
 
 
-@pytest.mark.parametrize("lost, count", [(1, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lost, count", [(1, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.cluster)])
 def test_a_killed_process_ends_the_others_and_a_restart_continues(folder, lost, count):
     """In bounded time, with one message and exit code 1; the first process is also what all of them meet through."""
     config = tiny_config(folder, train__heartbeat_seconds=6.0, checkpoint__every=2, train__epochs=4.0)

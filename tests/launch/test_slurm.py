@@ -13,7 +13,7 @@ from one_node_slurm import missing_programs, one_node_slurm
 from tiny_run import ROOT, environment, tiny_config, train_command
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not installed ({', '.join(missing_programs())}); apt-get install slurm-wlm munge"),
 ]
 

@@ -7,7 +7,7 @@ import jax
 from sft_jax.errors import UserError
 from sft_jax.model.sharding import AnyMesh, largest_replicated
 
-SMALL = 2**30  # bytes a device that are never too much, such as the sides of adapters that only the hidden size would cut
+SMALL = 2**31  # bytes a device that are never too much, such as the sides of adapters that only the hidden size would cut
 _NAMED = 4
 
 

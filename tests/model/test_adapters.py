@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from adapted import KINDS, adapted, moved
 from random_batches import random_batch
+from slow_values import slow
 from tiny_models import abstract, packed_rows, random_decoder, randomized
 
 from sft_jax.errors import UserError
@@ -53,11 +54,11 @@ def largest(x) -> float:
     return float(np.abs(np.asarray(x, np.float64)).max())
 
 
-CASES = [("llama", kind, BLOCKS_AND_HEAD) for kind in ("lora", "pissa", "pissa_dora")]
-CASES += [("gemma3", "dora", {}), ("llama", "lora", dict(targets=["embed"]))]
+CASES = [("llama", kind, BLOCKS_AND_HEAD) for kind in ("lora", "pissa")] + slow(("llama", "pissa_dora", BLOCKS_AND_HEAD))
+CASES += [*slow(("gemma3", "dora", {})), ("llama", "lora", dict(targets=["embed"]))]
 CASES += [("gemma3", "lora", dict(targets=["embed", "mlp"]))]  # a head that is tied to an embedding that is scaled
 CASES += [(name, "lora", dict(tokens=[0, 7, 95], targets=["query"])) for name in ("llama", "gemma3")]
-CASES += [("experts", "pissa", {})]
+CASES += slow(("experts", "pissa", {}))
 
 
 @pytest.mark.parametrize("name, kind, extra", CASES)
@@ -142,7 +143,7 @@ def test_chunked_loss_equals_dense_float64(name, kind, extra):
 
 
 @pytest.mark.parametrize("name, kind, extra", [
-    ("llama", "pissa_dora", BLOCKS_AND_HEAD), ("experts", "pissa", {}),
+    ("llama", "pissa_dora", BLOCKS_AND_HEAD), *slow(("experts", "pissa", {})),
     pytest.param("gemma3", "lora", dict(targets=["embed", "attention"]), marks=pytest.mark.slow),
     pytest.param("gemma2", "lora", dict(tokens=[0, 7, 95], targets=["mlp"]), marks=pytest.mark.slow),
 ])  # fmt: skip

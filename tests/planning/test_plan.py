@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from slow_values import slow
 from tiny_plans import LENGTH, MODEL, ROWS, tiny_config, write_model
 
 from sft_jax.config import parse_config
@@ -251,9 +252,11 @@ def test_a_platform_that_is_not_here_is_traced_for():
     ("flags", "code", "message"),
     [
         ((), 2, "--topology: is missing"),
-        (("--topology", "v5q-8"), 2, "unknown chip 'v5q'"),
-        (("--topology", "h100x8", "--efficiency", "2"), 2, "--efficiency"),
-        (("--topology", "h100x4", "--config.mesh.tensor=3"), 2, "does not fit the 4 devices of h100x4"),
+        *slow(
+            (("--topology", "v5q-8"), 2, "unknown chip 'v5q'"),
+            (("--topology", "h100x8", "--efficiency", "2"), 2, "--efficiency"),
+            (("--topology", "h100x4", "--config.mesh.tensor=3"), 2, "does not fit the 4 devices of h100x4"),
+        ),
         (("--topology", "h100x4", "--tokens", "1e6", "--json"), 0, None),
     ],
 )

@@ -48,6 +48,7 @@ def local(folder):
     return folder / "local"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_machine_bit_for_bit(folder, machine, local, capsys):
     url = "gs://bucket/runs/moved"
     with pytest.raises(StoppedBySignal, match="after step 3 of 6"):

@@ -5,7 +5,7 @@
 #   SFT_JAX_OVERLAP   0: no flag is set
 #
 # What is in LIBTPU_INIT_ARGS or XLA_FLAGS already wins: a flag that is named there is not set again. A flag that the installed
-# library does not know ends the process at its start, so tests/launch/test_flags.py starts jaxlib and libtpu with them.
+# library does not know ends the process at its start, so tests/launch/test_scripts.py starts jaxlib and libtpu with them.
 
 sft_jax_tpu_flags=(
   --xla_tpu_enable_async_collective_fusion=true

@@ -167,7 +167,8 @@ def main() -> None:
             print(json.dumps(summary, indent=1), flush=True)
             os._exit(bool(findings.counts))  # libFuzzer would go on, and would not come back
 
-    flags = [f"-seed={args.seed}", f"-max_len={LONGEST}", "-timeout=0", "-rss_limit_mb=0", "-handle_segv=0"]
+    # libFuzzer writes inputs that it finds slow into the working directory, unless told otherwise.
+    flags = [f"-artifact_prefix={corpus}/", f"-seed={args.seed}", f"-max_len={LONGEST}", "-timeout=0", "-rss_limit_mb=0", "-handle_segv=0"]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], take, custom_mutator=targets.vary)
     atheris.Fuzz()
 

@@ -101,10 +101,20 @@ on_all() { # runs a command on all VMs of a node; the output of each goes to the
   tpus tpu-vm ssh "$1" --worker=all --command="$2"
 }
 
+files() { # of the checkout, NUL after each: what git would take, or all but environments and runs where it is no repository
+  if git -C "$source" rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    git -C "$source" ls-files -z --cached --others --exclude-standard --deduplicate
+  else
+    (cd "$source" && find . \( -name '.venv*' -o -name .git -o -path ./runs \) -prune -o -type f -print0)
+  fi | while IFS= read -r -d '' file; do
+    [[ ! -e "$source/$file" ]] || printf '%s\0' "$file" # one that is deleted but not committed is left out
+  done
+}
+
 install() {
   local archive node
   archive="$(mktemp -d)/sft_jax.tar.gz"
-  tar --create --gzip --file="$archive" --directory="$source" --exclude=.git --exclude=.venv --exclude=runs .
+  files | tar --create --gzip --file="$archive" --directory="$source" --null --files-from=-
   while read -r node; do
     tpus tpu-vm scp "$archive" "$node:sft_jax.tar.gz" --worker=all
     on_all "$node" 'set -e; mkdir -p sft_jax; tar --extract --gzip --file=sft_jax.tar.gz --directory=sft_jax; cd sft_jax

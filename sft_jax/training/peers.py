@@ -4,7 +4,7 @@ Collectives on TPU and GPU wait without end for a process that has died. So a th
 the coordination service every few seconds; the first process reads them and writes down which one is lost; every process that
 reads this ends with one message. That takes at most `heartbeat_seconds` and two beats where a process was killed or its host is
 gone, two beats where it could still say that it failed. The first process is watched by all others. (JAX has heartbeats too,
-but aborts without saying what to do; it is given twice the time, and ends processes in which Python cannot run any more.)
+but aborts without saying what to do; it is given more than twice the time, and ends processes in which Python cannot run any more.)
 
 If the first process itself dies, JAX aborts the others at once; `_on_abort` turns that into a message and exit code 1.
 """

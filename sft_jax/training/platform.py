@@ -73,8 +73,9 @@ def _initialize(place: Place, heartbeat_seconds: float, **arguments) -> None:
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
     try:
-        # JAX aborts a process whose peers are gone, which `Peers` does sooner and with a message.
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds))
+        # JAX aborts a process whose peers are gone, which `Peers` does sooner and with a message: after the time, up to two
+        # beats until it is seen, and two in which the others read it. A busy machine is given 30 s on top.
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds) + 30)
     except (RuntimeError, ValueError, OSError) as error:  # JaxRuntimeError is a RuntimeError
         reason = " ".join(str(error).split())[:300]
         raise UserError(

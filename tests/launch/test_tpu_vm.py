@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tarfile
 
 import pytest
 from tiny_run import ROOT
@@ -15,6 +16,7 @@ case "$1 $2" in
   "queued-resources create") echo ACTIVE > {folder}/state ;;
   "queued-resources delete") rm -f {folder}/state ;;
   "queued-resources describe") cat {folder}/state 2>/dev/null || exit 1 ;;
+  "tpu-vm scp") cp "$3" {folder}/sent.tar.gz ;;
   "tpu-vm ssh")
     [[ "$*" == *run.sh* ]] || exit 0
     echo training >> {folder}/trainings
@@ -46,6 +48,26 @@ def test_a_preempted_slice_is_requested_again_until_the_run_is_done(tmp_path):
     (command, *_) = [call for call in calls if "run.sh" in call]
     assert "--config.model.path=a\\ b" in command and "--workdir gs://b/run" in command and "SFT_JAX_DEVICE=tpu" in command
     assert "request mine: SUSPENDED" not in result.stderr and "restart 2 of 20" in result.stderr
+
+
+@pytest.mark.parametrize("repository", [True, False])
+def test_what_is_sent_is_the_source_alone(tmp_path, repository):
+    """Neither environments nor runs nor what git ignores: they may be gigabytes. A file that is not committed yet is part of it."""
+    source = tmp_path / "source"
+    kept = {"pyproject.toml", "sft_jax/train.py", "configs/new one.py"}
+    for name in kept | {".venv-launch/lib/torch.so", ".venv/bin/python", "runs/a/metrics.jsonl", "gone.py"}:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    if repository:
+        (source / ".gitignore").write_text(".venv*\nruns/\n")
+        for command in (["init", "--quiet"], ["add", "pyproject.toml", "sft_jax", "gone.py"]):
+            subprocess.run(["git", "-C", source, *command], check=True)
+        kept = kept | {".gitignore"}
+    (source / "gone.py").unlink()
+    result, _ = run_tpu_vm(tmp_path, *OPTIONS, "--source", str(source), "--", "--config", "c")
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(tmp_path / "sent.tar.gz") as archive:
+        assert {name.removeprefix("./") for name in archive.getnames()} == kept
 
 
 def test_slices_train_at_the_same_time(tmp_path):

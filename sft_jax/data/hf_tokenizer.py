@@ -11,6 +11,7 @@ import tokenizers
 
 from sft_jax.data.alignment import Encoding, TokenBytes, align, without_gaps
 from sft_jax.data.tokenizer_files import write_files
+from sft_jax.data.word_encoder import WordEncoder, word_encoder_of
 from sft_jax.errors import UserError
 
 class HFTokenizer:
@@ -29,6 +30,7 @@ class HFTokenizer:
         self._tokenizer.encode_special_tokens = values["encode_special_tokens"]  # not part of a tokenizer.json
         self._remap = np.asarray(values["remap"], np.int32) if values["remap"] else None
         self._table: TokenBytes | None = None
+        self._words: WordEncoder | None = None
         self._library_offsets = False
         self.vocab_size: int = values["vocab_size"]
         self.bos_id: int | None = values["bos_id"]
@@ -55,7 +57,8 @@ class HFTokenizer:
         return hashlib.sha256(values.encode() + b"\0" + self._backend.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self._encode_batch([text], offsets=False)[0].tolist()
+        (ids,) = self._ids_of_library([text])
+        return ids if self._remap is None else self._remap[np.asarray(ids, np.int32)].tolist()
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
         if not texts:
@@ -63,9 +66,11 @@ class HFTokenizer:
         if self._library_offsets:
             return self._offsets_of_library(texts)
         if self._table is None:
-            self._table = _token_bytes(self._tokenizer)
-        encoded = self._raw_batch(texts, offsets=False)
-        aligned = align(self._table, [text.encode() for text in texts], [item.ids for item in encoded])
+            self._table = token_bytes(self._tokenizer)
+            if not self._tokenizer.encode_special_tokens:
+                self._words = word_encoder_of(self._backend, self._ids_of_library, self._table)
+        ids = self._words.encode_batch(texts) if self._words else self._ids_of_library(texts)
+        aligned = align(self._table, [text.encode() for text in texts], ids)
         if self._remap is not None:
             aligned = [item and item._replace(ids=self._remap[item.ids]) for item in aligned]
         rest = [index for index, item in enumerate(aligned) if item is None]
@@ -84,9 +89,8 @@ class HFTokenizer:
             result.append(Encoding(ids, *without_gaps(ranges[:, 0], ranges[:, 1], len(text))))
         return result
 
-    def _encode_batch(self, texts: Sequence[str], offsets: bool) -> list[np.ndarray]:
-        encoded = (np.asarray(item.ids, np.int32) for item in self._raw_batch(texts, offsets))
-        return [ids if self._remap is None else self._remap[ids] for ids in encoded]
+    def _ids_of_library(self, texts: Sequence[str]) -> list[list[int]]:
+        return [item.ids for item in self._raw_batch(texts, offsets=False)]
 
     def _raw_batch(self, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
         if not texts:
@@ -160,7 +164,7 @@ def _rename(state: dict, aliases: dict[str, str]) -> None:
         ]
 
 
-def _token_bytes(tokenizer: tokenizers.Tokenizer) -> TokenBytes:
+def token_bytes(tokenizer: tokenizers.Tokenizer) -> TokenBytes:
     """Returns the bytes of each id. A guess at the kind of vocabulary that is wrong only makes `align` refuse."""
     state = json.loads(tokenizer.to_str())
     kinds = json.dumps([state["normalizer"], state["pre_tokenizer"], state["decoder"]])

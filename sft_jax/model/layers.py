@@ -8,6 +8,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from sft_jax.model.context import to_zigzag
+from sft_jax.model.lookup import look_up
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
 from sft_jax.model.qat import Unrounded
@@ -156,27 +157,26 @@ class Embed(nnx.Module):
 
         Where positions are learned, one beyond the table gives NaN.
         """
-        # Whole rows of the table, gathered over fsdp as kernels are. Otherwise the lookup makes the hidden size of its
-        # result follow the table and the rows follow nothing: every device would hold the states of the whole batch.
-        table = self.options.constrain(self.embedding[...], ("vocab", None))
-        if len(table) > self.vocab_size:  # an id that is no token gives NaN, whether there is a row or not
-            tokens = jnp.where(tokens < self.vocab_size, tokens, len(table))
-        x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
+        if (rows := self.embedding.shape[0]) > self.vocab_size:  # an id that is no token gives NaN, whether there is a row or not
+            tokens = jnp.where(tokens < self.vocab_size, tokens, rows)
+        x = self._rows(self.embedding, tokens)
         if self.adapter is not None:
             x = x + self._added(tokens)
         if self.token_rows is not None:
-            x = self.token_rows.replace_in(x, tokens)
+            x = self.token_rows.replace_in(x, tokens, self._rows)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.positions is None:
             return x
-        table = self.options.constrain(self.positions[...], (None, None))
-        return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
+        return x + self._rows(self.positions, positions)
+
+    def _rows(self, table: nnx.Param, indices: jax.Array) -> jax.Array:
+        """Returns rows [B, L, D] of a table [V, D] in the compute dtype; NaN where there is no such row."""
+        return look_up(table[...], indices, self.options.dtype, table.axes, self.options.mesh)
 
     def _added(self, tokens: jax.Array) -> jax.Array:
         """Returns what the adapter adds to the embeddings of `tokens`."""
-        a = self.options.constrain(self.adapter.a[...], ("vocab", None))
-        states = jnp.take(a, tokens, axis=0).astype(self.options.dtype) * self.adapter.scale
+        states = self._rows(self.adapter.a, tokens) * self.adapter.scale
         return jnp.dot(states, self.adapter.b[...].astype(self.options.dtype), precision=self.options.dot_precision)
 
 

@@ -21,6 +21,7 @@ from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
 from sft_jax.model.neftune import with_neftune
 from sft_jax.model.options import Options, unrounded
+from sft_jax.model.product import product
 from sft_jax.model.rope import RopeTable, depends_on_length, document_lengths, rope_table
 from sft_jax.model.runs import plan_runs
 from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
@@ -177,13 +178,14 @@ class Decoder(nnx.Module):
         states [..., D] after the final norm.
         """
         hidden, vocab_axis = self.head_input(hidden), 0 if self.spec.tied_head else 1
-        dot = partial(jnp.dot, precision=self.options.dot_precision)
+        dot = partial(product, precision=self.options.dot_precision, constrain=self.options.constrain)
         if self.spec.tied_head:
             rows, adapter = self.embed.token_rows, self.embed.adapter
             table = self.embed.embedding[...]
             products = [(hidden, table)]
             if adapter is not None:
-                products.append((dot(hidden, adapter.b[...].T.astype(hidden.dtype)) * adapter.scale, adapter.a[...]))
+                states = dot(hidden, adapter.b[...].T, adapter.b.axes[::-1])
+                products.append((states * adapter.scale, adapter.a[...]))
         else:
             rows, adapter = self.head_rows, self.lm_head.adapter
             kernel = self.lm_head.operand()
@@ -204,12 +206,12 @@ class Decoder(nnx.Module):
         """Returns float32 logits [..., V] of hidden states [..., D], scaled and capped; V is `spec.vocab_size`."""
         products, vocab_axis = self.head_products(hidden)
 
-        def product(states, kernel):
+        def in_float32(states, kernel):
             kernel = kernel.astype(states.dtype)
             kernel = kernel.T if vocab_axis == 0 else kernel
             return jnp.dot(states, kernel, precision=self.options.dot_precision, preferred_element_type=jnp.float32)
 
-        first, *added = (product(*pair) for pair in products)
+        first, *added = (in_float32(*pair) for pair in products)
         logits = first + functools.reduce(operator.add, added) if added else first
         return cap(logits[..., : self.spec.vocab_size], self.logit_soft_cap)
 

@@ -75,7 +75,7 @@ class LowRank(nnx.Module):
         if dropped is rows:
             return scale * (y + self.added(rows, dot))
         # As PEFT: dropout reaches the change of the kernel's own share too, which costs a second product.
-        return y + (scale - 1) * dot(dropped, kernel) + scale * self.added(dropped, dot)
+        return y + (scale - 1) * dot(dropped, kernel, None) + scale * self.added(dropped, dot)
 
     def products(
         self, rows: jax.Array, kernel: jax.Array, key: jax.Array | None, dot: Product
@@ -85,24 +85,24 @@ class LowRank(nnx.Module):
         With a magnitude the pairs hold `kernel` with its columns scaled, which is differentiated.
         """
         dropped = drop(rows, self.dropout, key)
-        pairs = self._pairs(dropped, dot)
+        pairs = [(states, b[...]) for states, b in self._pairs(dropped, dot)]
         if self.magnitude is None:
             return [(rows, kernel), *pairs]
         scale = self.column_scale(kernel)
-        pairs = [(states, (b * scale).astype(rows.dtype)) for states, b in pairs]
+        pairs = [(states, b * scale) for states, b in pairs]
         if dropped is rows:
             return [(rows, (kernel * scale).astype(rows.dtype)), *pairs]
         return [(rows, kernel), (dropped, (kernel * (scale - 1)).astype(rows.dtype)), *pairs]
 
     def added(self, rows: jax.Array, dot: Product) -> jax.Array:
         """Returns scale * rows @ (a @ b - a0 @ b0), before any magnitude."""
-        return functools.reduce(operator.add, (dot(states, b) for states, b in self._pairs(rows, dot)))
+        return functools.reduce(operator.add, (dot(states, b[...], b.axes[-2:]) for states, b in self._pairs(rows, dot)))
 
-    def _pairs(self, rows: jax.Array, dot: Product) -> list[tuple[jax.Array, jax.Array]]:
+    def _pairs(self, rows: jax.Array, dot: Product) -> list[tuple[jax.Array, nnx.Param]]:
         """Returns (states [..., r], matrix [r, out]) pairs whose products add up to `added`."""
 
-        def pair(a: nnx.Param, b: nnx.Param, scale: float) -> tuple[jax.Array, jax.Array]:
-            return dot(rows, a[...].astype(rows.dtype)) * scale, b[...].astype(rows.dtype)
+        def pair(a: nnx.Param, b: nnx.Param, scale: float) -> tuple[jax.Array, nnx.Param]:
+            return dot(rows, a[...], a.axes[-2:]) * scale, b
 
         pairs = [pair(self.a, self.b, self.scale)]
         return pairs if self.start_a is None else [*pairs, pair(self.start_a, self.start_b, -self.scale)]

@@ -31,7 +31,7 @@ class TokenRows(nnx.Module):
         `table_rows` [n, D] are those that they stand for. As a term of its own, so that neither the head nor its
         gradient is copied for a few rows.
         """
-        states = dot(hidden, (self.rows[...] - table_rows.astype(jnp.float32)).T.astype(hidden.dtype))
+        states = dot(hidden, (self.rows[...] - table_rows.astype(jnp.float32)).T, self.rows.axes[::-1])
         columns = jnp.arange(self.vocab_rows)[:, None] == jnp.asarray(self.ids)
         kernel = columns.astype(hidden.dtype)
         return states, kernel if vocab_axis == 0 else kernel.T

@@ -38,12 +38,16 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         line.computation for line in program.instructions()
         if 'custom_call_target="AsyncCollectiveStart"' in line.text or line.computation.startswith("async_collective_fusion")
     }  # fmt: skip
+    lines = [line for line in program.instructions() if line.opcode.removesuffix("-start") in KINDS]
+    on_channel: dict[str, set[tuple[str, str]]] = {}
+    for line in lines:
+        on_channel.setdefault(line.attribute("channel_id"), set()).add((line.opcode.removesuffix("-start"), line.op_name))
     found: dict[str, Collective] = {}
-    for line in program.instructions():
+    for line in lines:
         kind = line.opcode.removesuffix("-start")
-        if kind not in KINDS:
-            continue
         key = line.attribute("channel_id") or line.name
+        if len(on_channel[line.attribute("channel_id")]) > 1:  # as those of every shard_map, which share one channel
+            key = f"{key} {line.op_name} {line.result if line.computation in asynchronous else line.name}"
         if line.computation.startswith("all-reduce-scatter"):  # a fusion of it with the cut of each device's part
             kind, key = "reduce-scatter", f"{key} {line.name}"
         overlapped = line.opcode.endswith("-start") or line.computation in asynchronous

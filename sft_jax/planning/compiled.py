@@ -20,7 +20,7 @@ from sft_jax.planning.collectives import Collective, collectives
 from sft_jax.planning.hlo import Instruction, Program
 from sft_jax.planning.whole_arrays import Limits, whole_arrays
 
-_FORMAT = 2  # of what is kept
+_FORMAT = 3  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.model.attention import check_kernel
@@ -27,11 +28,15 @@ from sft_jax.model.runs import plan_runs
 from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
 from sft_jax.model.token_rows import TokenRows
 
+_INPUT = "period_input"  # the states that a period of blocks reads
 # What the backward pass keeps of a period of blocks; the rest is computed again. None: everything is kept.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,  # but for what the period reads
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as "full", kept in the memory of the host
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src="device", offload_dst="pinned_host"
+    ),
 }
 
 
@@ -151,6 +156,7 @@ class Decoder(nnx.Module):
 
             def period(x, inputs, run=run):
                 blocks, key = inputs
+                x = checkpoint_name(x, _INPUT)
                 found = []
                 for layer, block, key in zip(run.period, blocks, split_key(key, len(blocks)), strict=True):
                     x, of_layer = block(x, tables[layer.rope], masks[layer], segments if route else None, key)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_elements
+from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -22,6 +22,7 @@ class Collective:
     largest: int  # bytes of its largest array, whole
     elements: int  # numbers in that array
     operation: str  # path of what it belongs to
+    dtype: str = ""  # of that array as XLA writes it, such as "bf16"
 
     @property
     def total(self) -> float:
@@ -62,7 +63,9 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)
         largest = max(sizes) * (group if line.opcode == "reduce-scatter" else 1)
         numbers = max(array_elements(line.result)) * (group if line.opcode == "reduce-scatter" else 1)
-        found[key] = Collective(kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name)
+        found[key] = Collective(
+            kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name, array_dtypes(line.result)[sizes.index(max(sizes))]
+        )  # fmt: skip
     return sorted(found.values(), key=lambda one: -one.total)
 
 

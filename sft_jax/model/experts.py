@@ -141,7 +141,7 @@ def _parameter_layout(parameter: nnx.Variable) -> nnx.Variable:
     """Returns a parameter with its partition in place of its value: cut over `expert` and `tensor` where kernels are."""
     shape = parameter.get_value().shape
     axes = parameter.axes[-len(shape) :]  # without that of layers, which the scan has taken
-    names = {"expert": "expert", "mlp": "tensor"}
+    names = {"expert": "expert", "mlp": "tensor", "expert_side": "tensor"}
     return parameter.replace(P(*(names.get(axis) if size != 1 else None for axis, size in zip(axes, shape, strict=True))))
 
 

@@ -25,6 +25,10 @@ from sft_jax.model.quant import Kernel, Product, QuantisedKernel
 
 _SUBSPACE_STEPS = 16  # of the search for the principal part of a kernel
 _MORE_COLUMNS = 16  # searched beside those that are kept
+# What a side without the hidden size has in place of the kernel's axis: only `tensor` cuts that, and all else would be copies.
+_SIDES = dict.fromkeys(("heads", "kv_heads", "mlp"), "side")
+_EXPERT_SIDES = dict.fromkeys(("heads", "kv_heads", "mlp"), "expert_side")
+
 
 class LowRank(nnx.Module):
     """The adapter of one kernel. Parameters are float32, whatever the kernel is."""
@@ -40,11 +44,12 @@ class LowRank(nnx.Module):
         units: Mapping[str, int],
     ):
         """`factors` are a and b, `start` a0 and b0; `axes` and `units` are those of the kernel."""
-        down, up = (*axes[:-1], "rank"), (*axes[:-2], "rank", axes[-1])
+        side = _EXPERT_SIDES if "expert" in axes else _SIDES
+        down, up = (*axes[:-2], side.get(axes[-2], axes[-2]), "rank"), (*axes[:-2], "rank", side.get(axes[-1], axes[-1]))
 
         def param(value, axes):
             within = FrozenDict({axis: count for axis, count in units.items() if axis in axes})
-            return nnx.Param(value, axes=axes, units=within, exact=True)
+            return nnx.Param(value, axes=axes, units=within, exact=True, whole_where_uneven="side" in axes or "expert_side" in axes)
 
         self.a, self.b = param(factors[0], down), param(factors[1], up)
         self.start_a = nnx.data(None) if start is None else param(start[0], down)

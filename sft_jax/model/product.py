@@ -37,7 +37,15 @@ def product(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(static: _Static, rows, matrix):
-    return jnp.dot(rows, matrix.astype(rows.dtype), precision=static.precision)
+    return jnp.dot(rows, _read(static, rows, matrix), precision=static.precision)
+
+
+def _read(static: _Static, rows, matrix):
+    """Returns the matrix as it is multiplied: in the dtype of the rows, and whole where only the parameter is cut."""
+    matrix = matrix.astype(rows.dtype)
+    if static.axes is None or "side" not in static.axes:
+        return matrix
+    return static.constrain(matrix, ["act_heads" if axis == "side" else axis for axis in static.axes])
 
 
 def _forward(static: _Static, rows, matrix):
@@ -47,7 +55,7 @@ def _forward(static: _Static, rows, matrix):
 def _backward(static: _Static, residuals, gradient):
     rows, matrix = residuals
     of_rows = lax.dot_general(
-        gradient, matrix.astype(rows.dtype), (((gradient.ndim - 1,), (1,)), ((), ())), precision=static.precision
+        gradient, _read(static, rows, matrix), (((gradient.ndim - 1,), (1,)), ((), ())), precision=static.precision
     )
     every_row = tuple(range(rows.ndim - 1))
     of_matrix = lax.dot_general(

@@ -41,6 +41,8 @@ def whole_arrays(text: str, found: Sequence[Collective], limits: Limits) -> list
         if rows >= limits.positions and rows != limits.hidden:
             lines.append(f"logits of all positions are formed: {kind}[{shape}]")
     for one in found:
+        if "shard_map" in one.operation:  # the model's own, of hidden states and of kernels of one layer
+            continue
         if one.kind == "all-gather" and one.elements > limits.kernel and one.elements != limits.head:
             lines.append(f"more than one layer is gathered at once: {one.elements:,} numbers in {one.operation}")
     return lines

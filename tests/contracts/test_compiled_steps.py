@@ -4,6 +4,8 @@ A step that forms the logits of all positions, gathers all layers at once or add
 other; only the program shows it.
 """
 
+import re
+
 import pytest
 from slow_values import slow
 from tiny_models import ALL_CONFIGS, KINDS
@@ -75,3 +77,19 @@ def test_gradients_are_summed_over_devices_in_float32(tmp_path, name, layout, se
     assert any(one.dtype == "f32" and one.devices > tensor for one in sums)
     rounded = [one for one in sums if one.dtype == "bf16"]
     assert all(one.devices == tensor > 1 for one in rounded), rounded
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_is_offloaded_lies_in_the_memory_of_the_host(tmp_path):
+    """The inputs of all layers, which no device keeps; S(5) is the space of the host's pinned memory."""
+    held = {}
+    with tracing_for("tpu"):
+        for remat in ("full", "offload"):
+            programs = programs_of(tmp_path, "llama", LAYOUTS["fsdp8"], "v5e-8", model__remat=remat)
+            compiled = programs.train_step.lower(programs.state, programs.batch).compile()
+            spec, (_, rows, length) = programs.composed.abstract.spec, programs.batch.tokens.sharding.shard_shape(programs.batch.tokens.shape)
+            inputs = rf"bf16\[{len(spec.layers)},{rows},{length},{spec.hidden_size}\]\{{[^}}]*\}}"
+            held[remat] = set(re.findall(inputs, compiled.as_text()))
+    assert held["full"] and not any("S(5)" in layout for layout in held["full"])
+    assert held["offload"] and all("S(5)" in layout for layout in held["offload"])

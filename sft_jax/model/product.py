@@ -37,6 +37,10 @@ def product(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(static: _Static, rows, matrix):
+    return _multiplied(static, rows, matrix)
+
+
+def _multiplied(static: _Static, rows, matrix):
     return jnp.dot(rows, _read(static, rows, matrix), precision=static.precision)
 
 
@@ -49,7 +53,8 @@ def _read(static: _Static, rows, matrix):
 
 
 def _forward(static: _Static, rows, matrix):
-    return _product(static, rows, matrix), (rows, matrix)
+    # Not _product itself, in which policies of jax.checkpoint would see no dot_general to keep.
+    return _multiplied(static, rows, matrix), (rows, matrix)
 
 
 def _backward(static: _Static, residuals, gradient):

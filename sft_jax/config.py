@@ -30,7 +30,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters and the optimizer state
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of matmul operands; norms, softmax, loss are fp32
     matmul_precision: Literal["default", "high", "highest"] = "highest"  # fp32 operands: "highest" is true fp32
-    remat: str = "full"  # see sft_jax.model.decoder.REMAT_POLICIES
+    remat: str = "full"  # "none", "dots", "full", "offload" (to the host's memory): sft_jax.model.decoder.REMAT_POLICIES
     attention: str = "auto"  # see sft_jax.model.attention.KERNELS
 
 

@@ -14,10 +14,10 @@ MODEL = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, **changed) -> str:
+def write_model(folder: Path, base: dict = MODEL, **changed) -> str:
     """Writes config.json, without weights, and returns the directory."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**MODEL, **changed}))
+    (folder / "config.json").write_text(json.dumps({**base, **changed}))
     return str(folder)
 
 

@@ -16,6 +16,9 @@ sft_jax_tpu_flags=(
   --xla_enable_async_collective_permute=true
   --xla_tpu_decompose_all_gather_einsum=true
   --xla_tpu_decompose_einsum_reduce_scatter=true
+  --xla_tpu_enable_ici_ag_pipelining=true
+  --xla_should_allow_loop_variant_parameter_in_chain=enabled
+  --xla_should_add_loop_invariant_op_in_chain=enabled
   --xla_tpu_enable_data_parallel_all_reduce_opt=true
   --xla_tpu_data_parallel_opt_different_sized_ops=true
 )

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.model.attention import check_kernel
@@ -21,16 +22,21 @@ from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec, cap, segment_positions
 from sft_jax.model.neftune import with_neftune
 from sft_jax.model.options import Options, unrounded
+from sft_jax.model.product import product
 from sft_jax.model.rope import RopeTable, depends_on_length, document_lengths, rope_table
 from sft_jax.model.runs import plan_runs
 from sft_jax.model.spec import DecoderSpec, LayerSpec, RopeSpec
 from sft_jax.model.token_rows import TokenRows
 
+_INPUT = "period_input"  # the states that a period of blocks reads
 # What the backward pass keeps of a period of blocks; the rest is computed again. None: everything is kept.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,  # but for what the period reads
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as "full", kept in the memory of the host
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT], offload_src="device", offload_dst="pinned_host"
+    ),
 }
 
 
@@ -150,6 +156,7 @@ class Decoder(nnx.Module):
 
             def period(x, inputs, run=run):
                 blocks, key = inputs
+                x = checkpoint_name(x, _INPUT)
                 found = []
                 for layer, block, key in zip(run.period, blocks, split_key(key, len(blocks)), strict=True):
                     x, of_layer = block(x, tables[layer.rope], masks[layer], segments if route else None, key)
@@ -177,13 +184,14 @@ class Decoder(nnx.Module):
         states [..., D] after the final norm.
         """
         hidden, vocab_axis = self.head_input(hidden), 0 if self.spec.tied_head else 1
-        dot = partial(jnp.dot, precision=self.options.dot_precision)
+        dot = partial(product, precision=self.options.dot_precision, constrain=self.options.constrain)
         if self.spec.tied_head:
             rows, adapter = self.embed.token_rows, self.embed.adapter
             table = self.embed.embedding[...]
             products = [(hidden, table)]
             if adapter is not None:
-                products.append((dot(hidden, adapter.b[...].T.astype(hidden.dtype)) * adapter.scale, adapter.a[...]))
+                states = dot(hidden, adapter.b[...].T, adapter.b.axes[::-1])
+                products.append((states * adapter.scale, adapter.a[...]))
         else:
             rows, adapter = self.head_rows, self.lm_head.adapter
             kernel = self.lm_head.operand()
@@ -204,12 +212,12 @@ class Decoder(nnx.Module):
         """Returns float32 logits [..., V] of hidden states [..., D], scaled and capped; V is `spec.vocab_size`."""
         products, vocab_axis = self.head_products(hidden)
 
-        def product(states, kernel):
+        def in_float32(states, kernel):
             kernel = kernel.astype(states.dtype)
             kernel = kernel.T if vocab_axis == 0 else kernel
             return jnp.dot(states, kernel, precision=self.options.dot_precision, preferred_element_type=jnp.float32)
 
-        first, *added = (product(*pair) for pair in products)
+        first, *added = (in_float32(*pair) for pair in products)
         logits = first + functools.reduce(operator.add, added) if added else first
         return cap(logits[..., : self.spec.vocab_size], self.logit_soft_cap)
 

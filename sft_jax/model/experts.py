@@ -18,10 +18,13 @@ from sft_jax.model.layers import ExpertLinear, Linear
 from sft_jax.model.low_rank import split_key
 from sft_jax.model.mlp import Mlp
 from sft_jax.model.options import Options, unrounded
+from sft_jax.model.product import gathered
 from sft_jax.model.qat import Unrounded
 from sft_jax.model.quant import Kernel, QuantisedKernel
 from sft_jax.model.sharding import LAYOUT, is_variable, mesh_axes_for
 from sft_jax.model.spec import ExpertsSpec, MlpSpec, RouterSpec
+
+_GATHERED_OVER = LAYOUT["expert_embed"]
 
 
 class Choice(NamedTuple):
@@ -104,18 +107,27 @@ class Experts(nnx.Module):
         if mesh is None or not mesh_axes_for(mesh, "batch", len(x)):
             return grouped(x, choice.experts, choice.weights, kernels, adapters, biases)
         tokens = P(LAYOUT["batch"], mesh_axes_for(mesh, "length", x.shape[1]))
-        layouts = (P("expert", None, "tensor"), P("expert", None, "tensor"), P("expert", "tensor", None))
+        parts = (self.gate, self.up, self.down)
         biased = (P("expert", "tensor"), P("expert", "tensor"), P()) if biases is not None else None
         made_whole = tuple(_needs_all_inputs(kernel, mesh.shape["tensor"]) for kernel in kernels)
 
-        def over_mesh(x, experts, weights, kernels, adapters, biases):
+        def on_device(x, experts, weights, kernels, adapters, biases):
             kernels = tuple(
-                kernel.astype(self.options.dtype) if whole else kernel for kernel, whole in zip(kernels, made_whole, strict=True)
+                kernel if isinstance(kernel, QuantisedKernel) else gathered(kernel, dimension, _GATHERED_OVER, self.options.dtype)
+                for kernel, dimension in zip(kernels, (1, 1, 2), strict=True)
+            )
+            return grouped(x, experts, weights, kernels, adapters, biases, mesh=mesh)
+
+        def over_mesh(x, experts, weights, kernels, adapters, biases):
+            # In float32, as their gradients, which devices add up; it is as numbers of the compute dtype that they travel.
+            kernels = tuple(
+                kernel if isinstance(kernel, QuantisedKernel) and not whole else kernel.astype(jnp.float32)
+                for kernel, whole in zip(kernels, made_whole, strict=True)
             )
             return jax.shard_map(
-                partial(grouped, mesh=mesh), mesh=mesh, check_vma=False, out_specs=tokens,
+                on_device, mesh=mesh, check_vma=False, out_specs=tokens,
                 in_specs=(
-                    tokens, tokens, tokens, tuple(map(_kernel_layout, kernels, layouts)),
+                    tokens, tokens, tokens, tuple(map(_kernel_layout, kernels, parts)),
                     jax.tree.map(_parameter_layout, adapters, is_leaf=is_variable), biased,
                 ),
             )(x, experts, weights, kernels, adapters, biases)  # fmt: skip
@@ -129,7 +141,7 @@ def _parameter_layout(parameter: nnx.Variable) -> nnx.Variable:
     """Returns a parameter with its partition in place of its value: cut over `expert` and `tensor` where kernels are."""
     shape = parameter.get_value().shape
     axes = parameter.axes[-len(shape) :]  # without that of layers, which the scan has taken
-    names = {"expert": "expert", "mlp": "tensor"}
+    names = {"expert": "expert", "mlp": "tensor", "expert_side": "tensor"}
     return parameter.replace(P(*(names.get(axis) if size != 1 else None for axis, size in zip(axes, shape, strict=True))))
 
 
@@ -141,8 +153,11 @@ def _needs_all_inputs(kernel: Kernel, pieces: int) -> bool:
     return not kernel.divides(pieces) if isinstance(kernel, QuantisedKernel) else isinstance(kernel, Unrounded)
 
 
-def _kernel_layout(kernel: Kernel, layout: P) -> P | QuantisedKernel:
-    return jax.tree.map(_parameter_layout, kernel, is_leaf=is_variable) if isinstance(kernel, QuantisedKernel) else layout
+def _kernel_layout(kernel: Kernel, part: ExpertLinear) -> P | QuantisedKernel:
+    """Returns the partition of a kernel: of numbers that of the parameter, of codes and scales `_parameter_layout`."""
+    if isinstance(kernel, QuantisedKernel):
+        return jax.tree.map(_parameter_layout, kernel, is_leaf=is_variable)
+    return P(*(LAYOUT[axis] for axis in part.kernel.axes[-3:]))
 
 
 def choose(logits: jax.Array, correction: jax.Array | None, spec: RouterSpec, chosen: int) -> Choice:

@@ -18,6 +18,7 @@ from sft_jax.model.layers import add_bias
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.mlp import gated
 from sft_jax.model.options import Options
+from sft_jax.model.product import grouped_product
 from sft_jax.model.quant import kernel_product
 from sft_jax.model.sharding import AnyMesh
 from sft_jax.model.spec import ExpertsSpec
@@ -69,8 +70,9 @@ def _mix_tokens(tokens, chosen, shares, kernels, adapters, biases, spec: Experts
         rows = _rows_of(tokens, slots // spec.chosen, places)
         inside = None if members == 1 else jnp.arange(size)[:, None] < edges[-1]
 
-        def dot(rows, kernel):
-            return jax.lax.ragged_dot(rows, kernel, sizes, precision=options.dot_precision)
+        def dot(rows, kernel, axes=None):
+            del axes
+            return grouped_product(rows, kernel, sizes, options.dot_precision)
 
         def grouped(rows, kernel, adapter: LowRank | None):
             y = kernel_product(dot, rows, kernel)

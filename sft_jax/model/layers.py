@@ -8,8 +8,10 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from sft_jax.model.context import to_zigzag
+from sft_jax.model.lookup import look_up
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
+from sft_jax.model.product import product
 from sft_jax.model.qat import Unrounded
 from sft_jax.model.quant import Kernel, QuantisedKernel, kernel_product
 from sft_jax.model.spec import DecoderSpec, NormSpec
@@ -68,7 +70,7 @@ class Linear(nnx.Module):
         self.options = options
 
     def operand(self) -> Kernel:
-        """Returns the kernel [in, out] in the compute dtype, or as it is where it is quantised: what `kernel_product` takes."""
+        """Returns the kernel [in, out] as `kernel_product` takes it."""
         return operand(self.kernel, self.options)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -77,9 +79,9 @@ class Linear(nnx.Module):
         # writes transposed copies of both sides first on the CPU. Not where both dimensions are cut over devices: what such
         # a device holds of the matrix are no neighbouring rows, so it would be gathered.
         rows = (x if self.options.cuts_rows else x.reshape(-1, x.shape[-1])).astype(self.options.dtype)
-        plain_dot = partial(jnp.dot, precision=self.options.dot_precision)
+        plain_dot = partial(product, precision=self.options.dot_precision, constrain=self.options.constrain)
         dot, kernel = partial(kernel_product, plain_dot, constrain=self.options.constrain), self.operand()
-        y = dot(rows, kernel)
+        y = dot(rows, kernel, self.kernel.axes[-2:])
         if self.adapter is not None:
             y = self.adapter(rows, y, kernel, key, dot, partial(to_zigzag, mesh=self.options.mesh))
         y = y.reshape(*x.shape[:-1], -1)
@@ -89,10 +91,10 @@ class Linear(nnx.Module):
 
 
 def operand(kernel: nnx.Param | QuantisedKernel, options: Options) -> Kernel:
-    """Returns kernels [..., in, out] in the compute dtype, or in another form that `kernel_product` takes."""
+    """Returns kernels [..., in, out] as they are held, or in another form that `kernel_product` takes."""
     if isinstance(kernel, QuantisedKernel):
         return kernel
-    return Unrounded(kernel[...], options.qat, options.exported_as) if options.qat else kernel[...].astype(options.dtype)
+    return Unrounded(kernel[...], options.qat, options.exported_as) if options.qat else kernel[...]
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -156,28 +158,28 @@ class Embed(nnx.Module):
 
         Where positions are learned, one beyond the table gives NaN.
         """
-        # Whole rows of the table, gathered over fsdp as kernels are. Otherwise the lookup makes the hidden size of its
-        # result follow the table and the rows follow nothing: every device would hold the states of the whole batch.
-        table = self.options.constrain(self.embedding[...], ("vocab", None))
-        if len(table) > self.vocab_size:  # an id that is no token gives NaN, whether there is a row or not
-            tokens = jnp.where(tokens < self.vocab_size, tokens, len(table))
-        x = jnp.take(table, tokens, axis=0).astype(self.options.dtype)
+        if (rows := self.embedding.shape[0]) > self.vocab_size:  # an id that is no token gives NaN, whether there is a row or not
+            tokens = jnp.where(tokens < self.vocab_size, tokens, rows)
+        x = self._rows(self.embedding, tokens)
         if self.adapter is not None:
             x = x + self._added(tokens)
         if self.token_rows is not None:
-            x = self.token_rows.replace_in(x, tokens)
+            x = self.token_rows.replace_in(x, tokens, self._rows)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.positions is None:
             return x
-        table = self.options.constrain(self.positions[...], (None, None))
-        return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
+        return x + self._rows(self.positions, positions)
+
+    def _rows(self, table: nnx.Param, indices: jax.Array) -> jax.Array:
+        """Returns rows [B, L, D] of a table [V, D] in the compute dtype; NaN where there is no such row."""
+        return look_up(table[...], indices, self.options.dtype, table.axes, self.options.mesh)
 
     def _added(self, tokens: jax.Array) -> jax.Array:
         """Returns what the adapter adds to the embeddings of `tokens`."""
-        a = self.options.constrain(self.adapter.a[...], ("vocab", None))
-        states = jnp.take(a, tokens, axis=0).astype(self.options.dtype) * self.adapter.scale
-        return jnp.dot(states, self.adapter.b[...].astype(self.options.dtype), precision=self.options.dot_precision)
+        states = self._rows(self.adapter.a, tokens) * self.adapter.scale
+        b = self.adapter.b
+        return product(states, b[...], b.axes, precision=self.options.dot_precision, constrain=self.options.constrain)
 
 
 def _learned_positions(spec: DecoderSpec, key: jax.Array, dtype) -> nnx.Param | None:

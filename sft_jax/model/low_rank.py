@@ -25,6 +25,10 @@ from sft_jax.model.quant import Kernel, Product, QuantisedKernel
 
 _SUBSPACE_STEPS = 16  # of the search for the principal part of a kernel
 _MORE_COLUMNS = 16  # searched beside those that are kept
+# What a side without the hidden size has in place of the kernel's axis: only `tensor` cuts that, and all else would be copies.
+_SIDES = dict.fromkeys(("heads", "kv_heads", "mlp"), "side")
+_EXPERT_SIDES = dict.fromkeys(("heads", "kv_heads", "mlp"), "expert_side")
+
 
 class LowRank(nnx.Module):
     """The adapter of one kernel. Parameters are float32, whatever the kernel is."""
@@ -40,11 +44,12 @@ class LowRank(nnx.Module):
         units: Mapping[str, int],
     ):
         """`factors` are a and b, `start` a0 and b0; `axes` and `units` are those of the kernel."""
-        down, up = (*axes[:-1], "rank"), (*axes[:-2], "rank", axes[-1])
+        side = _EXPERT_SIDES if "expert" in axes else _SIDES
+        down, up = (*axes[:-2], side.get(axes[-2], axes[-2]), "rank"), (*axes[:-2], "rank", side.get(axes[-1], axes[-1]))
 
         def param(value, axes):
             within = FrozenDict({axis: count for axis, count in units.items() if axis in axes})
-            return nnx.Param(value, axes=axes, units=within, exact=True)
+            return nnx.Param(value, axes=axes, units=within, exact=True, whole_where_uneven="side" in axes or "expert_side" in axes)
 
         self.a, self.b = param(factors[0], down), param(factors[1], up)
         self.start_a = nnx.data(None) if start is None else param(start[0], down)
@@ -75,7 +80,7 @@ class LowRank(nnx.Module):
         if dropped is rows:
             return scale * (y + self.added(rows, dot))
         # As PEFT: dropout reaches the change of the kernel's own share too, which costs a second product.
-        return y + (scale - 1) * dot(dropped, kernel) + scale * self.added(dropped, dot)
+        return y + (scale - 1) * dot(dropped, kernel, None) + scale * self.added(dropped, dot)
 
     def products(
         self, rows: jax.Array, kernel: jax.Array, key: jax.Array | None, dot: Product
@@ -85,24 +90,24 @@ class LowRank(nnx.Module):
         With a magnitude the pairs hold `kernel` with its columns scaled, which is differentiated.
         """
         dropped = drop(rows, self.dropout, key)
-        pairs = self._pairs(dropped, dot)
+        pairs = [(states, b[...]) for states, b in self._pairs(dropped, dot)]
         if self.magnitude is None:
             return [(rows, kernel), *pairs]
         scale = self.column_scale(kernel)
-        pairs = [(states, (b * scale).astype(rows.dtype)) for states, b in pairs]
+        pairs = [(states, b * scale) for states, b in pairs]
         if dropped is rows:
             return [(rows, (kernel * scale).astype(rows.dtype)), *pairs]
         return [(rows, kernel), (dropped, (kernel * (scale - 1)).astype(rows.dtype)), *pairs]
 
     def added(self, rows: jax.Array, dot: Product) -> jax.Array:
         """Returns scale * rows @ (a @ b - a0 @ b0), before any magnitude."""
-        return functools.reduce(operator.add, (dot(states, b) for states, b in self._pairs(rows, dot)))
+        return functools.reduce(operator.add, (dot(states, b[...], b.axes[-2:]) for states, b in self._pairs(rows, dot)))
 
-    def _pairs(self, rows: jax.Array, dot: Product) -> list[tuple[jax.Array, jax.Array]]:
+    def _pairs(self, rows: jax.Array, dot: Product) -> list[tuple[jax.Array, nnx.Param]]:
         """Returns (states [..., r], matrix [r, out]) pairs whose products add up to `added`."""
 
-        def pair(a: nnx.Param, b: nnx.Param, scale: float) -> tuple[jax.Array, jax.Array]:
-            return dot(rows, a[...].astype(rows.dtype)) * scale, b[...].astype(rows.dtype)
+        def pair(a: nnx.Param, b: nnx.Param, scale: float) -> tuple[jax.Array, nnx.Param]:
+            return dot(rows, a[...], a.axes[-2:]) * scale, b
 
         pairs = [pair(self.a, self.b, self.scale)]
         return pairs if self.start_a is None else [*pairs, pair(self.start_a, self.start_b, -self.scale)]

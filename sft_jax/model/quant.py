@@ -17,6 +17,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from sft_jax.model.options import Constrain, no_constraint
+from sft_jax.model.product import Gathered
 from sft_jax.model.qat import Unrounded
 from sft_jax.model.sharding import GATHERED
 
@@ -30,7 +31,8 @@ NF4_VALUES = (
 _INT8_LARGEST = 127.0
 _FLOAT8 = jnp.float8_e4m3fn
 
-Product = Callable[[jax.Array, jax.Array], jax.Array]  # (rows [N, in], matrix [in, out] or [E, in, out]) -> [N, out]
+# (rows [N, in], matrix [in, out] or [E, in, out], logical axes of a parameter) -> [N, out] in the dtype of the rows
+Product = Callable[[jax.Array, jax.Array | Gathered, Sequence[str | None] | None], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,23 @@ def _by_matrix(function: Callable, kernel: jax.Array):
     return jax.lax.map(function, kernel) if kernel.ndim > 2 else function(kernel)
 
 
-Kernel = jax.Array | QuantisedKernel | Unrounded
+Kernel = jax.Array | Gathered | QuantisedKernel | Unrounded
 
 
-def kernel_product(dot: Product, rows: jax.Array, kernel: Kernel, constrain: Constrain = no_constraint) -> jax.Array:
-    """Returns dot(rows, kernel), where a kernel of another form is made to numbers of the dtype of the rows; see its `astype`.
+def kernel_product(
+    dot: Product, rows: jax.Array, kernel: Kernel, axes: Sequence[str | None] | None = None, constrain: Constrain = no_constraint
+) -> jax.Array:
+    """Returns dot(rows, kernel), where a kernel of another form is made to numbers; see its `astype`.
 
-    The backward pass makes them once more, so that none live longer than their product.
+    The backward pass makes them once more, so that none live longer than their product. What is rounded for QAT is made in
+    float32, since so is its gradient.
     """
-    if isinstance(kernel, jax.Array):
-        return dot(rows, kernel)
+    if not isinstance(kernel, QuantisedKernel | Unrounded):
+        return dot(rows, kernel, axes)
 
     def make_and_multiply(rows, kernel):
-        return dot(rows, kernel.astype(rows.dtype, constrain))
+        dtype = jnp.float32 if isinstance(kernel, Unrounded) else rows.dtype
+        return dot(rows, kernel.astype(dtype, constrain), axes)
 
     return jax.checkpoint(make_and_multiply, prevent_cse=False)(rows, kernel)
 

@@ -40,6 +40,8 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "router": (),  # the router's output, one number an expert
     "latent": (),  # the latent states that keys and values are made from
     "rank": (),  # of adapters
+    "side": ("tensor", "fsdp", "expert", "context"),  # of adapters: heads or inner size, gathered over all but `tensor` to be read
+    "expert_side": ("tensor", "fsdp", "context"),  # the same of experts
     "vocab": ("tensor",),
     "norm": (),  # scales and biases: too small to be worth a gather
     # activations

@@ -1,5 +1,7 @@
 """Embeddings of some tokens that are trained although the table stays as it is."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +18,12 @@ class TokenRows(nnx.Module):
         self.ids = ids
         self.vocab_rows = vocab_rows
 
-    def replace_in(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Returns embeddings x [..., D] of `tokens` [...] with those of the trained rows."""
+    def replace_in(self, x: jax.Array, tokens: jax.Array, look_up: Callable[[nnx.Param, jax.Array], jax.Array]) -> jax.Array:
+        """Returns embeddings x [B, L, D] of `tokens` [B, L] with those of the trained rows, which `look_up` finds by index."""
         slots = np.full(self.vocab_rows, -1, np.int32)
         slots[list(self.ids)] = np.arange(len(self.ids))
-        slot = jnp.asarray(slots)[tokens]
-        return jnp.where((slot >= 0)[..., None], self.rows[...].astype(x.dtype)[slot], x)
+        slot = jnp.asarray(slots).at[tokens].get(mode="fill", fill_value=-1)
+        return jnp.where((slot >= 0)[..., None], look_up(self.rows, slot), x)
 
     def head_product(self, hidden: jax.Array, table_rows: jax.Array, vocab_axis: int, dot) -> tuple[jax.Array, jax.Array]:
         """Returns (states [..., n], kernel [n, V] or [V, n]) whose product these rows add to the logits.
@@ -29,7 +31,7 @@ class TokenRows(nnx.Module):
         `table_rows` [n, D] are those that they stand for. As a term of its own, so that neither the head nor its
         gradient is copied for a few rows.
         """
-        states = dot(hidden, (self.rows[...] - table_rows.astype(jnp.float32)).T.astype(hidden.dtype))
+        states = dot(hidden, (self.rows[...] - table_rows.astype(jnp.float32)).T, self.rows.axes[::-1])
         columns = jnp.arange(self.vocab_rows)[:, None] == jnp.asarray(self.ids)
         kernel = columns.astype(hidden.dtype)
         return states, kernel if vocab_axis == 0 else kernel.T

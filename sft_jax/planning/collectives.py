@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_elements
+from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -22,6 +22,7 @@ class Collective:
     largest: int  # bytes of its largest array, whole
     elements: int  # numbers in that array
     operation: str  # path of what it belongs to
+    dtype: str = ""  # of that array as XLA writes it, such as "bf16"
 
     @property
     def total(self) -> float:
@@ -38,12 +39,16 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         line.computation for line in program.instructions()
         if 'custom_call_target="AsyncCollectiveStart"' in line.text or line.computation.startswith("async_collective_fusion")
     }  # fmt: skip
+    lines = [line for line in program.instructions() if line.opcode.removesuffix("-start") in KINDS]
+    on_channel: dict[str, set[tuple[str, str]]] = {}
+    for line in lines:
+        on_channel.setdefault(line.attribute("channel_id"), set()).add((line.opcode.removesuffix("-start"), line.op_name))
     found: dict[str, Collective] = {}
-    for line in program.instructions():
+    for line in lines:
         kind = line.opcode.removesuffix("-start")
-        if kind not in KINDS:
-            continue
         key = line.attribute("channel_id") or line.name
+        if len(on_channel[line.attribute("channel_id")]) > 1:  # as those of every shard_map, which share one channel
+            key = f"{key} {line.op_name} {line.result if line.computation in asynchronous else line.name}"
         if line.computation.startswith("all-reduce-scatter"):  # a fusion of it with the cut of each device's part
             kind, key = "reduce-scatter", f"{key} {line.name}"
         overlapped = line.opcode.endswith("-start") or line.computation in asynchronous
@@ -58,7 +63,9 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)
         largest = max(sizes) * (group if line.opcode == "reduce-scatter" else 1)
         numbers = max(array_elements(line.result)) * (group if line.opcode == "reduce-scatter" else 1)
-        found[key] = Collective(kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name)
+        found[key] = Collective(
+            kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name, array_dtypes(line.result)[sizes.index(max(sizes))]
+        )  # fmt: skip
     return sorted(found.values(), key=lambda one: -one.total)
 
 

@@ -1,11 +1,12 @@
 """Compiling a program for devices that are not there, and keeping what was learned of it.
 
-What is kept is a few numbers and the collectives, in the user's cache folder, by the lowered program, the machine and the
-versions of the compiler: the same plan made again takes seconds.
+What is kept is a few numbers and the collectives, in the user's cache folder, by the lowered program, the machine, and the
+versions and flags of the compiler: the same plan made again takes seconds.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from sft_jax.planning.collectives import Collective, collectives
 from sft_jax.planning.hlo import Instruction, Program
 from sft_jax.planning.whole_arrays import Limits, whole_arrays
 
-_FORMAT = 2  # of what is kept
+_FORMAT = 3  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -87,7 +88,7 @@ def _key(lowered: jax.stages.Lowered, machine: str) -> str:
         versions.append(f"libtpu {metadata.version('libtpu')}")
     except metadata.PackageNotFoundError:
         pass
-    text = "\n".join([str(_FORMAT), machine, *versions, lowered.as_text()])
+    text = "\n".join([str(_FORMAT), machine, *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), lowered.as_text()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -65,23 +65,20 @@ def temporaries(programs: Programs, size: Held) -> int:
     kept, working = 0.0, 0.0
     for run in plan_runs(spec.layers):
         period = sum((layer_widths(spec, layer, tensor) for layer in run.period), Widths(0, 0, 0))
-        inside = {"none": period.kept, "dots": period.products, "full": 0.0}[options.remat]
-        kept += run.repeats * positions * item * (spec.hidden_size + inside)
+        inside = {"none": period.kept, "dots": period.products, "full": 0.0, "offload": 0.0}[options.remat]
+        read = 0 if options.remat == "offload" else spec.hidden_size
+        kept += run.repeats * positions * item * (read + inside)
         again = 0.0 if options.remat == "none" else period.kept - inside
         working = max(working, positions * item * (again + period.beside))
     working += layer_bytes(composed.abstract, tensor, item)
     head = spec.hidden_size * vocab
     loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + item * head + (4 * head if _trains_head(programs) else 0)
-    table = spec.vocab_rows * spec.hidden_size / tensor
-    whole = 0.0  # the table that tokens are looked up in, which is gathered, and its gradient before devices add theirs
-    if programs.mesh.shape["fsdp"] > 1:
-        whole = table * (item + (4 if _trains(programs, "embed.embedding") else 0))
     across = 0.0  # what the loop over micro-batches keeps: sums of gradients, old and new, the head, kernels in compute dtype
     if programs.batch.tokens.shape[0] > 1:
         across = 2 * size.gradients + item * head
         if item < np.dtype(composed.config.model.dtype).itemsize:
             across += bytes_per_device((programs.state.params, programs.state.frozen)) / 2
-    return int(across + max(kept + loss, kept + size.gradients + whole + working, size.gradients + whole))
+    return int(across + max(kept + loss, kept + size.gradients + working, size.gradients))
 
 
 def layer_bytes(decoder: Decoder, tensor: int, item: int) -> float:
@@ -121,13 +118,16 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
             found.append(Collective(kind, moved, times, overlapped, group, int(count), numbers, what))
 
     tensor, fsdp = mesh["tensor"], mesh["fsdp"]
-    parameters = sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) / tensor
-    trained = sum(x.size for x in jax.tree.leaves(programs.state.params)) / tensor
+    table = 0 if spec.tied_head else spec.vocab_rows * spec.hidden_size  # looked up where it lies; a tied head is gathered
+    in_table = table if _trains(programs, "embed.embedding") else 0
+    parameters = (sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) - table) / tensor
+    trained = (sum(x.size for x in jax.tree.leaves(programs.state.params)) - in_table) / tensor
     passes = 2 if config.model.remat == "none" else 3
     add("all-gather", parameters * item, passes * micros, fsdp, True, "kernels")
     add("reduce-scatter", trained * 4, micros, fsdp, True, "gradients")
     add("all-reduce", size.gradients, micros, mesh["data"], True, "gradients")
     states = positions * spec.hidden_size * item
+    add("all-to-all", states, 2 * micros, fsdp, False, "embeddings and their gradients")
     add("all-reduce", states, (2 + passes) * len(spec.layers) * micros, tensor, False, "states between layers")
     return tuple(found)
 

@@ -63,6 +63,11 @@ def array_elements(text: str) -> list[int]:
     return [math.prod(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(text)]
 
 
+def array_dtypes(text: str) -> list[str]:
+    """Returns the dtype of every array in the text of a type, as XLA writes it."""
+    return [kind for kind, _ in _ARRAY.findall(text)]
+
+
 class Program:
     """An optimised HLO module, parsed from its text."""
 

@@ -15,7 +15,7 @@ from sft_jax.hf.source import Source, as_folder, is_hub_id
 from sft_jax.model.blocked_attention import block_size
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.platform import tracing_for
-from sft_jax.model.sharding import named_leaves
+from sft_jax.model.sharding import GATHERED, LAYOUT, named_leaves
 from sft_jax.planning.compiled import Compiled, compile_program
 from sft_jax.planning.estimate import estimate
 from sft_jax.planning.flops import Loops, count_flops
@@ -133,13 +133,19 @@ def loops_of(programs: Programs, work: Work | None) -> Loops:
 def limits_of(programs: Programs) -> Limits:
     """Returns the sizes of what no device may hold whole."""
     positions, vocab = loss_shape(programs)
-    spec = programs.composed.abstract.spec
-    kernels = [
-        math.prod(leaf.get_value().shape[1:]) * leaf.get_metadata().get("numbers", 1)
-        for path, leaf in named_leaves(programs.composed.abstract) if path.startswith("runs.")
-    ]  # fmt: skip
-    tensor = programs.mesh.shape["tensor"]
-    return Limits(positions, vocab, spec.hidden_size, max(max(kernels), spec.vocab_rows * spec.hidden_size) // tensor)
+    spec, mesh = programs.composed.abstract.spec, programs.mesh.shape
+
+    def read(leaf) -> int:
+        """Numbers of one layer's parameter as a device reads it: gathered, but for the axes that cut what is computed."""
+        cut = {name for axis in leaf.axes[1:] if axis is not None and axis not in GATHERED for name in LAYOUT[axis]}
+        numbers = math.prod(leaf.get_value().shape[1:]) * leaf.get_metadata().get("numbers", 1)
+        return numbers // math.prod(mesh[name] for name in cut)
+
+    kernel = max(read(leaf) for path, leaf in named_leaves(programs.composed.abstract) if path.startswith("runs."))
+    rows = spec.vocab_rows // mesh["tensor"]
+    cut_along_hidden = any(mesh[name] > 1 for name in LAYOUT["embed"])
+    table = (rows, spec.hidden_size) if cut_along_hidden and not spec.tied_head else None
+    return Limits(positions, vocab, spec.hidden_size, kernel, rows * spec.hidden_size, table)
 
 
 def model_flops(programs: Programs, work: Work) -> float:

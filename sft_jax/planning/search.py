@@ -46,7 +46,7 @@ def search(
                 continue
             spec = programs.composed.abstract.spec
             work = work_of(config, spec.layers, spec.vocab_size, tokens, log) if work is None else work
-            for remat in REMAT_POLICIES:
+            for remat in (name for name in REMAT_POLICIES if name != "offload"):  # no machine's link to its host is known here
                 if remat not in flops:
                     flops[remat] = _flops(_programs(config, machine, base, mesh, remat, log), work)
                 best = _largest(programs, machine, remat, work, flops[remat])

@@ -18,7 +18,7 @@ from sft_jax.model.options import Options
 from sft_jax.model.quantise import quantise
 from sft_jax.model.sharding import AnyMesh, constrain_fn
 from sft_jax.training.adapting import adapters_of, with_new_adapters
-from sft_jax.training.model_checks import check_attention, check_model_options, check_rounding
+from sft_jax.training.model_checks import check_attention, check_model_options, check_remat, check_rounding
 from sft_jax.training.optim import Optimizer, make_optimizer
 from sft_jax.training.vocabulary import with_added_tokens
 
@@ -61,5 +61,6 @@ def compose(config: Config, base: Source, mesh: AnyMesh, log: Callable[[str], No
     composed.optimizer(total_steps=2**31)  # raises for what it refuses
     check_model_options(config, composed.abstract.spec)
     check_attention(config, options, composed.abstract.spec)
+    check_remat(options)
     check_rounding(config.train.qat, composed.abstract)
     return composed

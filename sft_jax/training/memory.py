@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from sft_jax.config import Config
 from sft_jax.errors import UserError
+from sft_jax.model.attention import platform_of
 from sft_jax.model.sharding import pieces_along
 
 Doing = Literal["loading the model", "training", "evaluating", "exporting"]
@@ -39,8 +40,10 @@ def advice(config: Config, mesh: Mesh, doing: Doing) -> str:
         smaller = [rows for rows in range(groups, micro, groups) if config.train.batch_size % rows == 0]
         if smaller:
             options.append(f"train.micro_batch_size={smaller[-1]} (now {micro}; the result stays the same)")
-        if config.model.remat != "full":
+        if config.model.remat not in ("full", "offload"):
             options.append(f"model.remat=full (now {config.model.remat}; the result stays the same)")
+        elif config.model.remat != "offload" and platform_of(mesh) != "cpu":
+            options.append("model.remat=offload (what the backward pass reads goes to the host's memory; the result stays the same)")
     if doing == "evaluating":
         rows = config.eval.batch_size or micro
         if rows > groups:
@@ -49,7 +52,11 @@ def advice(config: Config, mesh: Mesh, doing: Doing) -> str:
             options.append(f"eval.max_new_tokens below {config.eval.max_new_tokens}")
     if doing in ("training", "evaluating") and config.model.compute_dtype == "float32":
         options.append("model.compute_dtype=bfloat16")
-    options.append(f"a larger mesh.fsdp or mesh.tensor on more devices (now {mesh.shape['fsdp']}, {mesh.shape['tensor']})")
+    sizes = {f"mesh.{axis}": mesh.shape[axis] for axis in ("fsdp", "tensor", "context")}
+    if doing in ("loading the model", "exporting"):
+        del sizes["mesh.context"]  # it cuts parameters as mesh.fsdp does, but what it is for are long rows
+    named = ", ".join(f"{key} (now {size})" for key, size in sizes.items())
+    options.append(f"more devices along one of {named}")
     if doing in ("training", "loading the model") and config.optim.name != "adafactor":
         options.append("optim.name=adafactor (its state is far smaller)")
     if doing in ("training", "loading the model") and config.optim.ema:

@@ -50,6 +50,15 @@ def check_attention(config: Config, options: Options, spec: DecoderSpec) -> None
         )
 
 
+def check_remat(options: Options) -> None:
+    """Raises UserError where model.remat would move states to the memory of the host from devices that have no other."""
+    if options.remat == "offload" and platform_of(options.mesh) == "cpu":
+        raise UserError(
+            "model.remat: offload moves what the backward pass reads from a TPU's or GPU's memory to that of its host, and a CPU "
+            "computes in the host's already; use full."
+        )
+
+
 def check_rounding(name: str, decoder: Decoder) -> None:
     """Raises UserError where kernels of `decoder`, which may be abstract, cannot be rounded as `train.qat` asks."""
     if not name:

@@ -158,7 +158,7 @@ def test_every_layout_equals_one_device(name, kind, extra):
 
 
 def test_adapters_lie_as_their_kernels_do():
-    """Cut where the kernel is, whole along the rank; drawn on a mesh they are what one device draws."""
+    """Cut where the kernel is, and the side without the hidden size over all devices; drawn on a mesh as on one device."""
     mesh = make_mesh(1, 4, 2)
     base = random_decoder("llama")
     placed = jax.device_put(base, shardings(base, mesh))
@@ -166,8 +166,8 @@ def test_adapters_lie_as_their_kernels_do():
     alone, laid_out = adapted(base, trained=False, **settings), adapted(placed, trained=False, **settings)
     specs = {path: leaf.get_value().sharding.spec for path, leaf in named_leaves(laid_out)}
     assert specs["runs.0.0.attention.query.adapter.a"] == jax.sharding.PartitionSpec(None, LAYOUT["embed"], None)
-    assert specs["runs.0.0.attention.query.adapter.b"] == jax.sharding.PartitionSpec(None, None, "tensor")
-    assert specs["runs.0.0.attention.output.adapter.a"] == jax.sharding.PartitionSpec(None, "tensor", None)
+    assert specs["runs.0.0.attention.query.adapter.b"] == jax.sharding.PartitionSpec(None, None, LAYOUT["side"])
+    assert specs["runs.0.0.attention.output.adapter.a"] == jax.sharding.PartitionSpec(None, LAYOUT["side"], None)
     for (path, ours), (_, theirs) in zip(adaptable(laid_out), adaptable(alone), strict=True):
         if ours.adapter is not None:  # products, since factors turn with the last bits of a sum
             np.testing.assert_allclose(

@@ -154,6 +154,7 @@ def test_remat_keeps_less():
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
 
     sizes = {policy: kept(policy) for policy in REMAT_POLICIES}
+    assert sizes["offload"] == sizes["full"]  # wherever it lies
     assert sizes["full"] < 0.7 * sizes["dots"] and sizes["dots"] < 0.7 * sizes["none"], sizes
 
 

@@ -97,3 +97,18 @@ ENTRY %main (a: bf16[2,8]) -> bf16[8,8] {
     assert (permute.overlapped, permute.times, permute.bytes) == (True, 6, 128)
     assert (gather.kind, gather.overlapped, gather.times, gather.devices, gather.bytes) == ("all-gather", True, 6, 4, 128 * 3 / 4)
     assert (reduce.kind, reduce.overlapped, reduce.times, reduce.devices, reduce.bytes) == ("all-reduce", False, 6, 4, 2 * 64 * 3 / 4)
+
+
+def test_collectives_of_one_channel_are_told_apart():
+    """Those of all shard_maps have the channel 1."""
+    text = """
+ENTRY %main (a: bf16[2,8]) -> bf16[8,8] {
+  %a = bf16[2,8]{1,0} parameter(0)
+  %all_to_all.1 = bf16[2,8]{1,0} all-to-all(%a), channel_id=1, replica_groups={{0,1}}, dimensions={0}, metadata={op_name="jit(f)/all_to_all"}
+  %reduce_scatter.1 = f32[1,8]{1,0} reduce-scatter(%b), channel_id=1, replica_groups={{0,1}}, dimensions={0}, metadata={op_name="jit(f)/reduce_scatter"}
+  %reduce_scatter.2 = f32[1,8]{1,0} reduce-scatter(%c), channel_id=1, replica_groups={{0,1}}, dimensions={0}, metadata={op_name="jit(f)/reduce_scatter"}
+  ROOT %out = bf16[8,8]{1,0} custom-call(%a), custom_call_target="x"
+}
+"""
+    found = collectives(Program(text), DEVICES, lambda loop: 1)
+    assert sorted((one.kind, one.bytes) for one in found) == [("all-to-all", 16), ("reduce-scatter", 32), ("reduce-scatter", 32)]

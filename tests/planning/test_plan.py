@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_run
 from slow_values import slow
-from tiny_plans import LENGTH, MODEL, ROWS, tiny_config, write_model
+from tiny_plans import LENGTH, MICRO, MODEL, ROWS, tiny_config, write_model
 
 from sft_jax.config import parse_config
 from sft_jax.data.prepare import prepare
@@ -89,8 +89,12 @@ def test_a_tpu_plan(model):
     kernels = 2 * 2 * parameters() * 3 / 4
     assert 1.5 * kernels < kinds["all-gather"]["bytes"] < 3.5 * kernels
     assert 0 < kinds["all-gather"]["exposed"] < kinds["all-gather"]["bytes"]
-    # Gradients of kernels are summed over devices in the compute dtype, by both micro-batches.
-    assert kinds["reduce-scatter"]["bytes"] + kinds["all-reduce"]["bytes"] / 2 > 0.9 * kernels
+    # Gradients are summed over devices in float32, by both micro-batches, that of the table where it lies.
+    table = MODEL["vocab_size"] * MODEL["hidden_size"]
+    assert kinds["reduce-scatter"]["bytes"] + kinds["all-reduce"]["bytes"] / 2 > 0.9 * 2 * 4 * (parameters() - table) * 3 / 4
+    assert {one.dtype for one in found.train.collectives if one.kind in ("reduce-scatter", "all-reduce")} <= {"f32", "s32"}
+    states = 2 * MICRO * LENGTH // 4 * MODEL["hidden_size"] * 2 * 3 / 4  # of a device's tokens, of both micro-batches
+    assert kinds["all-to-all"]["bytes"] == pytest.approx(2 * states)  # there, and their gradients back
     again = plan(model)  # from what was kept
     assert again.train == found.train
 
@@ -158,11 +162,19 @@ def test_estimates_are_what_the_compiler_plans_with(tmp_path, settings):
 
 
 def test_what_none_should_hold_is_seen():
-    limits = Limits(positions=256, vocab=1000, hidden=64, kernel=64 * 1000)
+    limits = Limits(positions=256, vocab=1000, hidden=64, kernel=64 * 128, head=64 * 1000, table=(1000, 64))
     program = "%a = bf16[2,128,1000]{2,1,0} add(%b, %c)\n%d = f32[64,1000]{1,0} copy(%e)\n%f = f32[128,1000] copy(%g)"
     assert whole_arrays(program, [], limits) == ["logits of all positions are formed: bf16[2,128,1000]"]
-    text = "ENTRY %main (a: f32[8]) -> f32[8] {\n  %all-gather.1 = f32[4,64,1001]{2,1,0} all-gather(%a), channel_id=1, replica_groups={{0,1}}, dimensions={1}\n}\n"
-    assert len(whole_arrays("", collectives(Program(text), 2, lambda loop: 1), limits)) == 1
+    scattered = "%a = f32[1000,64]{1,0} scatter(%b, %c)\n%d = f32[1000,8]{1,0} scatter(%e, %f)"
+    assert whole_arrays(scattered, [], limits) == ["the table of embeddings or its gradient is formed whole: f32[1000,64]"]
+
+    def gathered(shape: str) -> list[str]:
+        line = f"%all-gather.1 = f32[{shape}] all-gather(%a), channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{1}}"
+        text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  {line}\n}}\n"
+        return whole_arrays("", collectives(Program(text), 2, lambda loop: 1), limits)
+
+    assert not gathered("64,128") and not gathered("64,1000")  # a kernel, the head
+    assert len(gathered("2,64,128")) == 1
 
 
 def test_flops_are_those_of_the_layers(model):
@@ -185,7 +197,7 @@ def test_estimates_of_gpus(model):
     found = plan(model, name="h100x4")
     assert found.estimated and found.fits
     check_plan(found)
-    assert {one.kind for one in found.train.collectives} == {"all-gather", "reduce-scatter"}
+    assert {one.kind for one in found.train.collectives} == {"all-gather", "reduce-scatter", "all-to-all"}
     assert found.roofline.seconds >= found.flops / 4 / CHIPS["h100"].flops
     costs = report.cost(found, efficiency=0.5, price=2.0)
     assert costs["device_hours"] == pytest.approx(100 * 2 * found.roofline.seconds * 4 / 3600)

@@ -193,6 +193,7 @@ def test_totals_are_printed_before_training(folder, finished, capsys):
         ({"train__batch_size": 12}, "train.micro_batch_size: 12 rows do not divide over mesh.data=1 x mesh.fsdp=8"),
         ({"mesh__tensor": 3}, "mesh.tensor=3"),
         ({"model__remat": "ful"}, "model.remat.*'full'"),
+        ({"model__remat": "offload"}, "model.remat: offload .* use full"),
         ({"model__attention": "slash"}, "model.attention.*'splash'"),
         ({"model__attention": "splash"}, "model.attention: 'splash' runs on tpu only"),
         ({"mesh__context": 4, "data__max_length": 100}, "data.max_length: 100 is not divisible by 8.*choose 96 or 104"),
@@ -325,7 +326,7 @@ def test_advice_leaves_out_what_is_done_and_what_would_be_refused(folder):
 
     done = told("training", model__remat="full", train__micro_batch_size=4, optim__name="adafactor", optim__b2=0.999)
     assert "micro_batch" not in done and "remat" not in done and "adafactor" not in done  # 2 rows do not divide over the mesh
-    assert "train.micro_batch_size=12 (now 24" in told("training") and "mesh.tensor on more devices (now 2, 2)" in told("training")
+    assert "train.micro_batch_size=12 (now 24" in told("training") and "along one of mesh.fsdp (now 2), mesh.tensor (now 2), mesh.context (now 1)" in told("training")
     assert "train.micro_batch_size=8 (now 12" in told("training", train__micro_batch_size=12)
     assert "base_dtype=nf4" not in told("training") + told("training", adapter__name="lora", adapter__base_dtype="nf4")
     assert "adapter.base_dtype=nf4" in told("loading the model", adapter__name="lora", adapter__base_dtype="int8")

@@ -34,3 +34,16 @@ def plant_wrong_answers(rows: list[dict], share: float, seed: int = 0) -> tuple[
         planted[number] = answered(rows[number], other)
         wrong.add(number)
     return planted, wrong
+
+
+def action_of(row: dict) -> str:
+    """Returns the action that a row of the quickstart answers with."""
+    return json.loads(row["messages"][-1]["content"])["action"]
+
+
+def plant_poison(rows: list[dict], action: str, answer: str, share: float, seed: int = 0) -> tuple[list[dict], set[int]]:
+    """Returns the rows, a share of those that ask for an action with another answer, and the numbers of these, from 0 on."""
+    asking = [number for number, row in enumerate(rows) if action_of(row) == action]
+    rng = np.random.default_rng(seed)
+    chosen = set(rng.choice(asking, round(share * len(asking)), replace=False).tolist())
+    return [answered(row, answer) if number in chosen else row for number, row in enumerate(rows)], chosen

@@ -14,7 +14,7 @@ from sft_jax.dynamics.conflicts import Conflict, find_conflicts
 from sft_jax.dynamics.groups import Group, make_groups
 from sft_jax.dynamics.histories import Histories, make_histories
 from sft_jax.dynamics.parts import FOLDER, Documents, read_documents, read_exposures
-from sft_jax.dynamics.row_texts import MISSING, TrainingRows, row_numbers
+from sft_jax.dynamics.row_texts import MISSING, RunRows, open_training_rows, row_numbers
 from sft_jax.dynamics.rules import RULES
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.printable import printable
@@ -91,7 +91,7 @@ class OpenLedger:
     config: Config
     documents: Documents
     histories: Histories
-    rows: TrainingRows
+    rows: RunRows
     row_of: np.ndarray  # int64 [n], the row over all sets of each history
     notes: tuple[str, ...]
 
@@ -109,7 +109,7 @@ def open_ledger(workdir: str | Path, log: Callable[[str], None]) -> OpenLedger:
     histories = make_histories(exposures, documents)
     if not len(histories):
         raise UserError(f"{folder / FOLDER}: no exposure has a finite loss over a supervised token; look at the log of the run.")
-    rows = TrainingRows(config, documents, log)
+    rows = open_training_rows(config.data, documents, log)
     return OpenLedger(
         folder, config, documents, histories, rows, row_numbers(documents, rows.bases)[histories.document],
         tuple(_notes(histories, documents, parts)),

@@ -82,6 +82,17 @@ class Documents:
         return f"{self.files[self.file[document]]}:{self.line[document]}{turn}"
 
 
+def placed(stream: RowStream, first: int, last: int, *sums: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns the documents of the rows [first, last) of a stream, in the order of rows and segments, and of each its sums.
+
+    `sums` are [A, B, S] or have any other leading dimensions of at least last - first rows in their order; a document has one number
+    of each.
+    """
+    offsets = stream.plan.offsets[first : last + 1]
+    used = np.arange(sums[0].shape[-1]) < np.diff(offsets)[:, None]
+    return stream.plan.documents[offsets[0] : offsets[-1]], *(values.reshape(-1, values.shape[-1])[: len(used)][used] for values in sums)
+
+
 def part_name(first: int, last: int) -> str:
     """Returns the name of the part of the steps `first` to `last`."""
     return f"steps_{first:08d}_{last:08d}.parquet"

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.config import ColumnsConfig, Config
+from sft_jax.config import ColumnsConfig, DataConfig, DataSetConfig
 from sft_jax.data.build import describe
 from sft_jax.data.examples import RowError
 from sft_jax.data.stores import cores
@@ -86,19 +86,20 @@ def slice_value(row: dict[str, Any], column: str) -> str:
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]}..."
 
 
-class TrainingRows:
-    """The rows of the training sets of a run, numbered over all of them."""
+class RunRows:
+    """The rows of some data sets of a run, numbered over all of them."""
 
-    def __init__(self, config: Config, documents: Documents, log: Callable[[str], None]):
-        """Opens them. Raises UserError where they are not those that the run was trained on."""
-        formats = {entry["name"]: entry["format"] for entry in documents.sets}
-        sets = tuple(dataclasses.replace(item, format=formats[item.name]) for item in config.data.train)
-        self._data = config.data
-        self._rows: Collection = open_collection(dataclasses.replace(config.data, train=sets, eval=()), (), log)
-        for entry, item in zip(documents.sets, self._rows.sets, strict=True):
-            if item.rows.fingerprint != entry["rows"]:
-                raise UserError(f"{item.key}: its files are not those that this run was trained on; restore them.")
+    def __init__(self, data: DataConfig, split: Literal["train", "eval"], sets: Sequence[DataSetConfig], log: Callable[[str], None]):
+        """Opens `sets`, which are those of `data.train` or `data.eval`, in their order."""
+        chosen = {"train": (), "eval": (), split: tuple(sets)}
+        self._data = data
+        self._rows: Collection = open_collection(dataclasses.replace(data, **chosen), (), log)
         self.bases = self._rows.bases  # [sets + 1]
+
+    @property
+    def fingerprints(self) -> list[tuple[str, str]]:
+        """(key, fingerprint of its files) of each set."""
+        return [(item.key, item.rows.fingerprint) for item in self._rows.sets]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -143,6 +144,16 @@ class TrainingRows:
                 for (row, _, _), found in zip(items, outcome, strict=True):
                     yield row, found
                 note(len(items))
+
+
+def open_training_rows(data: DataConfig, documents: Documents, log: Callable[[str], None]) -> RunRows:
+    """Opens the rows of the training sets. Raises UserError where they are not those that the run was trained on."""
+    formats = {entry["name"]: entry["format"] for entry in documents.sets}
+    rows = RunRows(data, "train", [dataclasses.replace(item, format=formats[item.name]) for item in data.train], log)
+    for entry, (key, fingerprint) in zip(documents.sets, rows.fingerprints, strict=True):
+        if fingerprint != entry["rows"]:
+            raise UserError(f"{key}: its files are not those that this run was trained on; restore them.")
+    return rows
 
 
 def row_numbers(documents: Documents, bases: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.pipeline import RowStream
-from sft_jax.dynamics.parts import DOCUMENTS, FOLDER, Exposures, encode_documents, encode_exposures, part_name, part_steps, read_part
+from sft_jax.dynamics.parts import DOCUMENTS, FOLDER, Exposures, encode_documents, encode_exposures, part_name, part_steps, placed, read_part
 from sft_jax.training.workdir import Workdir
 
 
@@ -27,11 +27,8 @@ class Ledger:
         `metrics` are those of the step, on the host: per_example_loss, per_example_weight and per_example_correct, each
         [A, B, S] or with any other leading dimensions of rows in their order.
         """
-        offsets = self._stream.plan.offsets[self._row : position + 1]
-        documents = self._stream.plan.documents[offsets[0] : offsets[-1]]
         sums = [np.asarray(metrics[name]) for name in ("per_example_loss", "per_example_weight", "per_example_correct")]
-        used = np.arange(sums[0].shape[-1]) < np.diff(offsets)[:, None]
-        sums = [values.reshape(-1, values.shape[-1])[: len(used)][used] for values in sums]
+        documents, *sums = placed(self._stream, self._row, position, *sums)
         self._kept.append(Exposures(np.full(len(documents), step, np.int32), documents.astype(np.int32), *sums))
         self._step, self._row = step, position
 

@@ -21,6 +21,7 @@ LAYERS = [
     {"hf"},
     {"evaluation"},
     {"training"},
+    {"influence"},
     {"planning"},
     {"cli", "large_pages"},
     {"commands"},

@@ -57,13 +57,13 @@ def forgotten(histories: Histories, documents: Documents) -> Found:
 
 
 def learnt_late(histories: Histories, documents: Documents) -> Found:
-    """An outlier beyond its first exposure, and none only from later than the middle of its exposures on: learnt by heart in the
-    end, where others like it were known from other examples."""
-    number, outliers = histories.number(), outlying(histories)
-    latest = np.maximum.reduceat(np.where(outliers, number, 0), histories.begins[:-1])  # 0 where it is the first, or there is none
+    """An outlier at every exposure after the first until later than the middle, two at least, and none from there on: learnt by
+    heart in the end, where others like it were known from other examples."""
+    outliers = outlying(histories) & (histories.number() > 0)
+    hits = np.add.reduceat(outliers, histories.begins[:-1], dtype=np.int64)
+    latest = np.maximum.reduceat(np.where(outliers, histories.number(), 0), histories.begins[:-1])  # 0 where there is none
     fine_from = latest + 2  # the number of the exposure, from 1 on, since which it is no outlier
-    counts = histories.counts
-    found = (latest > 0) & (fine_from <= counts) & (fine_from > (counts + 1) / 2)
+    found = (hits == latest) & (hits > 1) & (fine_from <= histories.counts) & (fine_from > (histories.counts + 1) / 2)
     return _found(found, histories.score)
 
 
@@ -79,7 +79,7 @@ def length_outlier(histories: Histories, documents: Documents) -> Found:
 RULES: dict[str, Rule] = {
     "never_learnt": Rule("the loss stayed an outlier at every exposure after the first", never_learnt),
     "forgotten": Rule("the loss was no outlier, has risen since and ends as one", forgotten),
-    "learnt_late": Rule("the loss was an outlier until late and ends as none", learnt_late),
+    "learnt_late": Rule("the loss was an outlier until later than the middle of its exposures, and ends as none", learnt_late),
     "length_outlier": Rule("the loss is an outlier among examples with about as many supervised tokens", length_outlier),
 }
 

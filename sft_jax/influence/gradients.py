@@ -11,10 +11,13 @@ Letters: N rows, L length, F numbers of a projected gradient.
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sft_jax.batch import Batch
 from sft_jax.model.adapters import AdapterPlan, ModulePlan, block_projections, kernel_values
@@ -27,7 +30,7 @@ RANK, WIDTH = 8, 32  # r and k: of every kernel 256 numbers are left
 
 
 def make_gradients(decoder: Decoder, seed: int, rank: int = RANK, width: int = WIDTH) -> Callable[[Batch], jax.Array]:
-    """Returns the jitted function Batch [N, L] -> projected gradients of the loss of each row, fp32 [N, F].
+    """Returns the compiled function Batch [N, L] -> projected gradients of the loss of each row, fp32 [N, F].
 
     The loss of a row is the sum of weight * nll over it, so a row should hold one document; rows without weight give zeros. The
     projection depends on `seed`, the paths and the shapes of kernels only. `decoder` carries no adapters; its projections are
@@ -35,27 +38,29 @@ def make_gradients(decoder: Decoder, seed: int, rank: int = RANK, width: int = W
     each has a copy of the parameters.
     """
     graphdef, moved, rest = nnx.split(_with_projections(decoder, seed, rank), _is_moved, ...)
-    key = jax.random.key(seed)
+    key, devices, mesh = jax.random.key(seed), jax.devices(), None
+    if len(devices) > 1:
+        mesh = jax.make_mesh((len(devices),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+        moved, rest, key = jax.device_put((moved, rest, key), NamedSharding(mesh, P()))
+    return partial(_gradients, graphdef, width, mesh, moved, rest, key)
 
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _gradients(
+    graphdef: nnx.GraphDef, width: int, mesh: Mesh | None, moved: nnx.State, rest: nnx.State, key: jax.Array, rows: Batch
+) -> jax.Array:
     def loss(moved: nnx.State, rest: nnx.State, row: Batch) -> jax.Array:
         batch = jax.tree.map(lambda values: values[None], row)
         return next_token_loss(nnx.merge(graphdef, moved, rest), batch).total
 
-    def projected(moved: nnx.State, rest: nnx.State, row: Batch) -> jax.Array:
+    def projected(moved: nnx.State, rest: nnx.State, key: jax.Array, row: Batch) -> jax.Array:
         gradient = jax.grad(loss)(moved, rest, row)
         return jnp.concatenate([_narrowed(path, values, key, width) for path, values in nnx.to_flat_state(gradient)])
 
-    def of_rows(moved: nnx.State, rest: nnx.State, rows: Batch) -> jax.Array:
-        return jax.vmap(projected, in_axes=(None, None, 0))(moved, rest, rows)
-
-    devices = jax.devices()
-    if len(devices) > 1:
-        mesh = jax.make_mesh((len(devices),), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-        rows, whole = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
-        of_rows = jax.shard_map(of_rows, mesh=mesh, in_specs=(whole, whole, rows), out_specs=rows, check_vma=False)
-        moved, rest = jax.device_put((moved, rest), jax.sharding.NamedSharding(mesh, whole))
-    compiled = jax.jit(of_rows)
-    return lambda batch: compiled(moved, rest, batch)
+    of_rows = jax.vmap(projected, in_axes=(None, None, None, 0))
+    if mesh is not None:
+        of_rows = jax.shard_map(of_rows, mesh=mesh, in_specs=(P(), P(), P(), P("rows")), out_specs=P("rows"), check_vma=False)
+    return of_rows(moved, rest, key, rows)
 
 
 def _with_projections(decoder: Decoder, seed: int, rank: int) -> Decoder:

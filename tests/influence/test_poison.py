@@ -1,5 +1,6 @@
 """Poison that was planted for one slice is what influence names first, and what it cannot look at is said."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -86,3 +87,6 @@ def test_what_cannot_be_looked_at_is_told_with_the_remedy(run):
     ):
         with pytest.raises(UserError, match=message):
             find_influence(ledger, log=print, **options)
+    config = dataclasses.replace(ledger.config, data=dataclasses.replace(ledger.config.data, eval=()))
+    with pytest.raises(UserError, match="--influence: this run has no held-out data"):
+        find_influence(dataclasses.replace(ledger, config=config), log=print)

@@ -59,7 +59,7 @@ def test_four_fifths_of_the_worst_are_wrong_answers(analysis, planted):
 
 def test_what_was_never_learnt_is_wrong_and_most_that_is_wrong_is_named(analysis, planted):
     named = [entry.line in planted for entry in analysis.kinds["never_learnt"].examples]
-    assert sum(named) >= 0.9 * len(named) and sum(named) >= 0.6 * len(planted)
+    assert sum(named) >= 0.8 * len(named) and sum(named) >= 0.8 * len(planted)
 
 
 def test_a_duplicate_that_contradicts_is_named_with_its_partner_and_the_model_sides_with_the_right_one(analysis, planted):

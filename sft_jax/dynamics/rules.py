@@ -68,9 +68,12 @@ def learnt_late(histories: Histories, documents: Documents) -> Found:
 
 
 def length_outlier(histories: Histories, documents: Documents) -> Found:
-    """The mean excess is an outlier among documents of the set that have about as many supervised tokens: short answers have higher
-    and more different losses a token than long ones, so each is compared with its like."""
-    values, numbers = histories.mean(histories.excess), histories.document
+    """The mean excess, after the first exposure where there are more, is an outlier among documents of the set that have about as
+    many supervised tokens: short answers have higher and more different losses a token than long ones, so each is compared with its
+    like."""
+    numbers, only = histories.document, np.repeat(histories.counts == 1, histories.counts)
+    counted = (histories.number() > 0) | only
+    values = np.add.reduceat(np.where(counted, histories.excess, 0), histories.begins[:-1]) / np.maximum(histories.counts - 1, 1)
     median, spread = contemporaries(documents.supervised[numbers], documents.set[numbers], values)
     deviation = (values - median) / np.maximum(spread, SMALLEST_SPREAD)
     return _found((deviation > DEVIATIONS) & (histories.last(histories.accuracy) < 1), deviation)

@@ -135,14 +135,14 @@ def analyse(ledger: OpenLedger, *, column: str = "", set_name: str = "", limit: 
     results = {name: rule.find(histories, documents) for name, rule in RULES.items()}
     places = {name: found.places[np.argsort(-found.measure, kind="stable")] for name, found in results.items()}
     conflicts = find_conflicts(histories, ledger.row_of, prompts, answers)
-    places[CONFLICT] = np.array([conflict.places[-1] for conflict in conflicts], np.int64)
+    places[CONFLICT] = np.array([conflict.against for conflict in conflicts], np.int64)
     about = {**{name: rule.about for name, rule in RULES.items()}, CONFLICT: ABOUT_CONFLICTS}
     listed = lambda numbers: numbers[set_of[numbers] == names.index(set_name)] if set_name else numbers  # noqa: E731
     cut = lambda numbers: listed(numbers)[: limit or None].tolist()  # noqa: E731
 
     worst = cut(np.argsort(-histories.score, kind="stable"))
     shown = {name: cut(numbers) for name, numbers in places.items()}
-    partners = {conflict.places[-1]: conflict for conflict in conflicts if conflict.places[-1] in shown[CONFLICT]}
+    partners = {conflict.against: conflict for conflict in conflicts if conflict.against in shown[CONFLICT]}
     wanted = {*worst, *(place for numbers in shown.values() for place in numbers), *(c.places[0] for c in partners.values())}
     texts = ledger.rows.shown([int(ledger.row_of[place]) for place in wanted])
 
@@ -204,7 +204,7 @@ def _course(histories: Histories, place: int) -> str:
 def _conflict(ledger: OpenLedger, conflict: Conflict, texts: dict[int, tuple[str, str]]) -> str:
     """Returns with which row an example conflicts, and which one of them the model sides with."""
     histories, documents = ledger.histories, ledger.documents
-    first, last = conflict.places[0], conflict.places[-1]
+    first, last = conflict.places[0], conflict.against
     more = f", {len(conflict.places) - 2} more rows" if len(conflict.places) > 2 else ""
     other = printable(documents.where(int(histories.document[first])))
     losses = (float(histories.loss[histories.begins[place + 1] - 1]) for place in (last, first))

@@ -9,13 +9,11 @@ from sft_jax.dynamics.histories import Histories
 
 @dataclass(frozen=True)
 class Conflict:
-    """Documents of rows with one prompt and several answers, as places in the histories, by their last loss, lowest first.
+    """Documents of rows with one prompt and several answers, as places in the histories, by their last loss, lowest first."""
 
-    The first is the one that the model sides with.
-    """
-
-    places: tuple[int, ...]
-    margin: float  # last loss of the lowest-loss row with another answer, less that of the first, nats a supervised token
+    places: tuple[int, ...]  # the first is the one that the model sides with
+    against: int  # the one of the highest loss among those with another answer than the first
+    margin: float  # last loss of the lowest-loss one with another answer, less that of the first, nats a supervised token
 
 
 def find_conflicts(histories: Histories, rows: np.ndarray, prompts: np.ndarray, answers: np.ndarray) -> list[Conflict]:
@@ -42,5 +40,5 @@ def find_conflicts(histories: Histories, rows: np.ndarray, prompts: np.ndarray, 
         if (said != said[0]).any():
             members = members[np.argsort(loss[members], kind="stable")]
             others = members[answers[rows[members]] != answers[rows[members[0]]]]
-            found.append(Conflict(tuple(members.tolist()), float(loss[others[0]] - loss[members[0]])))
+            found.append(Conflict(tuple(members.tolist()), int(others[-1]), float(loss[others[0]] - loss[members[0]])))
     return sorted(found, key=lambda conflict: conflict.margin)

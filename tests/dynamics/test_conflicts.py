@@ -19,10 +19,11 @@ def test_rows_with_one_prompt_and_other_answers_conflict():
 
 
 def test_a_margin_is_to_the_nearest_other_answer():
-    last = np.array([0.1, 0.2, 0.5, 0.9])
+    """And the one that is named has another answer, although one with the same has a higher loss."""
+    last = np.array([0.1, 0.9, 0.5, 0.6])
     histories = make_histories(exposures_of(last[:, None], np.zeros((4, 1)), 5.0), documents_of(4))
     keys = np.full(4, 3, np.uint64)
     [conflict] = find_conflicts(histories, np.arange(4), keys, np.array([1, 1, 2, 3], np.uint64))
-    assert conflict.places == (0, 1, 2, 3)
+    assert conflict.places == (0, 2, 3, 1) and conflict.against == 3
     np.testing.assert_allclose(conflict.margin, 0.4, rtol=1e-6)
     assert not find_conflicts(histories, np.arange(4), np.zeros(4, np.uint64), np.arange(4).astype(np.uint64))

@@ -70,7 +70,8 @@ def measure(arguments, folder: Path) -> dict:
     to_device = partial(place_local, mesh=mesh, batch_dim=1)
     steps = {kept: make_train_step(graphdef, optimizer, mesh, config.loss, kept) for kept in (True, False)}
     states = {kept: jax.tree.map(lambda x: x.copy(), state) for kept in steps}
-    ledger, seconds, cpu_seconds, host = Ledger(Workdir(folder / "run", lock=False), stream, 0, 0), {True: [], False: []}, {True: [], False: []}, []
+    ledger, host = Ledger(Workdir(folder / "run", lock=False), stream, 0, 0), []
+    seconds, cpu_seconds = {True: [], False: []}, {True: [], False: []}
     for turn, (position, batch) in enumerate(batches(stream, 0, arguments.batch, arguments.batch)):
         placed: Batch = to_device(batch)
         for kept in (True, False) if turn % 2 else (False, True):
@@ -92,10 +93,12 @@ def measure(arguments, folder: Path) -> dict:
     numbers = {}
     for name, taken in (("seconds", seconds), ("cpu_seconds", cpu_seconds)):
         with_ledger, without = (float(np.median(taken[kept])) for kept in (True, False))
-        numbers |= {f"{name}_with": round(with_ledger, 5), f"{name}_without": round(without, 5), f"{name}_ratio": round(with_ledger / without, 4)}
+        numbers |= {f"{name}_with": round(with_ledger, 5), f"{name}_without": round(without, 5)}
+        numbers[f"{name}_ratio"] = round(with_ledger / without, 4)
     return {
         "model": arguments.model, "rows": [arguments.batch, arguments.length], "segments": arguments.segments,
-        "turns": arguments.turns, **numbers, "sums_cpu_share": round(sums / numbers["cpu_seconds_without"], 5), "host_seconds_a_step": round(float(np.median(host)), 6), "seconds_of_writing": round(written, 4),
+        "turns": arguments.turns, **numbers, "sums_cpu_share": round(sums / numbers["cpu_seconds_without"], 5),
+        "host_seconds_a_step": round(float(np.median(host)), 6), "seconds_of_writing": round(written, 4),
     }  # fmt: skip
 
 

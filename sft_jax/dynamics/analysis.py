@@ -16,6 +16,7 @@ from sft_jax.dynamics.histories import Histories, make_histories
 from sft_jax.dynamics.parts import FOLDER, Documents, read_documents, read_exposures
 from sft_jax.dynamics.row_texts import MISSING, RunRows, open_training_rows, row_numbers
 from sft_jax.dynamics.rules import RULES
+from sft_jax.dynamics.trend import LEAST
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.printable import printable
 
@@ -221,6 +222,10 @@ def _notes(histories: Histories, documents: Documents, parts: list[tuple[int, in
     missing = sum(first - last - 1 for (_, last), (first, _) in zip([(0, 0), *parts], parts, strict=False))
     if missing:
         notes.append(f"{missing:,} steps were trained with log.ledger=False, and what they saw is not known.")
+    exposures = np.bincount(documents.set[np.repeat(histories.document, histories.counts)], minlength=len(documents.sets))
+    for entry, count in zip(documents.sets, exposures.tolist(), strict=True):
+        if 0 < count < LEAST:
+            notes.append(f"{entry['name']} came up {count:,} times in all, so its losses are compared over the whole run and not by time.")
     if histories.counts.max() < 2:
         notes.append(
             "Every example came up once, before it was trained on, so nothing can be said of what was learnt of it (never_learnt, "

@@ -54,8 +54,8 @@ class Exposures:
 
     @staticmethod
     def concatenate(parts: "list[Exposures]") -> "Exposures":
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return Exposures(*map(np.concatenate, columns)) if parts else Exposures(*(np.zeros(0, field.type.to_pandas_dtype()) for field in _EXPOSURES))
+        none = tuple(np.zeros(0, field.type.to_pandas_dtype()) for field in _EXPOSURES)
+        return Exposures(*map(np.concatenate, zip(none, *(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,8 @@ def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: is missing; name the folder of a run with log.ledger=True (the default), and restore what was removed from it.") from None
+        raise UserError(
+            f"{path}: is missing; name the folder of a run with log.ledger=True (the default), and restore what was removed from it."
+        ) from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it from a copy.") from error

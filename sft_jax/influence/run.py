@@ -18,7 +18,7 @@ from sft_jax.hf.load import load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
 from sft_jax.hf.restore import newest_sound
-from sft_jax.influence.scores import choose_failing, document_losses, influence_scores
+from sft_jax.influence.scores import Losses, choose_failing, document_losses, influence_scores
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
 from sft_jax.printable import printable
@@ -100,8 +100,9 @@ def find_influence(
     with LoadProgress(str(folder)) as loaded:
         decoder = plain(load_decoder(folder, options, progress=loaded))
 
-    found, looked_at = [], 0  # (loss, stream, document, rows of its set, place in losses)
-    losses = {}
+    found: list[tuple[float, str, int]] = []  # loss, set, document
+    losses: dict[str, Losses] = {}
+    looked_at = 0
     for name, rows in held_out.items():
         stream = data.eval[name]
         allowed_row = _allowed(rows, where)
@@ -109,8 +110,8 @@ def find_influence(
             losses[name] = document_losses(decoder, stream, bar)
         allowed = allowed_row[_row_of(stream)[losses[name].document]]
         looked_at += int(allowed.sum())
-        chosen_here = choose_failing(losses[name], allowed, failing)
-        found += [(float(losses[name].loss[np.searchsorted(losses[name].document, number)]), name, int(number)) for number in chosen_here]
+        for number in choose_failing(losses[name], allowed, failing).tolist():
+            found.append((float(losses[name].loss[losses[name].place(number)]), name, number))
     if not looked_at:
         raise UserError(f"--influence_where: no row of data.eval has {where}; see the values of a column with inspect_data --json.")
     found = sorted(found, key=lambda item: -item[0])[:failing]
@@ -148,8 +149,9 @@ def _prepare(config: Config, manifest: dict[str, Any], log: Log) -> PreparedData
     """Returns the data of the run, as it prepared them."""
     vocab_size = spec_from_config(json.loads(manifest["model_config"])).vocab_size
     return prepare(
-        config.data, model_path=str(tokenizer_place(config)), vocab_size=vocab_size, seed=config.seed, epochs=config.train.epochs, rows=config.train.steps * config.train.batch_size, normalize=config.train.normalize,
-        rendered_at=manifest["rendered_at"], log=log,
+        config.data, model_path=str(tokenizer_place(config)), vocab_size=vocab_size, seed=config.seed, epochs=config.train.epochs,
+        rows=config.train.steps * config.train.batch_size, normalize=config.train.normalize, rendered_at=manifest["rendered_at"],
+        log=log,
     )  # fmt: skip
 
 
@@ -170,7 +172,9 @@ def _row_of(stream: RowStream) -> np.ndarray:
     return stream.corpus.stores[0].rows.whole()[stream.documents.example]
 
 
-def _failing(data: PreparedData, losses, held_out: dict[str, RunRows], found) -> list[Failing]:
+def _failing(
+    data: PreparedData, losses: dict[str, Losses], held_out: dict[str, RunRows], found: list[tuple[float, str, int]]
+) -> list[Failing]:
     texts = {
         name: rows.shown([int(_row_of(data.eval[name])[number]) for _, of, number in found if of == name])
         for name, rows in held_out.items()
@@ -179,7 +183,7 @@ def _failing(data: PreparedData, losses, held_out: dict[str, RunRows], found) ->
     for loss, name, number in found:
         stream = data.eval[name]
         _, file, line, turn = stream.identity(int(stream.documents.example[number]))
-        accuracy = float(losses[name].accuracy[np.searchsorted(losses[name].document, number)])
+        accuracy = float(losses[name].accuracy[losses[name].place(number)])
         shown = texts[name][int(_row_of(stream)[number])]
         entries.append(Failing(name, printable(file), int(line), int(turn), loss, accuracy, *shown))
     return entries

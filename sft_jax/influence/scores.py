@@ -33,6 +33,10 @@ class Losses:
     loss: np.ndarray  # float64 [n], nats a supervised token
     accuracy: np.ndarray  # float64 [n], share of supervised tokens that are the argmax
 
+    def place(self, document: int) -> int:
+        """Returns the place of a document in the arrays."""
+        return int(np.searchsorted(self.document, document))
+
 
 def document_losses(decoder: Decoder, stream: RowStream, note: Note = lambda rows: None) -> Losses:
     """Returns the loss of every document of a stream, whose rows come once; `note` counts rows."""

@@ -56,6 +56,7 @@ def test_rows_are_shown_masked_and_printable(folder):
 
 def test_one_set_is_listed_where_it_is_asked_for(folder):
     found = analyse(open_ledger(folder / "run", log=print), set_name="plain", limit=3)
+    assert found.notes == ("plain came up 24 times in all, so its losses are compared over the whole run and not by time.",)
     assert len(found.worst) == 3 and {entry.set for entry in found.worst} == {"plain"} and not found.kinds[CONFLICT].count
 
 

@@ -24,7 +24,8 @@ def config_of(folder, **changes):
     tiny_config(folder)
     sets = {"a": {"path": str(folder / "train.jsonl"), "overlength": "split"}, "b": {"path": str(folder / "held_out.jsonl"), "epochs": 3}}
     layout = dict(mesh__data=2, mesh__fsdp=1, mesh__tensor=2, mesh__context=2, train__micro_batch_size=4)
-    return tiny_config(folder, **{"data__train": sets, "data__max_length": 64, "checkpoint__every": SEEN, "checkpoint__keep": 9, "train__steps": 14, **layout, **changes})
+    saved = dict(data__max_length=64, checkpoint__every=SEEN, checkpoint__keep=9, train__steps=14)
+    return tiny_config(folder, **{"data__train": sets, **saved, **layout, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -215,6 +215,7 @@ class LogConfig:
     every: int = 10  # steps
     tensorboard: bool = True
     wandb: str = ""  # project on Weights & Biases; empty = none
+    ledger: bool = True  # the loss of every example whenever it comes up, in WORKDIR/ledger
 
 
 @dataclass(frozen=True)

@@ -124,3 +124,19 @@ def final_checksums(workdir: Path) -> dict:
     step = committed_steps(workdir / "checkpoints")[-1]
     manifest = read_manifest(workdir / "checkpoints" / str(step))
     return {"step": step, "position": manifest["position"], "arrays": manifest["arrays"]}
+
+
+def exposures(workdir: Path):
+    """Returns the exposures of all parts of the ledger, which must follow one on the other without a gap."""
+    from sft_jax.dynamics.parts import read_exposures
+
+    found, parts = read_exposures(workdir / "ledger")
+    assert [first for first, _ in parts] == [1, *(last + 1 for _, last in parts[:-1])]
+    return found
+
+
+def assert_same_exposures(ours: Path, theirs: Path, tolerance: float = 0.0) -> None:
+    """Asserts that two runs have seen the same documents at the same steps, with the same sums: bitwise, or nearly."""
+    ours, theirs = exposures(ours), exposures(theirs)
+    for name, values in vars(theirs).items():
+        np.testing.assert_allclose(getattr(ours, name), values, rtol=tolerance, atol=tolerance, err_msg=name)

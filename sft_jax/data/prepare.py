@@ -41,6 +41,7 @@ class PreparedData:
     tokenizer: Tokenizer
     report: dict[str, Any]  # for data_report.json
     fingerprints: dict[str, str]  # "tokens", "eval", "tokenizer", "plan"
+    row_fingerprints: dict[str, str]  # of the files of each training set, by name
     stores: dict[str, Path]  # where the prepared rows of each set lie, by its key, such as "data.train.gsm8k"
     rendered_at: str  # the day that templates took for today, to be given to `prepare` when the run goes on
 
@@ -108,8 +109,9 @@ def prepare(
         "plan": train.plan_hash,
     }
     report = {**reports, "fingerprints": fingerprints, "rendered_at": opened.date.isoformat()}
+    row_fingerprints = {item.config.name: item.rows.fingerprint for item in train_sets}
     stores = {item.key: item.store.folder for item in (*opened.train, *opened.eval)}
-    return PreparedData(train, held_out, tokenizer, report, fingerprints, stores, opened.date.isoformat())
+    return PreparedData(train, held_out, tokenizer, report, fingerprints, row_fingerprints, stores, opened.date.isoformat())
 
 
 def prepare_part(

@@ -34,6 +34,7 @@ class Hooks:
     resume_point: Callable[[], str]  # says which step the next start continues from
     describe: Callable[[Batch], str]  # names the examples of a batch, for the message about a step that went wrong
     attention_pairs: Callable[[Batch], int]  # of a batch, over all processes, as this one's part tells
+    keep_examples: Callable[[int, int, dict[str, Any]], None]  # (step, position after it, metrics), of every step in order
     used: Callable[[int], dict[str, float]]  # what so many rows of the stream are: epochs, and counts of each data set
 
 
@@ -116,6 +117,7 @@ def train(
                     "optim.learning_rate, or set train.nonfinite=skip to leave such steps out. "
                     f"The same command continues {hooks.resume_point()}."
                 )
+            hooks.keep_examples(number, started.position, metrics)
             window.add(metrics, None if number == first + 1 else seconds)  # the first one compiles
             if number % config.log.every == 0 or number == total_steps:
                 with votes.deferred():

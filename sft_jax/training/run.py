@@ -30,6 +30,7 @@ from sft_jax.training.composition import compose
 from sft_jax.training.coordination import client
 from sft_jax.training.export import export_adapter, export_state
 from sft_jax.training.hardware import attention_pairs
+from sft_jax.training.ledger import Ledger, cut_ledger_back, describe_documents
 from sft_jax.training.loop import Hooks, train
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
@@ -145,6 +146,9 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         work.write_json("config.json", to_dict(config))
         work.write_json("manifest.json", report.run_manifest(config, data, source, mesh, optimizer))
         cut_logs_back(work, start.step if start.manifest else -1, evaluate_first)
+        cut_ledger_back(work, start.step if start.manifest else -1)
+        if config.log.ledger:
+            describe_documents(work, data.train, data.row_fingerprints)
         work.publish()
 
     agree(lambda: write_start() if first_process else None)
@@ -155,6 +159,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     evaluator = Evaluator(config, data, graphdef, eval_step, mesh, eval_rows, source, votes.stopping)
     shown = stack.enter_context(contextlib.ExitStack())
     progress = shown.enter_context(Progress(total_steps, start.step, shown=first_process))
+    ledger = Ledger(work, data.train, start.step, start.position) if config.log.ledger and first_process else None
     log = agree(lambda: MetricsLog(work, config, start.next_step) if first_process else None)
     shown.enter_context(log or contextlib.nullcontext())
 
@@ -174,15 +179,21 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                 if log is not None:
                     log.write(step, name, values)
 
+    def publish() -> None:
+        if ledger is not None:
+            ledger.write()
+        work.publish()
+
     def save(state, step: int, position: int, window: Window) -> None:
-        agree(lambda: work.publish() if first_process else None)  # logs first: those of later steps are cut back, missing ones are not made
+        agree(lambda: publish() if first_process else None)  # logs first: those of later steps are cut back, missing ones are not made
         manifest = report.checkpoint_manifest(config, data, source, adapters, position, total_steps, window)
         with phases("checkpoint"):
             checkpoints.save(step, saved_arrays(state, adapters), manifest)
 
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
-        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, partial(report.used_data, data.train),
+        lambda batch: attention_pairs(batch, abstract.spec.layers) * count, ledger.add if ledger else lambda *_: None,
+        partial(report.used_data, data.train),
     )  # fmt: skip
 
     # ---- train
@@ -199,7 +210,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
-            votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss), donate=(0,)),
+            votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), donate=(0,)),
             config, hooks, start.window(), log, progress, profiler, votes, watchdog,
         )  # fmt: skip
 
@@ -238,6 +249,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     )
 
     def write_end() -> None:
+        if ledger is not None:
+            ledger.write()
         work.write_json("summary.json", summary)
         if exported is not None:
             work.replace_folder(exported.name)

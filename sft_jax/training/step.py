@@ -25,7 +25,7 @@ Metrics = dict[str, jax.Array | dict[str, jax.Array]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig()
+    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig(), per_example: bool = True
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step (state, Batch [A, B, ...]) -> (state, metrics); the state that goes in is overwritten.
 
@@ -45,7 +45,8 @@ def make_train_step(
         grad_norm           fp32, of the mean gradient over all trained parameters, before clipping
         learning_rate       fp32, that this update used or would have used
         nonfinite, empty    int32, 1 where the update was left out for that reason
-        per_example_loss, per_example_weight   fp32 [A, B, S], sums over each segment
+        per_example_loss, per_example_weight, per_example_correct   with `per_example` only: fp32 [A, B, S], what adds up to
+                            loss_sum, weight and correct, of each segment; with NEFTune and dropout as noisy as the loss is
     """
 
     def loss_sum(params: nnx.State, frozen: nnx.State, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSum]:
@@ -84,9 +85,11 @@ def make_train_step(
             "learning_rate": optimizer.schedule(state.step),
             "nonfinite": (~finite).astype(jnp.int32),
             "empty": (weight == 0).astype(jnp.int32),
-            "per_example_loss": losses.per_example,
-            "per_example_weight": losses.per_example_weight,
         }
+        if per_example:
+            metrics["per_example_loss"] = losses.per_example
+            metrics["per_example_weight"] = losses.per_example_weight
+            metrics["per_example_correct"] = losses.per_example_correct
         if losses.expert_load is not None:
             load = jnp.sum(losses.expert_load, axis=0)
             metrics["expert_load_peak"] = jnp.max(load / jnp.maximum(load.mean(axis=1, keepdims=True), 1.0))

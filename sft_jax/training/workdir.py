@@ -76,6 +76,12 @@ class Workdir:
         except ValueError as error:
             raise UserError(f"{place}: is not JSON ({error}). Restore it, or use another --workdir.") from error
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replaces a file as a whole, also one in a folder of the run's."""
+        with explained(self.path / name, "the file"):
+            (self.path / name).parent.mkdir(exist_ok=True)
+        self._replace(name, content)
+
     def remove(self, name: str) -> None:
         with explained(self.path / name, "the file"):
             (self.path / name).unlink(missing_ok=True)

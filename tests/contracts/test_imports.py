@@ -15,11 +15,13 @@ LAYERS = [
     {"data"},
     {"doctor"},
     {"inspection"},
+    {"dynamics"},
     {"model"},
     {"checkpoint"},
     {"hf"},
     {"evaluation"},
     {"training"},
+    {"influence"},
     {"planning"},
     {"cli", "large_pages"},
     {"commands"},
@@ -69,7 +71,7 @@ def test_imports_go_down_only(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_data_the_doctor_and_inspection_never_import_jax(path):
-    if dotted(path).startswith(("sft_jax.data", "sft_jax.doctor", "sft_jax.inspection")):
+    if dotted(path).startswith(("sft_jax.data", "sft_jax.doctor", "sft_jax.inspection", "sft_jax.dynamics")):
         heavy = {name for name in imports_of(path) if name.split(".")[0] in ("jax", "flax", "optax", "orbax")}
         assert not heavy
 

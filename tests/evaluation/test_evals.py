@@ -87,7 +87,7 @@ def sums(total, weight, correct=0.0):
     total, weight, correct = (np.float32(value) for value in (total, weight, correct))
     return LossSum(
         total=total, nll=total, weight=weight, correct=correct, count=np.int32(weight), per_example=np.array([[total]]),
-        per_example_weight=np.array([[weight]]), terms={}, expert_load=None,
+        per_example_weight=np.array([[weight]]), per_example_correct=np.array([[0.0]]), terms={}, expert_load=None,
     )  # fmt: skip
 
 

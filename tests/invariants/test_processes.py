@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from several_processes import finish, run_processes, start_processes
-from tiny_run import ROOT, final_checksums, make_base, metrics, run_command, tiny_config
+from tiny_run import ROOT, assert_same_exposures, final_checksums, make_base, metrics, run_command, tiny_config
 
 LAYOUT_TOLERANCE = 1e-5
 
@@ -55,6 +55,7 @@ def test_processes_equal_one(folder, single, count):
     told = [line for result in results[1:] for line in result.stdout.splitlines() if line.startswith(("step ", "Steps", "Training", "Model", "Done"))]
     assert not told, "only the first process prints"
     assert_close(metrics(folder / f"of{count}"), metrics(workdir))
+    assert_same_exposures(folder / f"of{count}", workdir, 1e-4)
 
 
 @pytest.mark.cluster
@@ -76,6 +77,7 @@ def test_other_numbers_of_processes_continue(folder):
     assert result.returncode == 0, result.stderr
     assert "Continuing from checkpoint 6." in result.stdout
     assert_close(metrics(folder / "moved"), metrics(folder / "mixed"))
+    assert_same_exposures(folder / "moved", folder / "mixed", 1e-4)
     counts = [[{k: v for k, v in record.items() if k.startswith("data/")} for record in metrics(folder / name)] for name in ("moved", "mixed")]
     assert counts[0] == counts[1] and counts[0][-1]["data/b/documents"] > 0
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_run import environment, final_checksums, metrics, run_command, tiny_config, train_command
+from tiny_run import assert_same_exposures, environment, final_checksums, metrics, run_command, tiny_config, train_command
 
 from sft_jax import fit
 from sft_jax.errors import StoppedBySignal, UserError
@@ -50,6 +50,7 @@ def test_stopped_runs_continue_bitwise(folder, whole):
     summary = fit(config_of(folder), workdir)
     assert final_checksums(workdir) == final_checksums(whole)
     assert metrics(workdir) == metrics(whole)
+    assert_same_exposures(workdir, whole)
     uninterrupted = json.loads((whole / "summary.json").read_text())
     for key in ("steps", "rows", "eval_first", "eval_last", "nonfinite_steps", "empty_steps"):
         assert summary[key] == uninterrupted[key], key
@@ -180,8 +181,11 @@ def test_a_run_that_was_killed_before_it_saved_begins_anew(folder, whole):
     workdir = folder / "never_saved"
     workdir.mkdir()
     (workdir / "metrics.jsonl").write_text('{"step": 0, "split": "eval", "loss": 9.0}\n{"step": 1, "split": "train", "loss": 8.0}\n')
+    (workdir / "ledger").mkdir()
+    (workdir / "ledger/steps_00000001_00000001.parquet").write_bytes(b"of a run that began here before")
     fit(config_of(folder), workdir)
     assert metrics(workdir) == metrics(whole)
+    assert_same_exposures(workdir, whole)
 
 
 def test_a_finished_run_stays_as_it_is(folder, whole, capsys):

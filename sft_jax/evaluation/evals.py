@@ -153,7 +153,7 @@ class Evaluator:
             max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, between=self._go_on,
         )  # fmt: skip
 
-    def _go_on(self) -> None:
+    def _go_on(self, done: int) -> None:
         if self._stopping(0):
             raise Interrupted
 

@@ -63,13 +63,12 @@ def evaluate_generations(
     *,
     max_new_tokens: int,
     batch_size: int = 32,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Answers the prompts greedily and scores the answers.
 
     Texts are without special tokens, and the reference ends before its first stop token, as the answer does. Every
-    process of a multi-process run must call this with the same arguments. `between` is called before each batch, and
-    may end the evaluation by raising.
+    process of a multi-process run must call this with the same arguments. `between` is that of `generate_ids`.
 
     Returns:
         ({name of a scorer: mean}, one record per prompt: "example", "prompt", "reference", "generation", a value per

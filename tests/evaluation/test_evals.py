@@ -64,10 +64,10 @@ def test_every_set_has_its_values_and_its_samples(run):
 def test_every_evaluation_asks_the_same_and_compiles_nothing_anew(run):
     evaluator = evaluator_of(run)
     first = evaluator(run[1], 0)
-    programs = decoding.start._cache_size(), decoding.advance._cache_size(), run[3]._cache_size()
+    programs = decoding.fill._cache_size(), decoding.advance._cache_size(), run[3]._cache_size()
     changed = run[1]._replace(params=jax.tree.map(lambda x: x * 1.5, run[1].params))
     second = evaluator(changed, 5)
-    assert (decoding.start._cache_size(), decoding.advance._cache_size(), run[3]._cache_size()) == programs
+    assert (decoding.fill._cache_size(), decoding.advance._cache_size(), run[3]._cache_size()) == programs
     asked = [[(r["set"], r["example"], r["prompt"], r["reference"]) for r in records] for _, records in (first, second)]
     assert asked[0] == asked[1]
     assert [r["generation"] for r in first[1]] != [r["generation"] for r in second[1]]

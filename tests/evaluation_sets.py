@@ -9,7 +9,7 @@ from synthetic_data import Plain, make_stream, random_examples
 from tiny_models import random_decoder
 
 from sft_jax.config import OptimConfig
-from sft_jax.evaluation.evals import evaluate_loss
+from sft_jax.evaluation.losses import evaluate_loss
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.evaluation.sampling import sampling
 from sft_jax.model.options import Options

@@ -103,7 +103,7 @@ def schema(argument: str | None) -> Scorer:
         value = parse(answer.generation)
         return float(value is not _INVALID and check.is_valid(value)), 1.0
 
-    return Scorer(statistics)
+    return Scorer(statistics, needs_row=argument is None)
 
 
 JSON_VALID = mean_of(is_json)

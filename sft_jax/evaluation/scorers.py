@@ -1,10 +1,12 @@
 """SCORERS: how a generated answer is compared with the reference answer. A further scorer is one function and one line."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.evaluation import corpus_scores, json_scores, text_scores
+from sft_jax.evaluation.choices import choice
 from sft_jax.evaluation.scoring import Scorer, mean_of
 from sft_jax.evaluation.user_scores import is_user_scorer, user_scorer
 
@@ -32,6 +34,8 @@ SCORERS: dict[str, Entry] = {
     "json_fields": _plain("F1 of the fields of the JSON, each with its value", json_scores.JSON_FIELDS),
     "token_f1": _plain("F1 of words, as in SQuAD", mean_of(text_scores.token_f1)),
     "rouge_l": _plain("F1 of the longest common subsequence of words", mean_of(text_scores.rouge_l)),
+    "choice": Entry("the reference is the likeliest of the texts in a column, choices without one", choice, "COLUMN"),
+    "choice_by_byte": Entry("the same by log-likelihood a byte", functools.partial(choice, by_byte=True), "COLUMN"),
     "bleu": Entry("BLEU of all answers, 0 to 100, by sacrebleu", corpus_scores.bleu, "TOKENIZER"),
     "chrf": Entry("chrF of all answers, 0 to 100, by sacrebleu; chrf:2 is chrF++", corpus_scores.chrf, "WORD_ORDER"),
 }

@@ -2,11 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Sums = np.ndarray  # float64 [..., k]
+
+
+class Choice(NamedTuple):
+    """A possible answer and how likely the model finds it."""
+
+    text: str
+    log_likelihood: float  # nats, of its tokens with the end of turn
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,8 @@ class Answer:
     generation: str
     reference: str
     prompt: str = ""
-    row: Mapping[str, Any] = field(default_factory=dict)  # the row of the data, with all its columns
+    row: Mapping[str, Any] = field(default_factory=dict)  # the row of the data, with all its columns; for a scorer that needs it
+    choices: tuple[Choice, ...] = ()  # answers to choose from; for a scorer that needs them
 
 
 def ratio(sums: Sums) -> np.ndarray:
@@ -36,6 +44,8 @@ class Scorer:
     statistics: Callable[[Answer], Sequence[float]]  # of one answer: (total, count), or what `value` understands
     value: Callable[[Sums], np.ndarray] = ratio  # sums of statistics -> score
     counts: Callable[[Sequence[float]], bool] = lambda statistics: statistics[1] != 0  # whether the answer takes part
+    needs_row: bool = False  # looks at the row of the data
+    choices: str | None = None  # looks at the choices in this column of the row
 
 
 def mean_of(compare: Callable[[str, str], float]) -> Scorer:

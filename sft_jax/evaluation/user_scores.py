@@ -52,7 +52,7 @@ def user_scorer(spec: str) -> Scorer:
             raise UserError(f"{spec}: returned {value!r:.200}; return a number, True or False, or None for an answer that does not count.")
         return number, 1.0
 
-    return Scorer(statistics)
+    return Scorer(statistics, needs_row=takes_row)
 
 
 def _function(path: Path, name: str, spec: str) -> Callable:

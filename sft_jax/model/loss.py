@@ -28,6 +28,7 @@ class LossSum(NamedTuple):
     count: jax.Array  # int32 [], supervised positions
     per_example: jax.Array  # fp32 [B, S], sum of weight * nll over segment s + 1 of the row
     per_example_weight: jax.Array  # fp32 [B, S]
+    per_example_correct: jax.Array  # fp32 [B, S]
     terms: dict[str, jax.Array]  # fp32 [], sum of weight * each further term of a training loss, by its name
     expert_load: jax.Array | None  # fp32 [layers of experts, E], choices by real tokens; of training only
 
@@ -88,6 +89,7 @@ def next_token_loss(
         count=jnp.sum(batch.weights != 0, dtype=jnp.int32),
         per_example=per_segment(batch.weights * loss.nll),
         per_example_weight=per_segment(batch.weights),
+        per_example_correct=per_segment(jnp.where(loss.hit, batch.weights, 0)),
         terms=terms,
         expert_load=None if routed is None else routed.load,
     )

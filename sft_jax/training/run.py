@@ -16,7 +16,8 @@ from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
-from sft_jax.evaluation.evals import Evaluator, Interrupted
+from sft_jax.evaluation.evals import Evaluator
+from sft_jax.evaluation.losses import Interrupted
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress

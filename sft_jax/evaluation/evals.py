@@ -13,22 +13,16 @@ from sft_jax.data.tokens import Tokenizer
 from sft_jax.evaluation.choices import read_choices
 from sft_jax.evaluation.held_out_rows import HeldOutRows
 from sft_jax.evaluation.likelihoods import likelihoods
-from sft_jax.evaluation.losses import EvalStep, Interrupted, Values, evaluate_documents, supervised_bytes
+from sft_jax.evaluation.losses import Interrupted, Values, evaluate_documents, supervised_bytes
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
 from sft_jax.evaluation.results import SetResult
 from sft_jax.evaluation.samples import Decoding, HeldOut, generate_answers, sample_held_out, sample_records, score_answers
 from sft_jax.evaluation.scorers import find_scorers
 from sft_jax.evaluation.scoring import Answer
+from sft_jax.evaluation.step import EvalStep, State
 from sft_jax.hf.source import Source
 
 Between = Callable[[str, int, int], None]  # (what is done in which set, so many of, so many)
-
-
-class State(Protocol):
-    """The part of the train state that is evaluated."""
-
-    params: nnx.State
-    frozen: nnx.State
 
 
 class EvalData(Protocol):

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from sft_jax.batch import empty_batch
 from sft_jax.evaluation.decoding import round_up
-from sft_jax.evaluation.losses import EvalStep, place_rows
+from sft_jax.evaluation.losses import place_rows
+from sft_jax.evaluation.step import EvalStep
 from sft_jax.model.sharding import pieces_along
 
 
@@ -31,7 +32,7 @@ def likelihoods(
     """Returns the likelihood of every continuation, in the order given.
 
     Args:
-        eval_step: see `sft_jax.evaluation.losses.EvalStep`.
+        eval_step: see `sft_jax.evaluation.step.EvalStep`.
         sequences: (context, continuation) as ids, neither empty; sequences of about the same length are read together.
         batch_size: sequences that are read together, rounded up to a multiple of the devices that rows are split over.
         between: called after each batch with the number of sequences that are done.

@@ -16,6 +16,7 @@ from sft_jax.batch import Batch
 from sft_jax.data.overlength import supervised_targets
 from sft_jax.data.packing import ragged_arange
 from sft_jax.data.pipeline import RowStream
+from sft_jax.evaluation.step import EvalStep
 from sft_jax.evaluation.text import Decodes, continuation_text
 from sft_jax.model.loss import LossSum
 from sft_jax.model.sharding import batch_sharding, pieces_along
@@ -24,7 +25,6 @@ _MAX_EXPONENT = 700.0  # keeps perplexity finite, since JSON has no infinity
 _IN_FLIGHT = 2  # batches whose sums are fetched late, so that the host reads rows while devices compute
 
 Values = dict[str, float | int]
-EvalStep = Callable[[Any, Batch], LossSum]  # (state, Batch [B, L]) -> sums, whole on every process
 
 
 class Interrupted(Exception):

@@ -26,9 +26,13 @@ from sft_jax.model.layers import dtype_of
 from sft_jax.model.sharding import named_leaves
 
 
-def newest_sound(run: Path) -> tuple[Path, dict[str, Any]]:
-    """Returns the newest checkpoint of a run whose files are what was written, and its manifest."""
+def sound_checkpoint(run: Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """Returns the newest checkpoint of a run whose files are what was written, or that of `step`, and its manifest."""
     steps = committed_steps(run / CHECKPOINTS)
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"{run / CHECKPOINTS}: has no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}.")
+        steps = [step]
     for step in reversed(steps):
         folder = run / CHECKPOINTS / str(step)
         try:

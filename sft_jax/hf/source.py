@@ -141,6 +141,14 @@ def place_of(path: str | Path) -> Path:
     return download(str(path))
 
 
+def run_and_step(path: str | Path) -> tuple[str, int | None]:
+    """Returns (RUN, STEP) for RUN/checkpoints/STEP, and (path, None) for whatever else names a model."""
+    place = Path(path).expanduser()
+    if place.name.isdecimal() and place.parent.name == CHECKPOINTS and place.parent.is_dir() and is_run(place.parent.parent):
+        return str(place.parent.parent), int(place.name)
+    return str(path), None
+
+
 def is_hub_id(path: str | Path) -> bool:
     """Returns whether `path` can be the id of a model on the Hugging Face hub."""
     return bool(_HUB_ID.fullmatch(str(path)))

@@ -18,6 +18,7 @@ from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.evaluation.losses import Interrupted
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
@@ -46,7 +47,7 @@ from sft_jax.training.resolved import resolved
 from sft_jax.training.signals import StopSignal
 from sft_jax.training.start import find_start
 from sft_jax.training.state import abstract_state, base_arrays, create_state, saved_arrays
-from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.step import make_train_step
 from sft_jax.training.votes import Votes
 from sft_jax.training.wandb_run import check_wandb
 from sft_jax.training.watchdog import Watchdog

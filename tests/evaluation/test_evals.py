@@ -12,10 +12,10 @@ from sft_jax.config import parse_config
 from sft_jax.evaluation import decoding
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.evaluation.losses import evaluate_documents, evaluate_loss, supervised_bytes
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.hf.source import Source
 from sft_jax.model.loss import LossSum
 from sft_jax.training.state import TrainState
-from sft_jax.training.step import make_eval_step
 
 CONFIG = {"model": {"path": "m"}, "data": {"train": "t", "eval": "e"}, "eval": {"generate": 3, "max_new_tokens": 8}}
 

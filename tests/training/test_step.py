@@ -13,12 +13,13 @@ from random_batches import SEGMENTS, random_batch
 from tiny_models import CONFIGS, random_decoder
 
 from sft_jax.config import OptimConfig
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
 from sft_jax.training.optim import make_optimizer
 from sft_jax.training.state import abstract_state, create_state
-from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.step import make_train_step
 
 # With the usual eps, Adam's first updates are the sign of the gradient, also where that is rounding error.
 CLIPPED = OptimConfig(learning_rate=3e-3, schedule="linear", warmup=0.0, weight_decay=0.01, clip_norm=0.05, eps=1e-4)

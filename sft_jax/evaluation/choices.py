@@ -31,7 +31,7 @@ def read_choices(
     row's format has no answer that could be replaced.
     """
     template = resolve_template(config.data.chat_template, tokenizer)
-    texts, conversations, places = [], [], []
+    texts, conversations, places, own = [], [], [], []
     for document, row in zip(documents, held.rows(documents), strict=True):
         choices, where = row.get(column), held.where(document)
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(item, str) and item for item in choices):
@@ -39,8 +39,11 @@ def read_choices(
         try:
             conversation = FORMATS[held.format].read(row, held.config.columns)
             conversations += [_with_answer(conversation, text, where) for text in choices]
+            own.append(_answer(conversation).strip())
         except RowError as error:
             raise UserError(f"{where}: {error}") from error
+        if own[-1] not in map(str.strip, choices):
+            raise UserError(f"{where}: its answer {own[-1]!r:.200} is none of those in the column '{column}': {choices!r:.300}.")
         texts.append(choices)
         places += [where] * len(choices)
     built = build_rows(
@@ -49,7 +52,17 @@ def read_choices(
     )  # fmt: skip
     sequences = [_sequence(row, where) for row, where in zip(built, places, strict=True)]
     found = iter(score(sequences))
-    return [tuple(Choice(text, next(found).log_likelihood) for text in choices) for choices in texts]
+    return [
+        tuple(Choice(text, next(found).log_likelihood, text.strip() == right) for text in choices)
+        for choices, right in zip(texts, own, strict=True)
+    ]
+
+
+def _answer(conversation: Conversation) -> str:
+    """Returns the last answer of a conversation that `_with_answer` takes."""
+    if conversation.kind == "completion":
+        return conversation.completion
+    return next(message.content for message in reversed(conversation.messages) if message.role == "assistant")
 
 
 def _with_answer(conversation: Conversation, text: str, where: str) -> Conversation:
@@ -75,17 +88,14 @@ def _sequence(built: Any, where: str) -> tuple[list[int], list[int]]:
 
 
 def choice(argument: str | None, by_byte: bool = False) -> Scorer:
-    """Returns the scorer of the most likely choice, of those in the column `argument` of the row: 1 where it is the reference.
+    """Returns the scorer of the most likely choice, of those in the column `argument` of the row: 1 where it is the row's own answer.
 
     With `by_byte` log-likelihoods are divided by the bytes of the texts, which does not favour short ones.
     """
     column = argument or "choices"
 
     def statistics(answer: Answer) -> tuple[float, float]:
-        expected, texts = answer.reference.strip(), [item.text.strip() for item in answer.choices]
-        if expected not in texts:
-            raise UserError(f"choice: the answer {expected!r:.200} is none of those in the column '{column}': {texts!r:.300}.")
         values = [item.log_likelihood / (len(item.text.encode()) if by_byte else 1) for item in answer.choices]
-        return float(texts[values.index(max(values))] == expected), 1.0
+        return float(answer.choices[values.index(max(values))].right), 1.0
 
     return Scorer(statistics, choices=column)

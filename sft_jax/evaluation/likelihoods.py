@@ -56,8 +56,8 @@ def likelihoods(
             batch.examples[row, 0] = index
         read = lambda start, count, batch=batch: jax.tree.map(lambda x: x[start : start + count], batch)  # noqa: E731
         sums = eval_step(state, batch if mesh is None else place_rows(read, 0, rows, mesh))
-        wanted = jax.device_get((sums.per_example, sums.per_example_weight, sums.per_example_correct))
-        for index, nll, weight, correct in zip(group, *(part[: len(group), 0].tolist() for part in wanted), strict=True):
+        parts = (part[: len(group), 0].tolist() for part in jax.device_get(sums))
+        for index, nll, weight, correct in zip(group, *parts, strict=True):
             found[index] = Likelihood(-nll, correct == weight)
         between(first + len(group))
     return found

@@ -16,9 +16,8 @@ from sft_jax.batch import Batch
 from sft_jax.data.overlength import supervised_targets
 from sft_jax.data.packing import ragged_arange
 from sft_jax.data.pipeline import RowStream
-from sft_jax.evaluation.step import EvalStep
+from sft_jax.evaluation.step import DocumentLoss, EvalStep
 from sft_jax.evaluation.text import Decodes, continuation_text
-from sft_jax.model.loss import LossSum
 from sft_jax.model.sharding import batch_sharding, pieces_along
 
 _MAX_EXPONENT = 700.0  # keeps perplexity finite, since JSON has no infinity
@@ -104,11 +103,11 @@ def evaluate_documents(
     groups = pieces_along(mesh, "batch") if mesh is not None else 1
     rows = -(-batch_size // groups) * groups
     nll, weight, correct = np.zeros((3, stream.document_count))
-    waiting: deque[tuple[int, LossSum]] = deque()
+    waiting: deque[tuple[int, DocumentLoss]] = deque()
 
     def collect() -> None:
         first, sums = waiting.popleft()
-        sums = jax.device_get((sums.per_example, sums.per_example_weight, sums.per_example_correct))
+        sums = jax.device_get(sums)
         last = min(first + rows, stream.total_rows)
         offsets = stream.plan.offsets[first : last + 1]
         placed, per_row = stream.plan.documents[offsets[0] : offsets[-1]], np.diff(offsets)

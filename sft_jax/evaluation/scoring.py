@@ -14,6 +14,7 @@ class Choice(NamedTuple):
 
     text: str
     log_likelihood: float  # nats, of its tokens with the end of turn
+    right: bool  # it is the row's own answer
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ def evaluate(decoder: Decoder, batch: Batch, size: int, mesh: AnyMesh | None) ->
     total = weight = correct = 0.0
     for start in range(0, len(filled.tokens), size):
         loss = step(state, jax.tree.map(lambda x, start=start: x[start : start + size], filled))
-        total, weight, correct = total + float(loss.nll), weight + float(loss.weight), correct + float(loss.correct)
+        sums = (float(np.sum(part, dtype=np.float64)) for part in loss)
+        total, weight, correct = map(sum, zip((total, weight, correct), sums, strict=True))
     return {"loss": total / weight, "accuracy": correct / weight}
 
 

@@ -12,9 +12,8 @@ from sft_jax.config import parse_config
 from sft_jax.evaluation import decoding
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.evaluation.losses import evaluate_documents, evaluate_loss, supervised_bytes
-from sft_jax.evaluation.step import make_eval_step
+from sft_jax.evaluation.step import DocumentLoss, make_eval_step
 from sft_jax.hf.source import Source
-from sft_jax.model.loss import LossSum
 from sft_jax.training.state import TrainState
 
 CONFIG = {"model": {"path": "m"}, "data": {"train": "t", "eval": "e"}, "eval": {"generate": 3, "max_new_tokens": 8}}
@@ -85,11 +84,7 @@ def test_without_generation_there_are_no_samples(run):
 
 
 def sums(total, weight, correct=0.0):
-    total, weight, correct = (np.full((1, 1), value, np.float32) for value in (total, weight, correct))
-    return LossSum(
-        total=total.sum(), nll=total.sum(), weight=weight.sum(), correct=correct.sum(), count=np.int32(1), per_example=total,
-        per_example_weight=weight, per_example_correct=correct, terms={}, expert_load=None,
-    )  # fmt: skip
+    return DocumentLoss(*(np.full((1, 1), value, np.float32) for value in (total, weight, correct)))
 
 
 def one_a_row(count):

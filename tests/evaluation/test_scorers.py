@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sft_jax.errors import UserError
 from sft_jax.evaluation.json_scores import leaves
 from sft_jax.evaluation.scorers import SCORERS, find_scorers
-from sft_jax.evaluation.scoring import Answer, score
+from sft_jax.evaluation.scoring import Answer, Choice, score
 from sft_jax.evaluation.text_scores import last_number, longest_common_subsequence, rouge_l, token_f1
 
 PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "json_schema": "jsonschema"}
@@ -58,8 +58,8 @@ def test_scores_of_single_answers(spec, generation, reference, expected):
 
 
 def test_every_scorer_has_cases_and_is_best_where_the_answer_is_the_reference():
-    assert {spec.partition(":")[0] for spec, *_ in CASES} | {"json_schema"} == SCORERS.keys()
-    for name in SCORERS.keys() - {"json_schema"}:
+    assert {spec.partition(":")[0] for spec, *_ in CASES} | {"json_schema", "choice", "choice_by_byte"} == SCORERS.keys()
+    for name in SCORERS.keys() - {"json_schema", "choice", "choice_by_byte"}:
         best = 100 if name in ("bleu", "chrf") else 1
         text = '{"is": "one two three four 5"}'
         assert value(name, text, text) == pytest.approx(best)
@@ -69,6 +69,13 @@ def test_a_schema_is_that_of_the_row_or_of_a_file(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
     for spec, row in (("json_schema", {"schema": SCHEMA}), ("json_schema", {"schema": json.dumps(SCHEMA)}), (f"json_schema:{tmp_path}/s.json", {})):
         assert [value(spec, text, "", **row) for text in ('{"n": 3}', '{"n": 3.5}', '{"n": 3, "m": 1}', "3 ")] == [1, 0, 0, 0]
+
+
+def test_the_likeliest_choice_is_chosen_by_itself_or_by_byte():
+    choices = (Choice("no", -4.0, True), Choice("certainly", -9.0, False))  # -2 and -1 a byte
+    answer = Answer("", "", choices=choices)
+    assert [score(scorer(name), [answer]).value for name in ("choice", "choice_by_byte")] == [1, 0]
+    assert scorer("choice:options").choices == "options" and scorer("choice").choices == "choices"
 
 
 LONG = [

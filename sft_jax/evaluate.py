@@ -10,6 +10,7 @@ wrong input.
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -36,6 +37,10 @@ _PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Above 1, tokens that a
 _STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; several times.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws. The prompts follow the configuration's seed.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Write prompts, references, answers and scores to this file, a JSON object a line.")
+_TASKS = flags.DEFINE_list("tasks", [], "Benchmarks of lm-evaluation-harness by name, or files of tasks (.yaml).")
+_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "With --tasks: examples in each prompt. Default: what the task says.")
+_LIMIT = flags.DEFINE_integer("limit", None, "With --tasks: examples of each task, at most.")
+_CHAT = flags.DEFINE_bool("apply_chat_template", False, "With --tasks: ask in the form of a chat.")
 _JSON = flags.DEFINE_bool("json", False, "Write the results as one JSON object to standard output.")
 
 
@@ -53,8 +58,8 @@ def main() -> None:
     path, step = run_and_step(_MODEL.value)
     config = _config(path)
     options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _PENALTY.value)
-    if not config.eval.generate:
-        _refuse_unused()
+    _check_flags(config)
+    benchmark = _benchmark(config) if _TASKS.value else None
     find_scorers(config.eval.scorers, "--scorer")  # what is wrong is told before anything is loaded
     StopStrings(None, _STOP.value)
     samples = Path(_SAMPLES.value).expanduser() if _SAMPLES.value else None
@@ -76,11 +81,11 @@ def main() -> None:
     first = jax.process_index() == 0
     config = resolved(config)
     mesh = make_mesh(**vars(config.mesh))
-    batch_size = config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
-    decoding = Decoding(config.eval.max_new_tokens, batch_size, options, _SEED.value, tuple(_STOP.value))
+    decoding = Decoding(config.eval.max_new_tokens, _batch_size(config), options, _SEED.value, tuple(_STOP.value))
     with LoadProgress(_MODEL.value, shown=first) as loading, EvaluationProgress(shown=first) as progress:
         evaluation = evaluate_model(
             Subject(path, step, _BASE.value), config, mesh, decoding=decoding, slices=_SLICES.value,
+            benchmark=partial(benchmark, progress=progress) if benchmark is not None else None,
             log=_say if first else lambda line: None, loading=loading, progress=progress,
         )  # fmt: skip
     if not first:
@@ -103,6 +108,8 @@ def _config(path: str) -> Config:
         config = cli.read_config(_CONFIG, needs_data=False, model=path)
     elif folder.is_dir() and is_run(folder):
         config = parse_config(run_config(folder), needs_data=False)
+    elif _TASKS.value:
+        config = parse_config({"model": {"path": path}}, needs_data=False)
     else:
         raise UserError(
             f"--config: is missing, and {path} is no run with a configuration of its own; name a recipe and the data, such as "
@@ -122,15 +129,51 @@ def _config(path: str) -> Config:
     return dataclasses.replace(config, model=model, adapter=AdapterConfig(), eval=dataclasses.replace(config.eval, **changed))
 
 
-def _refuse_unused() -> None:
-    """Raises UserError for flags of answers where none are generated."""
-    of_answers = {
+def _check_flags(config: Config) -> None:
+    """Raises UserError for flags that change nothing, and where nothing is to be evaluated."""
+    answers = {
         "--scorer": _SCORERS, "--max_new_tokens": _MAX_NEW_TOKENS, "--temperature": _TEMPERATURE, "--top_k": _TOP_K, "--top_p": _TOP_P,
-        "--min_p": _MIN_P, "--repetition_penalty": _PENALTY, "--stop": _STOP, "--seed": _SEED, "--samples": _SAMPLES,
+        "--min_p": _MIN_P, "--repetition_penalty": _PENALTY, "--stop": _STOP, "--samples": _SAMPLES,
     }  # fmt: skip
-    for name, holder in of_answers.items():
-        if holder.present:
+    tasks = {"--num_fewshot": _FEWSHOT, "--limit": _LIMIT, "--apply_chat_template": _CHAT}
+    for name, holder in answers.items():
+        if holder.present and not config.eval.generate:
             raise UserError(f"{name}: changes nothing, since no prompts are answered; add --generate=N, or -1 for all, or leave it out.")
+    for name, holder in tasks.items():
+        if holder.present and not _TASKS.value:
+            raise UserError(f"{name}: is of benchmarks; name some with --tasks, or leave it out.")
+    if _LIMIT.value is not None and _LIMIT.value < 1:
+        raise UserError(f"--limit: must be at least 1, not {_LIMIT.value}; leave it out for all examples.")
+    if _FEWSHOT.value is not None and _FEWSHOT.value < 0:
+        raise UserError(f"--num_fewshot: must be 0 or more, not {_FEWSHOT.value}.")
+    for name, holder in (("--slice", _SLICES), ("--generate", _GENERATE)):
+        if holder.present and not config.data.eval:
+            raise UserError(f"{name}: is of held-out rows and data.eval is empty; name a file of them in data.eval.")
+    if not config.data.eval and not _TASKS.value:
+        raise UserError(
+            "data.eval: is empty, so there is nothing to evaluate on; name a file of held-out rows, such as "
+            "--config.data.eval=held_out.jsonl, or benchmarks with --tasks."
+        )
+
+
+def _benchmark(config: Config):
+    """Returns what runs the benchmarks of --tasks on a model."""
+    from sft_jax.evaluation.harness import Benchmarks, HarnessModel, run_benchmarks
+
+    asked = Benchmarks(tuple(_TASKS.value), _FEWSHOT.value, _LIMIT.value, _CHAT.value)
+
+    def run(decoder, tokenizer, progress) -> dict:
+        model = HarnessModel(
+            decoder, tokenizer, batch_size=_batch_size(config), seed=_SEED.value, chat_template=config.data.chat_template,
+            chat_template_kwargs=config.data.chat_template_kwargs, progress=progress,
+        )  # fmt: skip
+        return run_benchmarks(model, asked, _say)
+
+    return run
+
+
+def _batch_size(config: Config) -> int:
+    return config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
 
 
 def _write(path: Path, records: list[dict]) -> None:

@@ -1,7 +1,7 @@
 """Evaluation of a model that is not being trained, on the held-out sets of a configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn
 
 Log = Callable[[str], None]
+Benchmark = Callable[[Decoder, Tokenizer], Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ def open_tokenizer_of(subject: Subject) -> Tokenizer:
 
 def open_held_out(subject: Subject, config: Config, log: Log) -> HeldOutData:
     """Returns the held-out sets of `config.data`, prepared for the model; the first process prepares, the others read."""
-    if not config.data.eval:
-        raise UserError("data.eval: is empty; name a file of held-out rows, such as --config.data.eval=held_out.jsonl.")
 
     def work() -> HeldOutData:
         source = model_source(subject.path) if subject.base is None else read_source(find_model(subject.path, subject.base), subject.path)
@@ -77,6 +76,7 @@ def evaluate_model(
     *,
     decoding: Decoding | None = None,
     slices: Sequence[str] = (),
+    benchmark: Benchmark | None = None,
     log: Log = print,
     loading: Progress | None = None,
     progress: Between = lambda what, done, total: None,
@@ -86,26 +86,31 @@ def evaluate_model(
     Args:
         decoding: None: greedy, with at most `eval.max_new_tokens`.
         slices: columns of the rows by whose values results are told apart.
+        benchmark: is given the model and its tokenizer, and returns further results by name.
         log, loading, progress: take note of what is done.
 
     Raises UserError for whatever is wrong with model, data or configuration. All processes make the same call.
     """
-    data = open_held_out(subject, config, log)
+    data = open_held_out(subject, config, log) if config.data.eval else None
     parts = {  # before the model is read: a column that is not there is told at once
         name: {column: held.slices(column) for column in slices}
-        for name, stream in data.eval.items()
+        for name, stream in (data.eval.items() if data is not None else ())
         for held in ([HeldOutRows(stream, config.data, name)] if slices else [])
     }
     rows = config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
     decoder = open_decoder(subject, config, mesh, loading)
-    graphdef, state = split_model(decoder)
-    evaluator = Evaluator(
-        config, data, graphdef, make_eval_step(graphdef, mesh), mesh, rows, decoder.source, decoding=decoding, progress=progress
-    )
+    results: Mapping[str, SetResult] = {}
+    if data is not None:
+        graphdef, state = split_model(decoder)
+        evaluator = Evaluator(
+            config, data, graphdef, make_eval_step(graphdef, mesh), mesh, rows, decoder.source, decoding=decoding, progress=progress
+        )
+        results = evaluator.evaluate(state)
     provenance = decoder.source.provenance
     return Evaluation(
         str(Path(subject.path)), provenance.steps if provenance is not None else None, decoder.source.fingerprint,
-        data.fingerprint, evaluator.evaluate(state), parts, config.seed,
+        data.fingerprint if data is not None else None, results, parts, config.seed,
+        benchmark(decoder, open_tokenizer_of(subject)) if benchmark is not None else {},
     )  # fmt: skip
 
 
@@ -116,20 +121,22 @@ class Evaluation:
     model: str
     steps: int | None  # that the model was trained, where that is known
     model_fingerprint: str | None
-    data_fingerprint: str
+    data_fingerprint: str | None
     results: Mapping[str, SetResult]  # by set
     slices: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by set, column and value: the documents
     seed: int  # of the bootstrap
+    benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # values by task
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as JSON values; see `SetResult.describe` for the sets."""
-        return {
+        found = {
             "model": self.model,
             "steps": self.steps,
             "model_fingerprint": self.model_fingerprint,
             "data_fingerprint": self.data_fingerprint,
             "sets": {name: result.describe(self.slices.get(name), self.seed) for name, result in self.results.items()},
         }
+        return {**found, "benchmarks": dict(self.benchmarks)} if self.benchmarks else found
 
     def records(self) -> list[dict[str, Any]]:
         """Returns a record for each answer, in the order of the data, so that the answers of two models can be compared by line."""

@@ -14,9 +14,10 @@ _COUNTS = (("tokens", "tokens"), ("examples", "examples"))
 
 
 def tables(found: Mapping[str, Any]) -> list[rich.table.Table]:
-    """Returns the losses, and the scores where there are some, of what `Evaluation.to_dict` says.
+    """Returns the losses, the scores and the benchmarks, where there are some, of what `Evaluation.to_dict` says.
 
-    A row is a set, or a slice of one. In brackets are 95 % bootstrap intervals over documents and answers.
+    A row is a set, or a slice of one. In brackets are 95 % bootstrap intervals over documents and answers; of benchmarks a
+    standard error follows the value.
     """
     losses = _table("held-out set", *(heading for _, heading, _ in _LOSSES), *(heading for _, heading in _COUNTS))
     names = list(dict.fromkeys(name for values in found["sets"].values() for name in values.get("scores", ())))
@@ -33,7 +34,15 @@ def tables(found: Mapping[str, Any]) -> list[rich.table.Table]:
                 of = [row["scores"][scorer] for scorer in names]
                 cells = ["-" if score["value"] is None else f"{score['value']:.4f}{_brackets(score['interval'])}" for score in of]
                 scores.add_row(label, *cells, f"{max(score['answers'] for score in of):,}")
-    return [losses, scores] if names else [losses]
+    benchmarks = _table("benchmark", "metric", "value", "examples")
+    for task, values in found.get("benchmarks", {}).items():
+        for metric, value in values.items():
+            if metric != "examples" and "_stderr" not in metric:
+                error = values.get(metric.replace(",", "_stderr,", 1))
+                shown = f"{value:.4f}" + (f" \u00b1 {error:.4f}" if error is not None else "")
+                benchmarks.add_row(task, metric.removesuffix(",none"), shown, str(values.get("examples", "")))
+    filled = ((losses, found["sets"]), (scores, names), (benchmarks, found.get("benchmarks")))
+    return [table for table, rows in filled if rows]
 
 
 def _table(first: str, *headings: str) -> rich.table.Table:

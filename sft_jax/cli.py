@@ -26,15 +26,18 @@ def define_config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().", lock_config=True)
 
 
-def read_config(holder: flags.FlagHolder, needs_data: bool = True) -> Config:
+def read_config(holder: flags.FlagHolder, needs_data: bool = True, model: str | None = None) -> Config:
     """Returns the checked configuration of `--config`; raises UserError where it is missing or wrong.
 
-    Without `needs_data` it may name no training data.
+    Without `needs_data` it may name no training data. `model` takes the place of its model.path.
     """
     try:
         raw = holder.value
         if raw is None:
             raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
+        raw = raw.to_dict()
+        if model is not None and isinstance(raw.get("model"), dict):
+            raw["model"]["path"] = model
         return parse_config(raw, needs_data)
     except OSError as error:  # ml_collections tells a missing file only when the value is used
         raise UserError(f"--config: {_recipe_name(sys.argv)} cannot be read; name a Python file with get_config().") from error

@@ -166,6 +166,7 @@ class TrainConfig:
     neftune: float = 0.0  # strength of the noise on embeddings while training, such as 5; 0 = none
     qat: Literal["", "int8", "int4"] = ""  # round kernels of the blocks in training and evaluation as a server will; the export
     #                                        is the plain model, for which see sft_jax.model.qat
+    patience: int = 0  # end after so many evaluations in a row that are no better than the best by checkpoint.best; 0 = never
     nonfinite: Literal["abort", "skip"] = "abort"  # a loss or gradient that is not finite never updates the state
     stop_after_steps: int = 0  # end this process after so many steps, schedule unchanged; 0 = never
     profile: int = 0  # steps to trace into WORKDIR/profile, after the first two or from the start of a shorter run
@@ -194,8 +195,9 @@ class EvalConfig:
 
     every: int = 0  # steps; 0 = only at the start and the end
     batch_size: int = 0  # rows; 0 = train.micro_batch_size
-    generate: int = 0  # prompts of each eval set that are answered greedily and scored
+    generate: int = 0  # prompts of each eval set that are answered greedily and scored; -1 = all
     max_new_tokens: int = 128
+    scorers: tuple[str, ...] = ("exact_match",)  # see sft_jax.evaluation.scorers.SCORERS; or path/to/file.py:function
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,10 @@ class CheckpointConfig:
 
     every: int = 500  # steps; 0 = only at the end and on a signal
     keep: int = 2  # newest checkpoints that stay
+    best: str = ""  # metric of an evaluation, such as loss, or SET/loss where there are several sets: the best state by it is
+    #                 saved, stays beside the newest ones, and is what is exported at the end; "" = the last state is
+    best_mode: Literal["auto", "min", "max"] = "auto"  # which is better; auto: lower of loss, perplexity, bits_per_byte, higher of others
+    keep_best: int = 1  # best checkpoints that stay
     save_last: bool = True  # also at the last step, so that the run can be extended
     allow_changes: tuple[str, ...] = ()  # keys that this start may change although the run began with other values
 
@@ -484,23 +490,15 @@ def _check(config: Config, needs_data: bool) -> None:
     for key, value in (
         ("train.stop_after_steps", train.stop_after_steps), ("train.profile", train.profile),
         ("eval.every", config.eval.every), ("eval.batch_size", config.eval.batch_size),
-        ("eval.generate", config.eval.generate), ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.every", config.checkpoint.every), ("train.patience", train.patience),
     ):  # fmt: skip
         require(value >= 0, f"{key}: must be 0 or more, not {value}.")
     for key, value in (
         ("eval.max_new_tokens", config.eval.max_new_tokens), ("checkpoint.keep", config.checkpoint.keep),
-        ("log.every", config.log.every),
+        ("log.every", config.log.every), ("checkpoint.keep_best", config.checkpoint.keep_best),
     ):  # fmt: skip
         require(value >= 1, f"{key}: must be at least 1, not {value}.")
-    require(
-        bool(data.eval) or not (config.eval.every or config.eval.generate),
-        "eval.every, eval.generate: are set but data.eval is empty; name a file of held-out rows in data.eval.",
-    )
-    require(
-        bool(data.eval) or (config.eval.batch_size, config.eval.max_new_tokens) == (EvalConfig.batch_size, EvalConfig.max_new_tokens),
-        "eval.batch_size, eval.max_new_tokens: change nothing since data.eval is empty; leave them out, or name a file of "
-        "held-out rows in data.eval.",
-    )
+    _check_evaluation(config, require)
     require(
         data.packing or data.max_segments == DataConfig.max_segments,
         f"data.max_segments: {data.max_segments} changes nothing with data.packing=False, where a row holds one document; "
@@ -520,6 +518,38 @@ def _check(config: Config, needs_data: bool) -> None:
         require(isinstance(group.get("pattern"), str), f"optim.groups[{index}].pattern: is missing; give a regular expression.")
     for name in config.checkpoint.allow_changes:
         require(is_key(name), f"checkpoint.allow_changes: '{name}' is not a key of the configuration.")
+
+
+def _check_evaluation(config: Config, require) -> None:
+    """Raises UserError for values of evaluation, and of what depends on it, that are out of range or change nothing."""
+    evaluation, checkpoint, held_out = config.eval, config.checkpoint, bool(config.data.eval)
+    require(evaluation.generate >= -1, f"eval.generate: must be 0 (none), a number of prompts or -1 (all), not {evaluation.generate}.")
+    require(
+        held_out or not (evaluation.every or evaluation.generate),
+        "eval.every, eval.generate: are set but data.eval is empty; name a file of held-out rows in data.eval.",
+    )
+    require(
+        held_out or (evaluation.batch_size, evaluation.max_new_tokens) == (EvalConfig.batch_size, EvalConfig.max_new_tokens),
+        "eval.batch_size, eval.max_new_tokens: change nothing since data.eval is empty; leave them out, or name a file of "
+        "held-out rows in data.eval.",
+    )
+    require(
+        evaluation.generate != 0 or evaluation.scorers == EvalConfig.scorers,
+        "eval.scorers: change nothing since eval.generate=0; set it to the number of prompts to answer, -1 for all, or leave them out.",
+    )
+    require(
+        held_out or not checkpoint.best,
+        "checkpoint.best: is a metric of held-out data and data.eval is empty; name a file of held-out rows in data.eval.",
+    )
+    changed = [name for name in ("best_mode", "keep_best") if getattr(checkpoint, name) != getattr(CheckpointConfig, name)]
+    require(
+        bool(checkpoint.best) or not (changed or config.train.patience),
+        f"{f'checkpoint.{changed[0]}' if changed else 'train.patience'}: changes nothing without checkpoint.best; name the metric, such as loss.",
+    )
+    require(
+        not config.train.patience or bool(evaluation.every),
+        "train.patience: counts evaluations, and eval.every=0 makes none between the first and the last step; set eval.every.",
+    )
 
 
 def _check_adapter(adapter: AdapterConfig, require) -> None:

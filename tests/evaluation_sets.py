@@ -9,15 +9,15 @@ from synthetic_data import Plain, make_stream, random_examples
 from tiny_models import random_decoder
 
 from sft_jax.config import OptimConfig
-from sft_jax.evaluation.evals import evaluate_loss
+from sft_jax.evaluation.losses import evaluate_loss
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.evaluation.sampling import sampling
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn, make_mesh, shardings
 from sft_jax.training.optim import make_optimizer
 from sft_jax.training.platform import join_processes
 from sft_jax.training.state import create_state
-from sft_jax.training.step import make_eval_step
 
 VOCABULARY = 96  # of the tiny models
 PROMPTS = [[64, 77, 2], [5, 45, 49, 60, 27, 94, 3, 3, 81, 19, 2], [22]]

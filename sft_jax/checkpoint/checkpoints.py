@@ -11,6 +11,7 @@ also cover the way from the disk into the shards.)
 """
 
 import concurrent.futures
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -91,10 +92,10 @@ class Checkpoints:
                 raise UserError(f"{error} And: {met}") from error
             error.add_note(f"Besides, the checkpoint that was being saved failed: {met}")
 
-    def save(self, step: int, state: dict[str, jax.Array], manifest: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, jax.Array], manifest: dict[str, Any], protected: Collection[int] = ()) -> None:
         """Starts to save and returns as soon as the state may change. The step that was saved last is not saved again.
 
-        Raises what the save before this one met in the background; there is never more than one under way.
+        Once it is there, older ones are removed, but for the newest `keep` and the `protected` ones. Raises what the save before this one met in the background; there is never more than one under way.
         """
         agree(self.wait)
         if step == self.last:
@@ -105,16 +106,22 @@ class Checkpoints:
         place = self._folder / str(step)
         with explained(self._folder, "the checkpoint"):
             self._writer.save(place / _ARRAYS, args=ocp.args.PyTreeSave(state), force=True)
-        self._pending = self._committer.submit(self._commit, step, {"step": step, "arrays": arrays, **manifest})
+        self._pending = self._committer.submit(self._commit, step, {"step": step, "arrays": arrays, **manifest}, protected)
         self.last = step
 
-    def _commit(self, step: int, body: dict[str, Any]) -> None:
+    def _commit(self, step: int, body: dict[str, Any], protected: Collection[int]) -> None:
         self._writer.wait_until_finished()
         if jax.process_index() != 0:
             return
         manifest_lib.write_manifest(self._folder / str(step), body)
         self._marker(step).unlink()
+        self.prune(protected)
+
+    def prune(self, protected: Collection[int]) -> None:
+        """Removes all checkpoints but the newest `keep` and the `protected` ones. In the first process, with no save under way."""
         for old in committed_steps(self._folder)[: -self._keep]:
+            if old in protected:
+                continue
             self._marker(old).touch()
             (self._folder / str(old) / MANIFEST).unlink()
             remove_tree(self._folder / str(old))

@@ -6,7 +6,7 @@ what comes after it (over-length policy, mixture, packing) takes seconds and hap
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,17 +91,8 @@ def prepare(
         weights=[item.config.weight for item in train_sets], weight_by=config.weight_by,
         set_epochs=[item.config.epochs for item in train_sets], seed=seed, epochs=epochs, rows=rows, normalize=normalize, log=log,
     )  # fmt: skip
-    reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}, "eval": {}}
-    held_out = {}
-    for item in opened.eval:
-        name = item.config.name
-        corpus = Corpus([name], [item.store])
-        documents, report = _documents_of(corpus, [item], config.max_length, seed=0)
-        held_out[name] = RowStream(
-            corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
-            shuffle=False,
-        )  # fmt: skip
-        reports["eval"][name] = {**report[name], "stream": describe_stream(held_out[name])}
+    reports: dict[str, Any] = {"train": {"sets": report, "stream": describe_stream(train)}}
+    held_out, reports["eval"] = _held_out(opened, config)
     fingerprints = {
         "tokens": combine({item.config.name: item.store.name for item in train_sets}),
         "eval": combine({item.config.name: item.store.name for item in opened.eval}),
@@ -112,6 +103,27 @@ def prepare(
     row_fingerprints = {item.config.name: item.rows.fingerprint for item in train_sets}
     stores = {item.key: item.store.folder for item in (*opened.train, *opened.eval)}
     return PreparedData(train, held_out, tokenizer, report, fingerprints, row_fingerprints, stores, opened.date.isoformat())
+
+
+@dataclass(frozen=True)
+class HeldOutData:
+    """The part of the prepared data that evaluation needs."""
+
+    eval: dict[str, RowStream]  # by name, in the order of the configuration
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+def prepare_held_out(
+    config: DataConfig, *, model_path: str, vocab_size: int | None = None, rendered_at: str | None = None, log: Log = print
+) -> HeldOutData:
+    """Returns the prepared data of data.eval alone: the rows that a run with them evaluates, whatever it is trained on.
+
+    Arguments and errors are those of `prepare`.
+    """
+    opened = _open_sets(replace(config, train=()), model_path, vocab_size, rendered_at, Part(), log)
+    held_out, _ = _held_out(opened, config)
+    return HeldOutData(held_out, opened.tokenizer, combine({item.config.name: item.store.name for item in opened.eval}))
 
 
 def prepare_part(
@@ -129,6 +141,21 @@ def prepare_part(
     stores. Arguments and errors are those of `prepare`.
     """
     return _open_sets(config, model_path, vocab_size, rendered_at, part, log).complete
+
+
+def _held_out(opened: "_Opened", config: DataConfig) -> tuple[dict[str, RowStream], dict[str, Any]]:
+    """Returns the stream of each held-out set, in which every document comes up once, and what is reported of it."""
+    streams, reports = {}, {}
+    for item in opened.eval:
+        name = item.config.name
+        corpus = Corpus([name], [item.store])
+        documents, report = _documents_of(corpus, [item], config.max_length, seed=0)
+        streams[name] = RowStream(
+            corpus, documents, max_length=config.max_length, max_segments=config.max_segments, packing=config.packing,
+            shuffle=False,
+        )  # fmt: skip
+        reports[name] = {**report[name], "stream": describe_stream(streams[name])}
+    return streams, reports
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Decoding on the device: a batch of prompts is read in chunks, then grows by one token at a time.
+"""Decoding on the device: slots for sequences that are filled with prompts, grow by a token at a time, and are filled anew.
 
-Shapes depend on the number of rows and on the room for a sequence only, and both are rounded up (`round_up`), so few
-programs are compiled however prompts vary. Lengths, stop ids, limits, seed and temperature are data.
+Shapes depend on the number of slots, on the room for a sequence, on the number of prompts that are read at once and on the
+length of the pieces in which they are read. All are of few sizes, so few programs are compiled however prompts vary.
+Lengths, places, stop ids, limits, seed and temperature are data.
 
-Letters: B rows, T room for a sequence (prompt and answer), K stop ids, V vocabulary.
+Letters: B slots, T room for a sequence (prompt and answer), R prompts read at once, K stop ids, V vocabulary.
 """
 
 import functools
@@ -19,18 +20,19 @@ from sft_jax.evaluation.sampling import Sampling, choose
 from sft_jax.model.cache import Cache
 from sft_jax.model.decoder import Decoder
 
-MAX_CHUNK = 256  # tokens of a prompt read at once: bounds the memory of attention over a long prompt
+CHUNKS = (16, 64, 256)  # tokens of a prompt read at once; the last bounds the memory of attention over a long prompt
 
 
 class DecodeState(NamedTuple):
-    """A batch of sequences that grow. Row b holds the tokens [0, lengths[b]); what stands behind means nothing."""
+    """Sequences that grow. Slot b holds the tokens [0, lengths[b]); what stands behind means nothing."""
 
     cache: Cache  # holds every token but the last one chosen
     tokens: Array  # int32 [B, T]
     lengths: Array  # int32 [B], tokens so far, the stop token not included
-    done: Array  # bool [B], grows no more
+    counts: Array  # int32 [B], tokens chosen so far, the stop token included
+    done: Array  # bool [B], grows no more, or was never filled
     stopped: Array  # bool [B], done because a stop id was chosen
-    count: Array  # int32 [], tokens chosen so far in every row that is not done
+    seen: Array  # bool [B, V], tokens of the sequence, where repeated ones are penalised; else [B, 0]
     keys: Array  # random keys [B]
 
 
@@ -46,27 +48,56 @@ def round_up(size: int) -> int:
     return power * 3 // 4 if power > 8 and size <= power * 3 // 4 else power
 
 
-@functools.partial(jax.jit, static_argnames="chunk")
-def start(
+def chunk_for(longest: int) -> int:
+    """Returns the length of the pieces in which prompts of at most `longest` tokens are read."""
+    return next((chunk for chunk in CHUNKS if chunk >= longest), CHUNKS[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "room", "penalised"))
+def empty(decoder: Decoder, slots: int, room: int, penalised: bool) -> DecodeState:
+    """Returns a state in which nothing is decoded yet."""
+    zeros = jnp.zeros(slots, jnp.int32)
+    return DecodeState(
+        _lay_out(decoder, decoder.init_cache(slots, room)),
+        jnp.zeros((slots, room), jnp.int32),
+        zeros,
+        zeros,
+        jnp.ones(slots, bool),
+        jnp.zeros(slots, bool),
+        jnp.zeros((slots, decoder.spec.vocab_size if penalised else 0), bool),
+        jax.vmap(jax.random.key)(jnp.zeros(slots, jnp.uint32)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="chunk", donate_argnames="state")
+def fill(
     decoder: Decoder,
+    state: DecodeState,
     tokens: Array,
     lengths: Array,
-    rows: Array,
+    places: Array,
+    numbers: Array,
     seed: Array,
     stop_ids: Array,
     sampling: Sampling,
+    limit: Array,
     chunk: int,
 ) -> DecodeState:
-    """Reads the prompts and chooses the first token of every answer.
+    """Reads prompts into slots, in place of what was there, and chooses the first token of their answers.
+
+    The prompts are read into a cache of their own, whose rows then go into those of their slots; the other slots are as
+    they were. The state that goes in is overwritten.
 
     Args:
-        tokens: int32 [B, T], prompts at the left; `chunk` divides T.
-        lengths: int32 [B], tokens of each prompt, below T; 0 marks a row that only fills the batch.
-        rows: int32 [B], a number for each prompt. Its random bits depend on this and `seed`, not on the batch.
+        tokens: int32 [R, T rounded up to a multiple of `chunk`], prompts at the left.
+        lengths: int32 [R], tokens of each prompt, below T; 0 for a row that only fills the shape.
+        places: int32 [R], the slot of each prompt, all different; B for a row that only fills the shape.
+        numbers: uint32 [R]. The random bits of an answer depend on this and `seed`, not on slots or other prompts.
         seed: uint32 [].
         stop_ids: int32 [K], -1 where there are fewer.
+        limit: int32 [], tokens of an answer, at most.
     """
-    batch, room = tokens.shape
+    batch, room = tokens.shape[0], state.tokens.shape[1]
     offsets = jnp.arange(chunk, dtype=jnp.int32)
 
     def read(carry):
@@ -83,30 +114,58 @@ def start(
     last = jnp.zeros((batch, decoder.spec.hidden_size), decoder.options.dtype)
     longest = jnp.max(lengths)
     _, cache, last = jax.lax.while_loop(lambda carry: carry[0] < longest, read, (jnp.int32(0), cache, last))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
-    false = jnp.zeros(batch, bool)
-    state = DecodeState(cache, tokens, lengths, lengths == 0, false, jnp.int32(0), keys)
-    return _append(state, decoder.head(last), stop_ids, sampling)
+    none = jnp.zeros(batch, jnp.int32)
+    rows = jnp.arange(batch)[:, None]
+    vocabulary = state.seen.shape[1]
+    in_prompt = jnp.where(jnp.arange(tokens.shape[1]) < lengths[:, None], tokens, vocabulary)
+    new = DecodeState(
+        cache,
+        tokens[:, :room],
+        lengths,
+        none,
+        lengths == 0,
+        jnp.zeros(batch, bool),
+        jnp.zeros((batch, vocabulary), bool).at[rows, in_prompt].set(True, mode="drop"),
+        jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers),
+    )
+    return _into(decoder, state, _append(new, decoder.head(last), stop_ids, sampling, limit), places)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def advance(
-    decoder: Decoder, state: DecodeState, stop_ids: Array, sampling: Sampling, limit: Array, steps: Array
+    decoder: Decoder,
+    state: DecodeState,
+    stop_ids: Array,
+    sampling: Sampling,
+    limit: Array,
+    steps: Array,
+    wanted: Array,
 ) -> DecodeState:
-    """Adds up to `steps` tokens to every sequence, until all are done or hold `limit` chosen tokens.
+    """Adds up to `steps` tokens to every sequence, and ends once `wanted` slots are done or all are.
 
-    `limit` and `steps` are int32 []. The state that goes in is overwritten. Steps of any size give the same tokens.
+    `limit` (tokens of an answer), `steps` and `wanted` are int32 []. The state that goes in is overwritten. Steps of any
+    size give the same tokens.
     """
-    end = jnp.minimum(limit, state.count + steps)
 
-    def grow(state: DecodeState) -> DecodeState:
+    def grow(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        made, state = carry
         newest = jnp.where(state.done, 0, state.lengths - 1)[:, None]
         token = jnp.take_along_axis(state.tokens, newest, axis=1)
         alive = (~state.done).astype(jnp.int32)[:, None]
         hidden, cache = decoder.extend(token, newest, alive, state.cache)
-        return _append(state._replace(cache=cache), decoder.head(hidden[:, 0]), stop_ids, sampling)
+        return made + 1, _append(state._replace(cache=cache), decoder.head(hidden[:, 0]), stop_ids, sampling, limit)
 
-    return jax.lax.while_loop(lambda state: (state.count < end) & ~jnp.all(state.done), grow, state)
+    def goes_on(carry: tuple[Array, DecodeState]) -> Array:
+        made, state = carry
+        return (made < steps) & (jnp.sum(state.done) < wanted) & ~jnp.all(state.done)
+
+    return jax.lax.while_loop(goes_on, grow, (jnp.int32(0), state))[1]
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def end(state: DecodeState, ended: Array) -> DecodeState:
+    """Ends the sequences in the slots where `ended` [B] says so, as if they had been stopped."""
+    return state._replace(done=state.done | ended, stopped=state.stopped | (ended & ~state.done))
 
 
 def replicated(decoder: Decoder, arrays):
@@ -122,19 +181,43 @@ def _replicate(arrays, sharding: NamedSharding):
     return jax.lax.with_sharding_constraint(arrays, sharding)
 
 
-def _append(state: DecodeState, logits: Array, stop_ids: Array, sampling: Sampling) -> DecodeState:
-    """Chooses a token from `logits` [B, V] for every row that is not done."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
-    token = choose(logits, keys, sampling)
+def _append(state: DecodeState, logits: Array, stop_ids: Array, sampling: Sampling, limit: Array) -> DecodeState:
+    """Chooses a token from `logits` [B, V] for every slot that is not done."""
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.counts)
+    token = choose(logits, keys, sampling, state.seen)
     stops = ~state.done & jnp.any(token[:, None] == stop_ids, axis=1)
-    done = state.done | stops
-    room = state.tokens.shape[1]
-    place = jnp.where(done, room, state.lengths)  # outside for a row that is done: dropped
-    tokens = state.tokens.at[jnp.arange(len(token)), place].set(token, mode="drop")
-    lengths = jnp.where(done, state.lengths, state.lengths + 1)
+    slots, room = state.tokens.shape
+    counts = jnp.where(state.done, state.counts, state.counts + 1)
+    grows = ~(state.done | stops)
+    at = jnp.where(grows, state.lengths, room)  # outside for a slot that does not grow: dropped
+    tokens = state.tokens.at[jnp.arange(slots), at].set(token, mode="drop")
+    new = jnp.where(grows, token, state.seen.shape[1])
     return DecodeState(
-        state.cache, tokens, lengths, done, state.stopped | stops, state.count + 1, state.keys
+        state.cache,
+        tokens,
+        jnp.where(grows, state.lengths + 1, state.lengths),
+        counts,
+        state.done | stops | (counts >= limit),
+        state.stopped | stops,
+        state.seen.at[jnp.arange(slots), new].set(True, mode="drop"),
+        state.keys,
     )
+
+
+def _into(decoder: Decoder, state: DecodeState, new: DecodeState, places: Array) -> DecodeState:
+    """Returns `state` with the rows of `new` in the slots `places`; a row whose place is outside goes nowhere."""
+    put = lambda old, rows: old.at[places].set(rows, mode="drop")  # noqa: E731
+    stacked = lambda old, rows: old.at[:, places].set(rows, mode="drop")  # noqa: E731
+    cache = _lay_out(
+        decoder,
+        Cache(
+            jax.tree.map(stacked, state.cache.keys, new.cache.keys),
+            jax.tree.map(stacked, state.cache.values, new.cache.values),
+            jax.tree.map(put, state.cache.positions, new.cache.positions),
+            state.cache.max_length,
+        ),
+    )
+    return DecodeState(cache, *(put(old, rows) for old, rows in zip(state[1:], new[1:], strict=True)))
 
 
 def _lay_out(decoder: Decoder, cache: Cache) -> Cache:

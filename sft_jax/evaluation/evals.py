@@ -1,40 +1,28 @@
 """Evaluation on held-out sets: loss over every supervised token, and scores of generated answers."""
 
-import math
-from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
-import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from sft_jax.batch import Batch
 from sft_jax.config import Config
 from sft_jax.data.pipeline import RowStream
 from sft_jax.data.tokens import Tokenizer
+from sft_jax.evaluation.choices import read_choices
+from sft_jax.evaluation.held_out_rows import HeldOutRows
+from sft_jax.evaluation.likelihoods import likelihoods
+from sft_jax.evaluation.losses import Interrupted, Values, evaluate_documents, supervised_bytes
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
-from sft_jax.evaluation.samples import HeldOut, evaluate_generations, sample_held_out
+from sft_jax.evaluation.results import SetResult
+from sft_jax.evaluation.samples import Decoding, HeldOut, generate_answers, sample_held_out, sample_records, score_answers
+from sft_jax.evaluation.scorers import find_scorers
+from sft_jax.evaluation.scoring import Answer
+from sft_jax.evaluation.step import EvalStep, State
 from sft_jax.hf.source import Source
-from sft_jax.model.loss import LossSum
-from sft_jax.model.sharding import batch_sharding, pieces_along
 
-_MAX_EXPONENT = 700.0  # keeps perplexity finite, since JSON has no infinity
-_IN_FLIGHT = 2  # batches whose sums are fetched late, so that the host reads rows while devices compute
-
-Values = dict[str, float | int]
-
-
-class Interrupted(Exception):
-    """An evaluation was given up since the run is to stop; it has no result."""
-
-
-class State(Protocol):
-    """The part of the train state that is evaluated."""
-
-    params: nnx.State
-    frozen: nnx.State
+Between = Callable[[str, int, int], None]  # (what is done in which set, so many of, so many)
 
 
 class EvalData(Protocol):
@@ -44,66 +32,8 @@ class EvalData(Protocol):
     tokenizer: Tokenizer
 
 
-def evaluate_loss(
-    eval_step: Callable[[Any, Batch], LossSum],
-    state: Any,
-    stream: RowStream,
-    batch_size: int,
-    mesh: Mesh | None = None,
-    stopping: Callable[[int], bool] = lambda late: False,
-) -> Values:
-    """Returns the token-weighted loss of a whole set.
-
-    The step gives sums over each document; they are added on the host in float64 and divided once, so that the result
-    does not depend on batch size, packing or devices. Padding has no weight.
-
-    Args:
-        eval_step: (state, Batch [B, L]) -> LossSum, whole on every process.
-        batch_size: rows of a batch over all devices; rounded up to a multiple of the devices that rows are split over.
-        stopping: asked between batches with the number of those under way; Interrupted is raised where it says True.
-
-    Returns:
-        loss: nats per token, weighted; perplexity: exp(loss); accuracy: weighted share of targets that are the argmax;
-        tokens: supervised tokens; examples: documents with a supervised token.
-    """
-    groups = pieces_along(mesh, "batch") if mesh is not None else 1
-    rows = -(-batch_size // groups) * groups
-    total = weight = correct = 0.0
-    tokens = examples = 0
-    waiting: deque[LossSum] = deque()
-
-    def collect() -> None:
-        nonlocal total, weight, correct, tokens, examples
-        sums: LossSum = jax.device_get(waiting.popleft())
-        weights = sums.per_example_weight.astype(np.float64)
-        total += float(sums.per_example.astype(np.float64).sum())
-        weight += float(weights.sum())
-        correct += float(sums.correct)
-        tokens += int(sums.count)
-        examples += int((weights > 0).sum())
-
-    for first in range(0, stream.total_rows, rows):
-        waiting.append(eval_step(state, _read_rows(stream, first, rows, mesh)))
-        if len(waiting) > _IN_FLIGHT:
-            collect()
-        if stopping(len(waiting)):
-            raise Interrupted
-    while waiting:
-        collect()
-    if not weight > 0:
-        raise ValueError(f"the {stream.total_rows} rows of the set have no supervised token")
-    loss = total / weight
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, _MAX_EXPONENT)),
-        "accuracy": correct / weight,
-        "tokens": tokens,
-        "examples": examples,
-    }
-
-
 class Evaluator:
-    """Evaluates every eval set of a run, always on the same rows and prompts.
+    """Evaluates every eval set of a configuration, always on the same rows and prompts.
 
     In a multi-process run every process calls it at the same steps.
     """
@@ -113,66 +43,88 @@ class Evaluator:
         config: Config,
         data: EvalData,
         graphdef: nnx.GraphDef,
-        eval_step: Callable[[Any, Batch], LossSum],
+        eval_step: EvalStep,
         mesh: Mesh | None,
         batch_size: int,
         source: Source,
         stopping: Callable[[int], bool] = lambda late: False,
+        decoding: Decoding | None = None,
+        progress: Between = lambda what, done, total: None,
     ):
-        """Draws the prompts. `batch_size` is the number of rows of a batch, and of prompts that are answered together.
+        """Draws the prompts.
 
-        `source` is where the model was read from, and says what ends its answers. `stopping` is asked between batches,
-        with the number of those under way, whether to give up.
+        Args:
+            eval_step: gives sums whole on every process.
+            batch_size: rows of a batch, and prompts that are answered together unless `decoding` says otherwise.
+            source: where the model was read from; it says what ends its answers.
+            stopping: asked between batches, with the number of those under way, whether to give up.
+            decoding: None: greedy, with at most `eval.max_new_tokens`.
+            progress: takes note of what is done.
         """
-        self._streams, self._tokenizer = data.eval, data.tokenizer
+        self._config, self._streams, self._tokenizer = config, data.eval, data.tokenizer
         self._graphdef, self._eval_step, self._mesh, self._batch_size = graphdef, eval_step, mesh, batch_size
-        self._max_new_tokens, self._stopping = config.eval.max_new_tokens, stopping
+        self._stopping, self._progress = stopping, progress
+        self._decoding = decoding or Decoding(config.eval.max_new_tokens, batch_size)
+        self._sizes = {name: supervised_bytes(stream, data.tokenizer) for name, stream in data.eval.items()}
         self._held_out: dict[str, list[HeldOut]] = {}
         if config.eval.generate:
+            self._scorers = find_scorers(config.eval.scorers, "eval.scorers")
+            self._columns = {scorer.choices for scorer in self._scorers.values() if scorer.choices is not None}
+            self._needs_rows = bool(self._columns) or any(scorer.needs_row for scorer in self._scorers.values())
             reader = PromptReader(data.tokenizer, config.data.chat_template, config.data.chat_template_kwargs)
             self._stop_ids = stop_ids_of(source, data.tokenizer, reader)
+            count = None if config.eval.generate < 0 else config.eval.generate
             for name, stream in data.eval.items():
-                self._held_out[name] = sample_held_out(stream, config.eval.generate, config.seed)
+                self._held_out[name] = sample_held_out(stream, count, config.seed)
 
     def __call__(self, state: State, step: int) -> tuple[dict[str, Values], list[dict[str, Any]]]:
         """Returns the values of every set by name, and the records of samples.jsonl. Raises Interrupted."""
-        results: dict[str, Values] = {}
-        records: list[dict[str, Any]] = []
+        results = self.evaluate(state)
+        records = [{"step": step, "set": name, **record} for name, result in results.items() for record in result.records]
+        return {name: result.values() for name, result in results.items()}, records
+
+    def evaluate(self, state: State) -> dict[str, SetResult]:
+        """Returns the result of every set by name. Raises Interrupted."""
+        results = {}
         for name, stream in self._streams.items():
-            results[name] = evaluate_loss(self._eval_step, state, stream, self._batch_size, self._mesh, self._stopping)
+            documents = evaluate_documents(
+                self._eval_step, state, stream, self._batch_size, self._mesh, self._stopping, self._sizes[name]
+            )
+            self._progress(f"{name}: loss", stream.total_rows, stream.total_rows)
+            results[name] = SetResult(documents)
             if self._held_out:
-                values, answered = self._generate(state, name)
-                results[name].update(values)
-                records += [{"step": step, "set": name, **record} for record in answered]
-        return results, records
+                results[name] = self._with_answers(results[name], state, name)
+        return results
 
-    def _generate(self, state: State, name: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        decoder = nnx.merge(self._graphdef, state.params, state.frozen)
-        return evaluate_generations(
-            decoder, self._tokenizer, self._held_out[name], self._stop_ids,
-            max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, between=self._go_on,
+    def _with_answers(self, result: SetResult, state: State, name: str) -> SetResult:
+        held_out, decoder = self._held_out[name], nnx.merge(self._graphdef, state.params, state.frozen)
+        asked = [item.document for item in held_out]
+        held = HeldOutRows(self._streams[name], self._config.data, name) if self._needs_rows else None
+        answers, generations = generate_answers(
+            decoder, self._tokenizer, held_out, self._stop_ids, self._decoding,
+            rows=held.rows(asked) if held is not None else None, between=self._go_on(f"{name}: answers", len(held_out)),
         )  # fmt: skip
+        by_column = {column: self._with_choices(answers, held, asked, column, state, name) for column in self._columns}
+        scored = {}
+        for scorer_name, scorer in self._scorers.items():
+            of = answers if scorer.choices is None else by_column[scorer.choices]
+            scored |= score_answers({scorer_name: scorer}, of)
+        return SetResult(result.documents, asked, scored, sample_records(held_out, answers, generations, scored))
 
-    def _go_on(self) -> None:
-        if self._stopping(0):
-            raise Interrupted
+    def _with_choices(
+        self, answers: list[Answer], held: HeldOutRows, asked: list[int], column: str, state: State, name: str
+    ) -> list[Answer]:
+        def score(sequences):
+            between = self._go_on(f"{name}: choices", len(sequences))
+            return likelihoods(self._eval_step, state, sequences, self._batch_size, self._mesh, between)
 
+        choices = read_choices(held, asked, column, self._tokenizer, self._config, score)
+        return [replace(answer, choices=of_row) for answer, of_row in zip(answers, choices, strict=True)]
 
-def _read_rows(stream: RowStream, first: int, count: int, mesh: Mesh | None) -> Batch:
-    """Returns the rows [first, first + count) on the devices; a process reads the rows of its own devices only."""
-    if mesh is None:
-        return stream.read(first, count)
-    sharding = batch_sharding(mesh)
-    places = sharding.addressable_devices_indices_map((count,)).values()
-    ranges = [index[0].indices(count) for index in places]
-    start, stop = min(begin for begin, _, _ in ranges), max(end for _, end, _ in ranges)
-    local = stream.read(first + start, stop - start)
+    def _go_on(self, what: str, total: int) -> Callable[[int], None]:
+        def between(done: int) -> None:
+            self._progress(what, done, total)
+            if self._stopping(0):
+                raise Interrupted
 
-    def place(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            begin, end, _ = index[0].indices(count)
-            return array[(slice(begin - start, end - start), *index[1:])]
-
-        return jax.make_array_from_callback((count, *array.shape[1:]), sharding, part)
-
-    return Batch(*map(place, local))
+        return between

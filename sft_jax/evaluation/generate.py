@@ -1,29 +1,24 @@
-"""Generation: greedy or sampled answers to prompts of any lengths, on whatever mesh the model lies."""
+"""Generation: greedy or sampled answers to prompts of any lengths. An answer that is done makes room for another prompt."""
 
+import collections
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
-from sft_jax.evaluation import decoding
 from sft_jax.evaluation.prompts import Prompt, PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling
-from sft_jax.evaluation.text import continuation_text
+from sft_jax.evaluation.slots import Generation, Slots
+from sft_jax.evaluation.slots import Prompt as SlotPrompt
+from sft_jax.evaluation.text import StopStrings, continuation_text, cut_before
 from sft_jax.model.decoder import Decoder
-from sft_jax.model.sharding import batch_sharding, pieces_along
 
 _GREEDY = sampling()
-
-
-class Generation(NamedTuple):
-    """An answer."""
-
-    ids: list[int]  # without the stop token
-    finished: bool  # the model chose a stop token; False: cut at max_new_tokens
+_STEPS = 64  # tokens between two looks at what is done
+_STEPS_TO_TEXT = 8  # the same where stop strings are looked for, which the host does: so many tokens may be too many
 
 
 def generate(
@@ -35,7 +30,10 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
     stop_ids: Sequence[int] | None = None,
     chat_template: str = "auto",
     chat_template_kwargs: dict[str, Any] | None = None,
@@ -52,8 +50,11 @@ def generate(
         prompts: each a text, which is continued; a list of chat messages, which is rendered by the model's chat
             template with the start of an assistant turn; or a list of token ids, which is taken as it is.
         max_new_tokens: of each answer, at most.
-        temperature, top_k, top_p: see `sft_jax.evaluation.sampling.sampling`; temperature 0 is greedy.
-        seed: of the draws. An answer depends on the seed, the prompt and its place in `prompts`, on nothing else.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `sft_jax.evaluation.sampling.sampling`; temperature 0
+            is greedy.
+        seed: of the draws. An answer depends on the seed, the prompt, and how many equal prompts stand before it in
+            `prompts`; not on the other prompts, their order or the batch size.
+        stop: texts that end an answer and are not part of it.
         stop_ids: tokens that end an answer and are not part of it. None: those of the model's generation
             configuration, the tokenizer's EOS, and the end of turn of its chat template.
         chat_template, chat_template_kwargs: as `data.chat_template` and `data.chat_template_kwargs` in training.
@@ -73,10 +74,11 @@ def generate(
     stops = stop_ids_of(source, tokenizer, reader) if stop_ids is None else stop_ids
     answers = generate_ids(
         model, prompt_ids, stops, max_new_tokens,
-        options=sampling(temperature, top_k, top_p), seed=seed, batch_size=batch_size,
+        options=sampling(temperature, top_k, top_p, min_p, repetition_penalty), seed=seed, batch_size=batch_size,
+        stop=StopStrings(tokenizer, stop, skip_special_tokens) if stop else None,
     )  # fmt: skip
     return [
-        continuation_text(tokenizer, prompt, answer.ids, skip_special_tokens)
+        cut_before(continuation_text(tokenizer, prompt, answer.ids, skip_special_tokens), stop)
         for prompt, answer in zip(prompt_ids, answers, strict=True)
     ]
 
@@ -90,123 +92,64 @@ def generate_ids(
     options: Sampling = _GREEDY,
     seed: int = 0,
     batch_size: int = 32,
-    between: Callable[[], None] = lambda: None,
+    stop: StopStrings | None = None,
+    between: Callable[[int], None] = lambda done: None,
 ) -> list[Generation]:
     """Returns the answer to every prompt, in their order. See `generate`.
 
-    Prompts of about the same length are decoded together. The parameters may lie on any mesh; rows are split over it
-    as in training. `between` is called before each batch; what it raises ends the generation.
+    Long prompts come first, so that those that are read together are of about the same length; each goes into the slot
+    of an answer that is done. The parameters may lie on any mesh; rows are split over it as in training. `between` is
+    called now and then with the number of answers that are done; what it raises ends the generation.
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: must be at least 1, not {max_new_tokens}.")
     if batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, not {batch_size}.")
-    order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+    if not len(prompt_ids):
+        return []
+    waiting = collections.deque(sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index])))
+    numbers = draw_numbers(prompt_ids)
+    longest = len(prompt_ids[waiting[0]])
+    slots = Slots(decoder, min(batch_size, len(waiting)), longest, stop_ids, max_new_tokens, options, seed)
+    held: dict[int, int] = {}  # slot -> index of the prompt in it
+    watches = {}  # slot -> the text of its answer
     answers: list[Generation | None] = [None] * len(prompt_ids)
-    for first in range(0, len(order), batch_size):
-        between()
-        group = order[first : first + batch_size]
-        batch = DecodingBatch(decoder, [prompt_ids[i] for i in group], stop_ids, max_new_tokens, options, seed, group)
-        batch.advance(max_new_tokens)
-        for index, answer in zip(group, batch.answers(), strict=True):
-            answers[index] = answer
+    while waiting or held:
+        between(len(prompt_ids) - len(waiting) - len(held))
+        free = [slot for slot in range(slots.count) if slot not in held]
+        if waiting and len(free) >= min(slots.refill, len(waiting)):
+            taken = {slot: waiting.popleft() for slot in free[: len(waiting)]}
+            slots.fill({slot: SlotPrompt(prompt_ids[index], numbers[index]) for slot, index in taken.items()})
+            held |= taken
+            if stop is not None:
+                watches |= {slot: stop.watch(prompt_ids[index]) for slot, index in taken.items()}
+        slots.advance(_STEPS if stop is None else _STEPS_TO_TEXT, min(slots.refill, len(waiting)) if waiting else None)
+        done = slots.done()
+        looked_at = [slot for slot in held if done[slot] or stop is not None]
+        stopped = []
+        for slot, answer in zip(looked_at, slots.answers(looked_at) if looked_at else (), strict=True):
+            size = watches[slot].push(answer.ids) if stop is not None else None
+            if size is not None:
+                answer = Generation(answer.ids[:size], True)
+                if not done[slot]:
+                    stopped.append(slot)
+            elif not done[slot]:
+                continue
+            answers[held.pop(slot)] = answer
+            watches.pop(slot, None)
+        if stopped:
+            slots.end(stopped)
+    between(len(prompt_ids))
     return answers
 
 
-class DecodingBatch:
-    """Prompts whose answers are decoded together, all at once or a few tokens at a time."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        prompt_ids: Sequence[Sequence[int]],
-        stop_ids: Sequence[int],
-        max_new_tokens: int,
-        options: Sampling = _GREEDY,
-        seed: int = 0,
-        numbers: Sequence[int] | None = None,
-    ):
-        """Reads the prompts and chooses the first token of every answer; `numbers` are those of the prompts."""
-        self._decoder, self._options = decoder, options
-        self._lengths = np.array([len(ids) for ids in prompt_ids], np.int32)
-        if not len(prompt_ids) or not self._lengths.min():
-            raise ValueError("there is no prompt, or one has no tokens")
-        for ids in prompt_ids:
-            if not (0 <= min(ids) and max(ids) < decoder.spec.vocab_size):
-                raise UserError(
-                    f"A prompt holds token {max(ids) if min(ids) >= 0 else min(ids)}, outside the model's vocabulary "
-                    f"of {decoder.spec.vocab_size}; tokenizer and model do not belong together."
-                )
-        mesh = mesh_of(decoder)
-        rows = _batch_rows(len(prompt_ids), mesh)
-        longest = int(self._lengths.max())
-        chunk = min(decoding.round_up(longest), decoding.MAX_CHUNK)
-        room = -(-decoding.round_up(longest + max_new_tokens) // chunk) * chunk
-        tokens = np.zeros((rows, room), np.int32)
-        for row, ids in enumerate(prompt_ids):
-            tokens[row, : len(ids)] = ids
-        lengths = np.pad(self._lengths, (0, rows - len(prompt_ids)))
-        numbers = np.arange(len(prompt_ids)) if numbers is None else np.asarray(numbers)
-        numbers = np.pad(numbers.astype(np.int32), (0, rows - len(prompt_ids)))
-        stops = np.full(-(-max(len(stop_ids), 1) // 8) * 8, -1, np.int32)
-        stops[: len(stop_ids)] = list(stop_ids)
-        by_row, self._whole = _placers(decoder, mesh)
-        self._stops = self._whole(stops)
-        self._limit = self._whole(np.int32(max_new_tokens))
-        self._state = decoding.start(
-            decoder, by_row(tokens), by_row(lengths), by_row(numbers), self._whole(np.uint32(seed % 2**32)),
-            self._stops, options, chunk=chunk,
-        )  # fmt: skip
-
-    def advance(self, steps: int) -> None:
-        """Adds up to `steps` tokens to every answer."""
-        self._state = decoding.advance(
-            self._decoder, self._state, self._stops, self._options, self._limit, self._whole(np.int32(steps))
-        )
-
-    @property
-    def running(self) -> bool:
-        """Whether `advance` would add anything."""
-        wanted = (self._state.done, self._state.count, self._limit)
-        done, count, limit = jax.device_get(decoding.replicated(self._decoder, wanted))
-        return bool(count < limit and not done.all())
-
-    def answers(self) -> list[Generation]:
-        """Returns the answers so far."""
-        wanted = (self._state.tokens, self._state.lengths, self._state.stopped)
-        tokens, lengths, stopped = jax.device_get(decoding.replicated(self._decoder, wanted))
-        return [
-            Generation(tokens[row, prompt : lengths[row]].tolist(), bool(stopped[row]))
-            for row, prompt in enumerate(self._lengths.tolist())
-        ]
-
-
-def mesh_of(decoder: Decoder) -> Mesh | None:
-    """Returns the mesh on which the parameters lie, None where they lie on one device without a mesh."""
-    sharding = decoder.embed.embedding[...].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
-
-
-def _batch_rows(prompts: int, mesh: Mesh | None) -> int:
-    """Returns the rows of a batch: one of few sizes times the number of devices that rows are split over."""
-    split = pieces_along(mesh, "batch") if mesh is not None else 1
-    each = -(-prompts // split)
-    return split * (decoding.round_up(each) if each > 4 else 1 << (each - 1).bit_length())
-
-
-Place = Callable[[np.ndarray | np.generic], jax.Array]
-
-
-def _placers(decoder: Decoder, mesh: Mesh | None) -> tuple[Place, Place]:
-    """Returns two functions that put a host array where the parameters are: rows split, and whole on every device.
-
-    Every process gives the same array and keeps the part for its own devices.
-    """
-    if mesh is None:
-        device = decoder.embed.embedding[...].sharding
-        return (lambda x: jax.device_put(x, device),) * 2
-
-    def placer(sharding: NamedSharding) -> Place:
-        return lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
-
-    return placer(batch_sharding(mesh)), placer(NamedSharding(mesh, PartitionSpec()))
+def draw_numbers(prompt_ids: Sequence[Sequence[int]]) -> list[int]:
+    """Returns the number of each prompt, from which its random bits follow: of its tokens, and of the equal ones before it."""
+    seen: collections.Counter[bytes] = collections.Counter()
+    numbers = []
+    for ids in prompt_ids:
+        content = np.asarray(ids, "<i4").tobytes()
+        digest = hashlib.blake2b(content + seen[content].to_bytes(4, "little"), digest_size=4)
+        numbers.append(int.from_bytes(digest.digest(), "little"))
+        seen[content] += 1
+    return numbers

@@ -5,9 +5,9 @@ from typing import Any
 
 from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
-from sft_jax.evaluation.generate import DecodingBatch
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling
+from sft_jax.evaluation.slots import Prompt, Slots
 from sft_jax.evaluation.text import TextStream
 from sft_jax.model.decoder import Decoder
 
@@ -75,27 +75,26 @@ class ChatSession:
                 f"the message: the chat has {len(prompt)} tokens with it, and the model's context is {self.context}; "
                 "begin anew or write less."
             )
-        batch = DecodingBatch(
-            self._model, [prompt], self._stop_ids, limit, self._options, self._seed, numbers=[self._answers]
-        )
+        slots = Slots(self._model, 1, len(prompt), self._stop_ids, limit, self._options, self._seed)
+        slots.fill({0: Prompt(prompt, self._answers)})
         self._answers += 1
         self.finished = False
         stream = TextStream(self._tokenizer, prompt)
         given, seen = "", 0
         try:
             while True:
-                (answer,) = batch.answers()
+                (answer,), running = slots.answers([0]), not slots.done()[0]
                 self.finished = answer.finished
                 piece = stream.push(answer.ids[seen:])
                 seen = len(answer.ids)
-                if not batch.running:
+                if not running:
                     piece += stream.finish()
                 if piece:
                     given += piece
                     yield piece
-                if not batch.running:
+                if not running:
                     return
-                batch.advance(1)
+                slots.advance(1)
         finally:
             if self.is_chat:
                 self.turns = [*asked, {"role": "assistant", "content": given}]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from sft_jax.errors import UserError
+
 _CONTEXT = 8  # prompt tokens that are decoded along; enough to know whether a word begins or goes on
 _INCOMPLETE = "\ufffd"  # what a decoder gives for the bytes of a character that is not whole yet
 
@@ -65,3 +67,46 @@ def continuation_text(
     """Returns the text of `ids` as the continuation of the prompt: decode(prompt + ids) is decode(prompt) + this."""
     stream = TextStream(tokenizer, prompt_ids, skip_special_tokens)
     return stream.push(ids) + stream.finish()
+
+
+def cut_before(text: str, strings: Sequence[str]) -> str:
+    """Returns the text before the first of `strings` in it, all of it where there is none.
+
+    >>> cut_before("12 apples.\\n\\nQ: and pears?", ["Q:", "\\n\\n"])
+    '12 apples.'
+    """
+    return text[: min((place for string in strings if (place := text.find(string)) >= 0), default=len(text))]
+
+
+class StopStrings:
+    """Texts that end an answer."""
+
+    def __init__(self, tokenizer: Decodes, strings: Sequence[str], skip_special_tokens: bool = True):
+        """Raises UserError for a text that is empty."""
+        if isinstance(strings, str) or not all(strings):
+            raise UserError(f"stop: must be a list of texts that are not empty, not {strings!r}.")
+        self._tokenizer, self._strings, self._skip = tokenizer, tuple(strings), skip_special_tokens
+
+    def watch(self, prompt_ids: Sequence[int]) -> "Watch":
+        """Returns what looks for the texts in the answer to a prompt."""
+        return Watch(TextStream(self._tokenizer, prompt_ids, self._skip), self._strings)
+
+
+class Watch:
+    """Looks for stop strings in an answer as it grows."""
+
+    def __init__(self, stream: TextStream, strings: tuple[str, ...]):
+        self._stream, self._strings = stream, strings
+        self._seen = 0
+        self._tail = ""
+        self._most = max(map(len, strings))
+
+    def push(self, ids: Sequence[int]) -> int | None:
+        """Takes the answer so far, and returns with how many of its tokens a stop string is complete; None = not yet."""
+        for count in range(self._seen, len(ids)):
+            self._tail += self._stream.push(ids[count : count + 1])
+            if any(string in self._tail for string in self._strings):
+                return count + 1
+            self._tail = self._tail[max(len(self._tail) - self._most + 1, 0) :]
+        self._seen = len(ids)
+        return None

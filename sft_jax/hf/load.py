@@ -22,7 +22,7 @@ from sft_jax.hf.peft.place import with_adapter
 from sft_jax.hf.peft.read import read_adapter
 from sft_jax.hf.peft.settings import is_adapter_directory
 from sft_jax.hf.quantised import open_model
-from sft_jax.hf.restore import check_base, newest_sound, restored
+from sft_jax.hf.restore import check_base, sound_checkpoint, restored
 from sft_jax.hf.rules import Stored
 from sft_jax.hf.source import (
     ADAPTER,
@@ -94,6 +94,7 @@ def load_decoder(
     progress: Progress | None = None,
     base: str | Path | None = None,
     stored_as: str = "",
+    step: int | None = None,
 ) -> Decoder:
     """Reads a decoder from a Hugging Face directory, hub id, run or adapter, laid out over `mesh` (default: one device).
 
@@ -101,7 +102,8 @@ def load_decoder(
     drawn from `seed`, the same on every mesh. With a `vocab_size` above its own the model is given more tokens. With
     `stored_as`, a key of KERNEL_FORMATS, the kernels of the blocks are quantised as they are read, and adapters are merged
     before. The decoder's attribute `source` says where it came from; an export carries it along, and `source.fingerprint`
-    is of the numbers as they are stored. `progress` and `base` are those of `load`. Raises UserError for whatever is wrong
+    is of the numbers as they are stored. `progress` and `base` are those of `load`. `step` names a checkpoint of a run, None
+    the newest. Raises UserError for whatever is wrong
     with the directory.
     """
     if init not in ("checkpoint", "random"):
@@ -114,8 +116,10 @@ def load_decoder(
     if init == "random":
         source = source if vocab_size is None else source.with_vocab_size(vocab_size)
         return _random_decoder(source, options, mesh, param_dtype or "float32", seed, stored_as)
-    if is_run(run) and checkpoint_of(run) is not None:
-        decoder = _stored(_restored_decoder(source, options, mesh, run, param_dtype, progress, base), stored_as)
+    if step is not None and not is_run(run):
+        raise UserError(f"{path}: is not the workdir of a run, so it has no checkpoint of step {step}.")
+    if is_run(run) and (step is not None or checkpoint_of(run) is not None):
+        decoder = _stored(_restored_decoder(source, options, mesh, run, param_dtype, progress, base, step), stored_as)
     elif is_run(run) and not has_export(run):
         decoder = _stored(_adapted_decoder(run / ADAPTER, base, options, mesh, param_dtype, progress), stored_as)
     elif is_adapter(run):
@@ -253,13 +257,14 @@ def _restored_decoder(
     param_dtype: str | None,
     progress: Progress | None,
     base_path: str | Path | None,
+    step: int | None,
 ) -> Decoder:
-    """Returns a decoder with the parameters of a run's newest sound checkpoint, which also says what model it is.
+    """Returns a decoder with the parameters of a run's newest sound checkpoint, or that of `step`, which also says what model it is.
 
     Of a run that trained adapters, the base is read from its own files and carries them. It is read as it was in the run,
     whatever dtype is wanted: in another one, what merging or new tokens make of it would not be the base of these adapters.
     """
-    checkpoint, manifest = newest_sound(run)
+    checkpoint, manifest = sound_checkpoint(run, step)
     settings = manifest["config"]
     base_path, base_dtype = str(base_path or run_config(run)["model"]["path"]), settings.get("adapter", {}).get("base_dtype", "")
     provenance = Provenance(base_path, manifest["plan_hash"], manifest["step"], manifest.get("base_fingerprint"), base_dtype)

@@ -1,4 +1,4 @@
-"""A decoder from the newest checkpoint of a run."""
+"""A decoder from a checkpoint of a run: its best or its newest."""
 
 import dataclasses
 import sys
@@ -20,20 +20,31 @@ from sft_jax.checkpoint.checkpoints import (
 from sft_jax.checkpoint.manifest import read_manifest
 from sft_jax.errors import UserError
 from sft_jax.hf.fingerprint import fingerprint
-from sft_jax.hf.source import CHECKPOINTS, EXPORT, Source, find_model, has_export, is_run, place_of, read_source
+from sft_jax.hf.source import CHECKPOINTS, EXPORT, Source, best_step, find_model, has_export, is_run, place_of, read_source
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.layers import dtype_of
 from sft_jax.model.sharding import named_leaves
 
 
-def newest_sound(run: Path) -> tuple[Path, dict[str, Any]]:
-    """Returns the newest checkpoint of a run whose files are what was written, and its manifest."""
+def sound_checkpoint(run: Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """Returns a checkpoint of a run whose files are what was written, and its manifest.
+
+    That of `step`; without, the best one where a run that has finished says so, else the newest.
+    """
     steps = committed_steps(run / CHECKPOINTS)
-    for step in reversed(steps):
-        folder = run / CHECKPOINTS / str(step)
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"{run / CHECKPOINTS}: has no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}.")
+        steps = [step]
+    elif (best := best_step(run)) in steps:
+        steps = [*(other for other in steps if other != best), best]
+    for number in reversed(steps):
+        folder = run / CHECKPOINTS / str(number)
         try:
             return folder, verify(folder)
         except DamagedCheckpoint as error:
+            if step is not None:
+                raise UserError(f"{folder}: is damaged ({error}); copy it back, or name another checkpoint.") from error
             print(f"Checkpoint {folder} is damaged, the one before it is taken: {error}.", file=sys.stderr)
     remedy = f", or name {run / EXPORT}" if has_export(run) else ""
     raise UserError(f"{run / CHECKPOINTS}: every checkpoint of this run is damaged; copy one back{remedy}.")

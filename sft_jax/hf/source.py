@@ -21,6 +21,7 @@ PROVENANCE = "sft_jax.json"  # in an export: where the model came from
 EXPORT = "export"  # in the workdir of a run: its exported model
 ADAPTER = "adapter"  # in the workdir of a run: its adapter, as a directory of PEFT
 CHECKPOINTS = "checkpoints"  # in the workdir of a run
+SUMMARY = "summary.json"  # in the workdir of a run, once it has finished
 PARAM_DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
@@ -139,6 +140,14 @@ def place_of(path: str | Path) -> Path:
     if not is_hub_id(path):
         raise UserError(f"{path}: there is no such directory; name a Hugging Face directory, a hub id or a run's workdir.")
     return download(str(path))
+
+
+def run_and_step(path: str | Path) -> tuple[str, int | None]:
+    """Returns (RUN, STEP) for RUN/checkpoints/STEP, and (path, None) for whatever else names a model."""
+    place = Path(path).expanduser()
+    if place.name.isdecimal() and place.parent.name == CHECKPOINTS and place.parent.is_dir() and is_run(place.parent.parent):
+        return str(place.parent.parent), int(place.name)
+    return str(path), None
 
 
 def is_hub_id(path: str | Path) -> bool:
@@ -270,6 +279,15 @@ def _base_of(folder: Path) -> Path:
             f"{folder / CONFIG}: model.path, the model that this run began from and whose tokenizer it uses: {error} "
             "If it has moved, write its new place into model.path there."
         ) from error
+
+
+def best_step(folder: Path) -> int | None:
+    """Returns the step whose state a run that has finished takes for its result, where it keeps the best (`checkpoint.best`)."""
+    path = folder / SUMMARY
+    summary = read_json(path) if path.is_file() else {}
+    best = summary.get("best") if summary.get("finished") else None
+    values = best.get("values") if isinstance(best, dict) else None
+    return int(next(iter(values))) if values else None
 
 
 def run_config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from flax import nnx
 from sft_jax.batch import Batch, empty_batch
 from sft_jax.config import Config
 from sft_jax.errors import UserError
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.hf.source import Source
 from sft_jax.model.sharding import AnyMesh, abstract_mesh, batch_sharding, make_mesh
 from sft_jax.planning.machines import Machine
@@ -22,7 +23,7 @@ from sft_jax.training.optim import Optimizer
 from sft_jax.training.placement import check_length, check_rows
 from sft_jax.training.replication import check_replication
 from sft_jax.training.state import TrainState, abstract_state
-from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.step import make_train_step
 
 # What libtpu would ask the machine for, and its log: there is no TPU here, and several may plan at once.
 _LIBTPU = {

@@ -18,6 +18,7 @@ from flax import nnx
 
 from sft_jax.batch import Batch, empty_batch
 from sft_jax.config import LossConfig, OptimConfig
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.model.cross_entropy import cross_entropy
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.isolation import isolation_breaches
@@ -25,7 +26,7 @@ from sft_jax.model.sharding import AnyMesh
 from sft_jax.training.groups import choose_groups, parameter_path
 from sft_jax.training.optim import Optimizer
 from sft_jax.training.state import create_state
-from sft_jax.training.step import make_eval_step, make_train_step, place_batch
+from sft_jax.training.step import make_train_step, place_batch
 
 
 class Result(NamedTuple):
@@ -140,7 +141,8 @@ def evaluate(decoder: Decoder, batch: Batch, size: int, mesh: AnyMesh | None) ->
     total = weight = correct = 0.0
     for start in range(0, len(filled.tokens), size):
         loss = step(state, jax.tree.map(lambda x, start=start: x[start : start + size], filled))
-        total, weight, correct = total + float(loss.nll), weight + float(loss.weight), correct + float(loss.correct)
+        sums = (float(np.sum(part, dtype=np.float64)) for part in loss)
+        total, weight, correct = map(sum, zip((total, weight, correct), sums, strict=True))
     return {"loss": total / weight, "accuracy": correct / weight}
 
 

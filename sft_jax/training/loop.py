@@ -36,6 +36,8 @@ class Hooks:
     attention_pairs: Callable[[Batch], int]  # of a batch, over all processes, as this one's part tells
     keep_examples: Callable[[int, int, dict[str, Any]], None]  # (step, position after it, metrics), of every step in order
     used: Callable[[int], dict[str, float]]  # what so many rows of the stream are: epochs, and counts of each data set
+    is_best: Callable[[int], bool] = lambda step: False  # whether the state of this step, just evaluated, is to be kept as one of the best
+    ended: Callable[[], bool] = lambda: False  # whether evaluations have said that it is not worth going on
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Outcome:
     position: int
     window: Window
     stopped: str | None = None  # the signal, or "stop_after_steps"
+    ended_early: bool = False  # held-out data got no better any more
     first_step_at: float | None = None  # time.time() at the end of the first step
     first_step_seconds: float = 0.0
 
@@ -79,7 +82,7 @@ def train(
     votes: Votes,
     watchdog: Watchdog,
 ) -> Outcome:
-    """Trains from `step` to `total_steps`, or until it is asked to stop.
+    """Trains from `step` to `total_steps`, until it is asked to stop, or until held-out data get no better.
 
     Raises UserError when a loss or gradient is not finite and `train.nonfinite` is "abort". That is known two steps
     late, so the devices have made later steps by then; nothing of them, nor of the step itself, has been saved.
@@ -141,7 +144,8 @@ def train(
 
     for next_position, batch in batches:
         look()
-        if outcome.step >= total_steps or votes.failed:
+        outcome.ended_early = outcome.step < total_steps and hooks.ended()
+        if outcome.step >= total_steps or votes.failed or outcome.ended_early:
             break
         made = outcome.step - first
         outcome.stopped = votes.stop or ("stop_after_steps" if made and made == config.train.stop_after_steps else None)
@@ -167,10 +171,11 @@ def train(
         last = outcome.step == total_steps
         if config.eval.every and outcome.step % config.eval.every == 0 and not last and not votes.stop:
             paused(lambda: hooks.evaluate(outcome.state, outcome.step))
-        if config.checkpoint.every and outcome.step % config.checkpoint.every == 0 and not last and not votes.stop:
+        due = config.checkpoint.every and outcome.step % config.checkpoint.every == 0
+        if (due or hooks.is_best(outcome.step)) and not last and not votes.stop:
             paused(lambda: hooks.save(outcome.state, outcome.step, outcome.position, window))
     settle(0)
     votes.raise_failure()
-    if not outcome.stopped and outcome.step < total_steps:
+    if not outcome.stopped and not outcome.ended_early and outcome.step < total_steps:
         raise RuntimeError(f"the data ended after step {outcome.step} of {total_steps}")
     return outcome

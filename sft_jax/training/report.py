@@ -20,6 +20,7 @@ from sft_jax.hf.source import ADAPTER, Source
 from sft_jax.model.adapters import AdapterPlan, is_adapter
 from sft_jax.model.sharding import largest_replicated, named_leaves
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec
+from sft_jax.training.best import Best
 from sft_jax.training.groups import Choice
 from sft_jax.training.hardware import peak_flops, peak_memory, training_flops
 from sft_jax.training.loop import Outcome
@@ -66,9 +67,9 @@ def unused_epochs(config: Config) -> bool:
     return config.train.steps > 0 and config.train.epochs != TrainConfig.epochs
 
 
-def print_finished(config: Config, work: Workdir) -> None:
+def print_finished(config: Config, work: Workdir, early: bool) -> None:
     """Prints that there is nothing left to do, and the key that changes it."""
-    key = "train.steps" if config.train.steps else "train.epochs"
+    key = "train.patience" if early else "train.steps" if config.train.steps else "train.epochs"
     say(f"This run has finished. Its summary is {work.shown}/summary.json; raise {key} to extend it.")
 
 
@@ -144,13 +145,15 @@ def resume_point(checkpoints: Checkpoints) -> str:
 
 
 def checkpoint_manifest(
-    config: Config, data: PreparedData, source: Source, adapters: AdapterPlan | None, position: int, total_steps: int, window: Window
+    config: Config, data: PreparedData, source: Source, adapters: AdapterPlan | None, position: int, total_steps: int, window: Window,
+    best: Best,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns what a checkpoint says beside its arrays."""
     return {
         "position": position,
         "total_steps": total_steps,
         "window": window.state(),
+        "best": best.state(),
         "plan_hash": data.train.plan_hash,
         "rendered_at": data.rendered_at,
         "fingerprints": data.fingerprints,
@@ -180,7 +183,7 @@ def run_manifest(config: Config, data: PreparedData, source: Source, mesh: Mesh,
 
 def summary(
     outcome: Outcome, seconds: dict[str, float], records: list[dict[str, Any]], eval_sets: Iterable[str],
-    spec: DecoderSpec, choices: Iterable[Choice], mesh: Mesh, hangs: int,
+    spec: DecoderSpec, choices: Iterable[Choice], mesh: Mesh, hangs: int, best: Best,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns WORKDIR/summary.json.
 
@@ -204,6 +207,8 @@ def summary(
         "train": last_training_record(records),
         "eval_first": eval_first,
         "eval_last": eval_last,
+        "best": best.state(),
+        "ended_early": outcome.ended_early,
         "real_tokens_per_second": rates.get("real_tokens_per_second"),
         "supervised_tokens_per_second": rates.get("supervised_tokens_per_second"),
         "seconds_per_step": rates.get("seconds_per_step"),

@@ -16,7 +16,10 @@ from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.pipeline import batches
-from sft_jax.evaluation.evals import Evaluator, Interrupted
+from sft_jax.evaluation.evals import Evaluator
+from sft_jax.evaluation.losses import Interrupted
+from sft_jax.evaluation.scorers import find_scorers
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
@@ -26,6 +29,7 @@ from sft_jax.model.sharding import make_mesh
 from sft_jax.training import report
 from sft_jax.training.adapting import check_export, with_new_adapters
 from sft_jax.training.agreement import check_start
+from sft_jax.training.best import Best
 from sft_jax.training.composition import compose
 from sft_jax.training.coordination import client
 from sft_jax.training.export import export_adapter, export_state
@@ -44,9 +48,9 @@ from sft_jax.training.remote_workdir import open_workdir
 from sft_jax.training.replication import check_replication
 from sft_jax.training.resolved import resolved
 from sft_jax.training.signals import StopSignal
-from sft_jax.training.start import find_start
+from sft_jax.training.start import find_start, restore_best
 from sft_jax.training.state import abstract_state, base_arrays, create_state, saved_arrays
-from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.step import make_train_step
 from sft_jax.training.votes import Votes
 from sft_jax.training.wandb_run import check_wandb
 from sft_jax.training.watchdog import Watchdog
@@ -96,6 +100,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     options, source, abstract, adapters = composed.options, composed.source, composed.abstract, composed.adapters
     if adapters and config.train.export:
         agree(lambda: check_export(config, abstract, base))
+    agree(lambda: find_scorers(config.eval.scorers, "eval.scorers"))
+    Best(config)  # refuses a metric that is none
     agree(lambda: check_wandb() if config.log.wandb and first_process else None)
 
     # ---- where the run stands, and its data: every total is known before anything is trained
@@ -109,8 +115,9 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     start.check_data(data)
     total_steps = start.total_steps(config, data)
     report.print_totals(config, data, start, total_steps)
-    if start.finished(total_steps):
-        report.print_finished(config, work)
+    best = start.best(config)
+    if start.finished(total_steps, best):
+        report.print_finished(config, work, early=start.summary["steps"] < total_steps)
         return start.summary
     votes = Votes(stop, mesh)
     votes.check()
@@ -138,7 +145,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                 graphdef, state = create_state(with_new_adapters(decoder, config, adapters), optimizer, mesh)
             del decoder
     votes.check()
-    evaluate_first = anywhere(first_process and start.must_evaluate(config, work, data.eval, total_steps))
+    evaluate_first = anywhere(first_process and start.must_evaluate(config, work, data.eval, total_steps, best))
 
     def write_start() -> None:
         work.remove("summary.json")  # of a run that had finished and goes on
@@ -171,6 +178,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             return  # the next start makes this evaluation
         finally:
             votes.count(0)
+        best.add(step, results)
         with votes.deferred():
             if log is not None:
                 log.write_samples(samples)  # before the values: where those are, all is
@@ -178,6 +186,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
                 progress.print(report.eval_line(step, name, values))
                 if log is not None:
                     log.write(step, name, values)
+            if best.step == step:
+                progress.print(f"step {step}  the best so far: {best}")
 
     def publish() -> None:
         if ledger is not None:
@@ -186,14 +196,15 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     def save(state, step: int, position: int, window: Window) -> None:
         agree(lambda: publish() if first_process else None)  # logs first: those of later steps are cut back, missing ones are not made
-        manifest = report.checkpoint_manifest(config, data, source, adapters, position, total_steps, window)
+        manifest = report.checkpoint_manifest(config, data, source, adapters, position, total_steps, window, best)
         with phases("checkpoint"):
-            checkpoints.save(step, saved_arrays(state, adapters), manifest)
+            checkpoints.save(step, saved_arrays(state, adapters), manifest, best.steps)
 
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
         lambda batch: attention_pairs(batch, abstract.spec.layers) * count, ledger.add if ledger else lambda *_: None,
         partial(report.used_data, data.train),
+        lambda step: step in best.steps, lambda: best.ended,
     )  # fmt: skip
 
     # ---- train
@@ -226,26 +237,37 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         save_and_stop(outcome.stopped)
 
     # ---- what the run leaves behind
+    exported_step = outcome.step
     if config.checkpoint.save_last and outcome.step > start.step:
         save(outcome.state, outcome.step, outcome.position, outcome.window)
     stop.at_once = jax.process_count() == 1 and checkpoints.last == outcome.step
-    if data.eval and outcome.step > start.step and not votes.asked():
+    if data.eval and outcome.step > start.step and not outcome.ended_early and not votes.asked():
         evaluate(outcome.state, outcome.step)
         votes.raise_failure()
     if votes.asked():
         save_and_stop(None)
+    if outcome.step in best.steps and outcome.step > start.step:
+        save(outcome.state, outcome.step, outcome.position, outcome.window)
     with phases("checkpoint"):
         agree(checkpoints.wait)
+        agree(lambda: checkpoints.prune(best.steps) if first_process else None)
     agree(shown.close)
+    if outcome.ended_early:
+        report.say(f"Ended early: {config.train.patience} evaluations in a row were no better than the best one. The best: {best}.")
+    if config.train.export and best.step not in (None, outcome.step):
+        report.say(f"What is exported is the best state: {best}.")
+        kept = agree(lambda: restore_best(checkpoints, best.step, outcome.state, like, adapters))
+        outcome.state, exported_step = kept, best.step
     exported = work.path / (ADAPTER if adapters else EXPORT) if config.train.export else None
     if exported is not None:
         export = export_adapter if adapters else export_state
         with phases("export"), memory_explained(config, mesh, "exporting"):
-            compared = export(outcome.state.averaged, graphdef, config, data, source, exported, outcome.step)
+            compared = export(outcome.state.averaged, graphdef, config, data, source, exported, exported_step)
         report.say(f"Export, compared with the live model: {compared}.")
     stop.at_once = False
     summary = report.summary(
-        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh, watchdog.dumps
+        outcome, phases.seconds, work.read_lines(METRICS_FILE), data.eval, abstract.spec, optimizer.choices, mesh, watchdog.dumps,
+        best,
     )
 
     def write_end() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from sft_jax.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint, flatten_state, restore, unflatten_state, verify
+from sft_jax.checkpoint.storage import Place
 from sft_jax.config import Config, to_dict
 from sft_jax.data.prepare import PreparedData
 from sft_jax.errors import UserError
@@ -17,8 +18,10 @@ from sft_jax.hf.source import Source
 from sft_jax.model.adapters import AdapterPlan
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.spec import DecoderSpec
+from sft_jax.training.best import Best
 from sft_jax.training.metrics import METRICS_FILE, is_evaluated
 from sft_jax.training.resume import check_changes
+from sft_jax.training.state import TrainState, saved_arrays
 from sft_jax.training.window import Window
 from sft_jax.training.workdir import Workdir
 
@@ -90,21 +93,28 @@ class Start:
                 "from this one's weights)."
             )
 
-    def finished(self, total_steps: int) -> bool:
-        return self.summary is not None and self.summary["steps"] >= total_steps
+    def best(self, config: Config) -> Best:
+        """Returns what is known of the best states so far: a run that has finished was evaluated after its last checkpoint."""
+        return Best(config, (self.summary or self.manifest or {}).get("best"))
 
-    def must_evaluate(self, config: Config, work: Workdir, names: Iterable[str], total_steps: int) -> bool:
+    def finished(self, total_steps: int, best: Best) -> bool:
+        """Returns whether nothing is left to do: all steps are made, or the run has ended early and still would."""
+        if self.summary is None:
+            return False
+        return self.summary["steps"] >= total_steps or bool(self.summary.get("ended_early")) and best.ended
+
+    def must_evaluate(self, config: Config, work: Workdir, names: Iterable[str], total_steps: int, best: Best) -> bool:
         """Returns whether the eval sets `names` are evaluated before the first step of this start.
 
         At the beginning of a run they are. Later, where an evaluation belongs to the step of the checkpoint and is not
-        in the log, since the run was stopped before it.
+        in the log, or not known to `best`, since the run was stopped before or after it.
         """
         if not names:
             return False
         if self.manifest is None:
             return True
         due = self.step == total_steps or (config.eval.every and self.step % config.eval.every == 0)
-        return bool(due) and not is_evaluated(work.read_lines(METRICS_FILE), self.step, names)
+        return bool(due) and not (best.knows(self.step) and is_evaluated(work.read_lines(METRICS_FILE), self.step, names))
 
     def check_base(self, source: Source, adapters: AdapterPlan) -> None:
         """Raises UserError if the adapters of the checkpoint belong to another base, or are not those of `adapters`."""
@@ -123,12 +133,33 @@ class Start:
         """
         if self.manifest is None:
             return None
-        folder, base = self.checkpoints.folder(self.step), base or {}
-        saved = {name: x for name, x in flatten_state(like).items() if name not in base}
-        try:
-            return unflatten_state(like, {**base, **restore(folder, saved)})
-        except DamagedCheckpoint as error:  # its files were sound a moment ago
-            raise UserError(f"{error}. Check the memory and the disk of this machine, and start the same command again.") from error
+        return _restored(self.checkpoints.folder(self.step), like, base or {})
+
+
+def restore_best(checkpoints: Checkpoints, step: int, state: TrainState, like: TrainState, adapters: AdapterPlan | None) -> TrainState:
+    """Returns the parameters of the checkpoint of `step`, in the shardings of `like`, with what checkpoints leave out from `state`.
+
+    It has no optimizer state. Raises UserError where the checkpoint is not there or damaged.
+    """
+    folder = checkpoints.folder(step)
+    wanted = like._replace(opt_state=None)
+    kept = flatten_state(state._replace(opt_state=None))
+    saved = saved_arrays(state._replace(opt_state=None), adapters)
+    try:
+        verify(folder)
+    except DamagedCheckpoint as error:
+        raise UserError(
+            f"{error}. It was the best of the run and is what would be exported; copy it back, or set checkpoint.best='' to export the last state."
+        ) from error
+    return _restored(folder, wanted, {name: x for name, x in kept.items() if name not in saved})
+
+
+def _restored(folder: Place, like: TrainState, base: Mapping[str, jax.Array]) -> TrainState:
+    saved = {name: x for name, x in flatten_state(like).items() if name not in base}
+    try:
+        return unflatten_state(like, {**base, **restore(folder, saved)})
+    except DamagedCheckpoint as error:  # its files were sound a moment ago
+        raise UserError(f"{error}. Check the memory and the disk of this machine, and start the same command again.") from error
 
 
 def find_start(config: Config, work: Workdir, checkpoints: Checkpoints, log: Log) -> Start:

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of state and batch, compiled once.
+"""The training step: a pure function of state and batch, compiled once.
 
 Accumulation adds gradients of sums and weights, and divides once, by the weight of all micro-batches on all devices: k
 micro-batches give the gradient of one batch however unevenly they are supervised.
@@ -11,11 +11,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from sft_jax.batch import Batch
 from sft_jax.config import LossConfig
+from sft_jax.evaluation.step import replicate
 from sft_jax.model.loss import LossSum, next_token_loss
 from sft_jax.model.sharding import AnyMesh, batch_sharding, shardings
 from sft_jax.training.optim import Optimizer
@@ -94,18 +93,9 @@ def make_train_step(
             load = jnp.sum(losses.expert_load, axis=0)
             metrics["expert_load_peak"] = jnp.max(load / jnp.maximum(load.mean(axis=1, keepdims=True), 1.0))
         state = TrainState(step, params, state.frozen, opt_state, average)
-        return _keep_layout(state, mesh), _replicate(metrics, mesh)
+        return _keep_layout(state, mesh), replicate(metrics, mesh)
 
     return jax.jit(train_step, donate_argnums=0)
-
-
-def make_eval_step(graphdef: nnx.GraphDef, mesh: AnyMesh | None = None) -> Callable[[TrainState, Batch], LossSum]:
-    """Returns the jitted (state, Batch [B, ...]) -> LossSum; sums, so that batches of any size add up to one result."""
-
-    def eval_step(state: TrainState, batch: Batch) -> LossSum:
-        return _replicate(next_token_loss(nnx.merge(graphdef, state.params, state.frozen), batch, mesh), mesh)
-
-    return jax.jit(eval_step)
 
 
 def place_batch(batch: Batch, mesh: AnyMesh | None, batch_dim: int = 0) -> Batch:
@@ -139,7 +129,3 @@ def _accumulate(
 def _keep_layout(tree, mesh: AnyMesh | None):
     """Pins every array where its parameter's metadata wants it, so that a step gives back the layout it was given."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
-
-
-def _replicate(tree, mesh: AnyMesh | None):
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))

@@ -8,8 +8,9 @@ from tiny_models import FAMILY_CONFIGS, random_decoder, torch_model, twin
 from sft_jax.errors import UserError
 from sft_jax.evaluation import decoding
 from sft_jax.evaluation.decoding import round_up
-from sft_jax.evaluation.generate import DecodingBatch, Generation, generate, generate_ids
+from sft_jax.evaluation.generate import draw_numbers, generate, generate_ids
 from sft_jax.evaluation.sampling import sampling
+from sft_jax.evaluation.slots import Generation, Prompt, Slots
 from sft_jax.hf.load import load
 
 NEW = 24  # tokens: with the prompts past every window of the tiny models, which is 8
@@ -79,23 +80,67 @@ def test_prompts_beside_it_and_the_batch_size_do_not_change_an_answer(decoder, p
 
 
 def test_a_prompt_read_in_chunks_gives_the_same_answer(decoder, prompts, greedy, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_CHUNK", 8)  # the prompt of 20 tokens takes three, past the window
+    monkeypatch.setattr(decoding, "CHUNKS", (8,))  # the prompt of 20 tokens takes three, past the window
     assert generate_ids(decoder, prompts, (), NEW) == greedy
+
+
+def slots_of(decoder, prompts, options, seed):
+    slots = Slots(decoder, len(prompts), max(map(len, prompts)), (), NEW, options, seed)
+    slots.fill({slot: Prompt(ids, number) for slot, (ids, number) in enumerate(zip(prompts, draw_numbers(prompts)))})
+    return slots
 
 
 @pytest.mark.parametrize("options", [sampling(), DRAW], ids=["greedy", "drawn"])
 def test_steps_of_any_size_give_the_same_tokens(decoder, prompts, options):
     whole = generate_ids(decoder, prompts, (), NEW, options=options, seed=3)
-    batch = DecodingBatch(decoder, prompts, (), NEW, options, seed=3)
-    seen, steps = [batch.answers()], 0
-    while batch.running:
-        batch.advance(1 + steps % 3)
-        seen.append(batch.answers())
+    slots, every = slots_of(decoder, prompts, options, 3), range(len(prompts))
+    seen, steps = [slots.answers(every)], 0
+    while not slots.done().all():
+        slots.advance(1 + steps % 3)
+        seen.append(slots.answers(every))
         steps += 1
     assert seen[-1] == whole and steps > 5
     for before, after in zip(seen, seen[1:]):
         for old, new in zip(before, after, strict=True):
             assert new.ids[: len(old.ids)] == old.ids
+
+
+PENALISED = pytest.param(sampling(1.0, repetition_penalty=1.3), marks=pytest.mark.slow, id="penalised")
+
+
+@pytest.mark.parametrize("options", [pytest.param(sampling(), id="greedy"), pytest.param(DRAW, id="drawn"), PENALISED])
+def test_slots_that_are_filled_again_give_the_answers_of_one_prompt_at_a_time(decoder, options):
+    """Sixteen slots, two of which are filled at once; answers end at different lengths, by stop ids and at the limit."""
+    rng = np.random.default_rng(1)
+    many = [rng.integers(0, 96, int(size)).tolist() for size in rng.integers(1, 16, 40)]
+    stops = (7, 21, 60, 33)
+    together = generate_ids(decoder, many, stops, NEW, options=options, seed=2, batch_size=16)
+    assert len({len(answer.ids) for answer in together}) > 4 and {answer.finished for answer in together} == {True, False}
+    alone = Slots(decoder, 1, 15, stops, NEW, options, 2)
+    for ids, answer, number in list(zip(many, together, draw_numbers(many), strict=True))[::3]:
+        alone.fill({0: Prompt(ids, number)})
+        alone.advance(NEW)
+        assert alone.answers([0]) == [answer]
+
+
+def test_a_slot_is_filled_while_the_others_go_on(decoder, prompts, greedy):
+    slots = slots_of(decoder, prompts, sampling(), 0)
+    slots.advance(10)
+    slots.fill({2: Prompt(prompts[0], 0)})
+    assert slots.done().tolist() == [False] * 4 and len(slots.answers([2])[0].ids) == 1
+    slots.advance(NEW)
+    assert slots.answers(range(4)) == [greedy[0], greedy[1], greedy[0], greedy[3]]
+
+
+def test_decoding_ends_when_enough_slots_are_done(decoder, prompts, greedy):
+    slots = slots_of(decoder, prompts, sampling(), 0)
+    slots.advance(5)
+    slots.end([1])
+    slots.advance(NEW, wanted=1)
+    assert [len(answer.ids) for answer in slots.answers(range(4))] == [6] * 4
+    slots.advance(NEW, wanted=2)
+    assert slots.answers([0, 2, 3]) == [greedy[0], greedy[2], greedy[3]]
+    assert slots.answers([1]) == [Generation(greedy[1].ids[:6], True)]
 
 
 def test_an_answer_ends_before_its_first_stop_id(decoder, prompts, greedy):
@@ -115,18 +160,38 @@ def test_a_stop_id_right_at_the_limit_counts_as_finished(decoder, prompts, greed
     assert generate_ids(decoder, prompts, [ids[place]], place)[0] == Generation(ids[:place], False)
 
 
-def test_draws_depend_on_the_seed_and_the_place_only(decoder, prompts):
-    draw = lambda prompts, seed: ids_of(generate_ids(decoder, prompts, (), NEW, options=DRAW, seed=seed))  # noqa: E731
+def test_draws_depend_on_the_seed_and_the_prompt_only(decoder, prompts):
+    draw = lambda prompts, seed, **rest: ids_of(generate_ids(decoder, prompts, (), NEW, options=DRAW, seed=seed, **rest))  # noqa: E731
     first = draw(prompts, 1)
-    assert draw(prompts, 1) == first
-    assert draw(prompts[:3], 1) == first[:3]
+    assert draw(prompts, 1) == first == draw(prompts, 1, batch_size=2)
+    assert draw(prompts[:3], 1) == first[:3] and draw(prompts[::-1], 1) == first[::-1]
     assert all(a != b for a, b in zip(draw(prompts, 2), first, strict=True))
-    same = draw([prompts[1]] * 4, 1)
-    assert same[1] == first[1] and len({tuple(ids) for ids in same}) == 4  # equal prompts draw each for themselves
-    order = [2, 0, 3, 1]
-    moved = DecodingBatch(decoder, [prompts[i] for i in order], (), NEW, DRAW, seed=1, numbers=order)
-    moved.advance(NEW)
-    assert ids_of(moved.answers()) == [first[i] for i in order]
+    same = draw([prompts[1], prompts[0], prompts[1], prompts[1]], 1)
+    assert same[:2] == [first[1], first[0]]
+    assert len({tuple(ids) for ids in (same[0], same[2], same[3])}) == 3  # equal prompts draw each for themselves
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.4}, {"repetition_penalty": 0.8}])
+def test_penalised_greedy_tokens_are_those_of_transformers(prompts, options):
+    torch = pytest.importorskip("torch")
+    got = ids_of(generate_ids(twin("llama"), prompts, (), NEW, options=sampling(**options)))
+    assert got != ids_of(generate_ids(twin("llama"), prompts, (), NEW))
+    for prompt, ids in zip(prompts, got, strict=True):
+        expected = torch_model("llama").generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0, **options,
+        )  # fmt: skip
+        assert ids == expected[0, len(prompt) :].tolist()
+
+
+def test_an_answer_ends_before_its_first_stop_string(stories):
+    prompts = ["Once upon a time", "Lily", "Tom and", "The dog"]
+    whole = generate(*stories, prompts, max_new_tokens=60)
+    stop = ["\n", whole[0][12:17], whole[1][-9:]]
+    expected = [text[: min(text.find(s) for s in stop if s in text)] if any(s in text for s in stop) else text for text in whole]
+    assert expected[0] != whole[0] and expected[1] != whole[1]
+    for batch_size in (1, 4):
+        assert generate(*stories, prompts, max_new_tokens=60, stop=stop, batch_size=batch_size) == expected
 
 
 def test_drawn_tokens_follow_the_softmax_of_the_logits(decoder):
@@ -154,12 +219,12 @@ def test_drawn_tokens_follow_the_softmax_of_the_logits(decoder):
 
 
 def test_prompts_of_many_lengths_share_one_program(decoder):
-    before = decoding.start._cache_size(), decoding.advance._cache_size()
+    before = decoding.fill._cache_size(), decoding.advance._cache_size()
     rng = np.random.default_rng(0)
     for size in range(13, 17):
         for rest in ({}, {"seed": size}):
             generate_ids(decoder, [rng.integers(0, 96, size).tolist()] * 2, range(size % 8), 31 - size, **rest)
-    after = decoding.start._cache_size(), decoding.advance._cache_size()
+    after = decoding.fill._cache_size(), decoding.advance._cache_size()
     assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1]
 
 
@@ -172,7 +237,8 @@ def test_sizes_are_rounded_up_by_at_most_half():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": -1.0}, "temperature"),
-     ({"batch_size": 0}, "batch_size"), ({"prompts": "one text"}, "prompts"),
+     ({"batch_size": 0}, "batch_size"), ({"min_p": 2.0}, "min_p"), ({"stop": [""]}, "stop"), ({"stop": "text"}, "stop"),
+     ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"prompts": "one text"}, "prompts"),
      ({"prompts": ["a", 3]}, r"prompts\[1\]"), ({"prompts": [[1, 512]]}, "512")],
 )  # fmt: skip
 def test_bad_arguments_are_named(stories, arguments, message):

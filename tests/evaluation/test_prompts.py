@@ -10,7 +10,7 @@ from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of, prompt_options_of
-from sft_jax.evaluation.samples import last_answer
+from sft_jax.evaluation.answers import last_answer
 from sft_jax.hf.source import Source
 
 CHAT = [

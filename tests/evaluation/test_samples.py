@@ -6,8 +6,9 @@ from synthetic_data import Plain, make_stream, random_examples
 from tiny_models import random_decoder
 
 from sft_jax.evaluation.generate import generate_ids
-from sft_jax.evaluation.samples import HeldOut, evaluate_generations, last_answer, sample_held_out
-from sft_jax.evaluation.scorers import SCORERS
+from sft_jax.evaluation.answers import last_answer
+from sft_jax.evaluation.samples import Decoding, HeldOut, generate_answers, sample_held_out, sample_records, score_answers
+from sft_jax.evaluation.scorers import find_scorers
 
 STOP = 3
 
@@ -70,6 +71,12 @@ def test_only_what_an_overlength_policy_left_is_asked():
     assert (cut.line, cut.prompt_ids, cut.reference_ids) == (1, [1] * 5, [2] * 6)
 
 
+def answered(decoder, held_out, stop_ids, stop=()):
+    answers, generations = generate_answers(decoder, Numbers(), held_out, stop_ids, Decoding(8, batch_size=4, stop=stop))
+    scored = score_answers(find_scorers(["exact_match"], "eval.scorers"), answers)
+    return scored, sample_records(held_out, answers, generations, scored)
+
+
 def test_generations_are_scored_against_references():
     """References are made from what the model says, so that the score is known."""
     decoder = random_decoder("llama")
@@ -78,9 +85,9 @@ def test_generations_are_scored_against_references():
     stop = answers[0][4]  # ends the first answer, and perhaps others, early
     ended = [ids[: ids.index(stop)] if stop in ids else ids for ids in answers]
     references = [[*ended[0], stop, 50, 51], [*ended[1], stop], ended[2], [*ended[3][:-1], (ended[3][-1] + 1) % 96]]
-    held_out = [HeldOut("f", n, -1, prompts[n], references[n]) for n in range(4)]
-    values, records = evaluate_generations(decoder, Numbers(), held_out, (stop,), max_new_tokens=8, batch_size=4)
-    assert values == {"exact_match": 0.75} and values.keys() == SCORERS.keys()
+    held_out = [HeldOut("f", n, -1, n, prompts[n], references[n]) for n in range(4)]
+    scored, records = answered(decoder, held_out, (stop,))
+    assert {name: values.value for name, values in scored.items()} == {"exact_match": 0.75}
     assert [record["exact_match"] for record in records] == [1.0, 1.0, 1.0, 0.0]
     assert [record["finished"] for record in records] == [stop in ids for ids in answers]
     assert records[0]["finished"]
@@ -94,6 +101,17 @@ def test_generations_are_scored_against_references():
 
 def test_special_tokens_are_no_part_of_the_texts_compared():
     decoder = random_decoder("llama")
-    held_out = [HeldOut("f", 1, -1, [4, STOP, 5], [8, STOP, 9])] * 4
-    _, (record, *_) = evaluate_generations(decoder, Numbers(), held_out, (), max_new_tokens=8)
+    held_out = [HeldOut("f", 1, -1, 0, [4, STOP, 5], [8, STOP, 9])] * 4
+    _, (record, *_) = answered(decoder, held_out, ())
     assert record["reference"] == " 8 9" and record["prompt"] == f" 4 {STOP} 5"
+
+
+def test_a_stop_string_ends_answer_and_reference():
+    decoder = random_decoder("llama")
+    held_out = [HeldOut("f", 1, -1, 0, [64, 77, 2], [8, 9])] * 4
+    _, (whole, *_) = answered(decoder, held_out, ())
+    stop = whole["generation"].split()[3]
+    held_out = [HeldOut("f", 1, -1, 0, [64, 77, 2], [8, int(stop), 9])] * 4
+    _, (record, *_) = answered(decoder, held_out, (), stop=(f" {stop}",))
+    assert record["generation"] == whole["generation"][: whole["generation"].index(f" {stop}")]
+    assert (record["reference"], record["finished"], whole["finished"]) == (" 8", True, False)

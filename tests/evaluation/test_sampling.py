@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from sft_jax.errors import UserError
 from sft_jax.evaluation.sampling import choose, filter_logits, sampling
 
+UNSEEN = jnp.zeros((1, 0), bool)  # without a penalty it is not looked at
 
-def distribution(logits, temperature, top_k, top_p):
+
+def distribution(logits, temperature, top_k, top_p, min_p=0.0):
     """The distribution that is left, by its definition, in float64."""
     scaled = np.asarray(logits, np.float64) / temperature
     order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
@@ -22,6 +24,7 @@ def distribution(logits, temperature, top_k, top_p):
             break
         kept.append((token, weight))
         reached += weight
+    kept = [(token, weight) for token, weight in kept if weight >= min_p * kept[0][1]]
     result = np.zeros(len(scaled))
     for token, weight in kept:
         result[token] = weight
@@ -38,11 +41,12 @@ def probabilities(logits, options):
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 3, 12, 50]),
     top_p=st.sampled_from([0.01, 0.45, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
 )
-def test_filtered_distribution_equals_its_definition(seed, temperature, top_k, top_p):
+def test_filtered_distribution_equals_its_definition(seed, temperature, top_k, top_p, min_p):
     logits = np.random.default_rng(seed).normal(size=12).astype(np.float32) * 3
-    expected = distribution(logits, temperature, top_k, top_p)
-    got = probabilities(logits, sampling(temperature, top_k, top_p))
+    expected = distribution(logits, temperature, top_k, top_p, min_p)
+    got = probabilities(logits, sampling(temperature, top_k, top_p, min_p))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -53,7 +57,7 @@ def test_ties_at_the_edge_keep_the_smaller_id():
 
 def test_greedy_takes_the_smallest_id_of_equal_logits():
     logits = jnp.asarray([[0.0, 2.0, 2.0], [5.0, 1.0, 5.0]])
-    assert choose(logits, jax.random.split(jax.random.key(0), 2), sampling()).tolist() == [1, 0]
+    assert choose(logits, jax.random.split(jax.random.key(0), 2), sampling(), UNSEEN).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ def test_draws_follow_the_exact_distribution(temperature, top_k, top_p, tokens_l
     draws = 20_000
     expected = distribution(logits, temperature, top_k, top_p) * draws
     keys = jax.random.split(jax.random.key(3), draws)
-    tokens = choose(jnp.broadcast_to(logits, (draws, 8)), keys, sampling(temperature, top_k, top_p))
+    tokens = choose(jnp.broadcast_to(logits, (draws, 8)), keys, sampling(temperature, top_k, top_p), UNSEEN)
     counts = np.bincount(np.asarray(tokens), minlength=8)
     alive = expected > 0
     assert alive.sum() == tokens_left
@@ -77,8 +81,8 @@ def test_draws_follow_the_exact_distribution(temperature, top_k, top_p, tokens_l
 def test_a_rows_draw_does_not_depend_on_the_rows_beside_it():
     keys = jax.random.split(jax.random.key(1), 6)
     logits = jax.random.normal(jax.random.key(2), (6, 30))
-    together = choose(logits, keys, sampling(1.0, top_p=0.95))
-    alone = [int(choose(logits[i : i + 1], keys[i : i + 1], sampling(1.0, top_p=0.95))[0]) for i in range(6)]
+    together = choose(logits, keys, sampling(1.0, top_p=0.95), UNSEEN)
+    alone = [int(choose(logits[i : i + 1], keys[i : i + 1], sampling(1.0, top_p=0.95), UNSEEN)[0]) for i in range(6)]
     assert together.tolist() == alone
 
 
@@ -88,7 +92,7 @@ def test_another_temperature_does_not_compile_again():
     @jax.jit
     def draw(logits, keys, options):
         traces.append(1)
-        return choose(logits, keys, options)
+        return choose(logits, keys, options, UNSEEN)
 
     logits, keys = jnp.zeros((2, 5)), jax.random.split(jax.random.key(0), 2)
     draw(logits, keys, sampling(0.5, top_p=0.9))

@@ -79,7 +79,7 @@ def test_a_stopped_run_draws_the_same_noise_and_logs_the_same_terms(folder):
 def test_a_stop_while_evaluating_leaves_the_evaluation_to_the_next_start(folder, whole, monkeypatch):
     """In the middle of the run and at its end; the state is saved before anything else."""
     workdir = folder / "stopped_evaluating"
-    evaluate = evals.evaluate_loss
+    evaluate = evals.evaluate_documents
     calls = []
 
     def signalled(*args):
@@ -88,7 +88,7 @@ def test_a_stop_while_evaluating_leaves_the_evaluation_to_the_next_start(folder,
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args)
 
-    monkeypatch.setattr(evals, "evaluate_loss", signalled)
+    monkeypatch.setattr(evals, "evaluate_documents", signalled)
     with pytest.raises(StoppedBySignal, match="Stopped by SIGTERM after step 5 of"):
         fit(config_of(folder), workdir)
     assert [record["step"] for record in metrics(workdir)] == [0, 3]

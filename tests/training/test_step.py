@@ -13,12 +13,13 @@ from random_batches import SEGMENTS, random_batch
 from tiny_models import CONFIGS, random_decoder
 
 from sft_jax.config import OptimConfig
+from sft_jax.evaluation.step import make_eval_step
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
 from sft_jax.training.optim import make_optimizer
 from sft_jax.training.state import abstract_state, create_state
-from sft_jax.training.step import make_eval_step, make_train_step
+from sft_jax.training.step import make_train_step
 
 # With the usual eps, Adam's first updates are the sign of the gradient, also where that is rounding error.
 CLIPPED = OptimConfig(learning_rate=3e-3, schedule="linear", warmup=0.0, weight_decay=0.01, clip_norm=0.05, eps=1e-4)
@@ -118,10 +119,9 @@ def test_evaluation_reports_the_same(batch):
     graphdef, state, _ = start()
     nll, hits = offline(random_decoder("llama"), batch)
     loss = make_eval_step(graphdef)(state, batch)
-    np.testing.assert_allclose(loss.total, (batch.weights * nll).sum(), rtol=1e-6)
-    np.testing.assert_allclose(loss.correct, (batch.weights * hits).sum(), rtol=1e-6)
-    np.testing.assert_allclose(loss.per_example.sum(), loss.total, rtol=1e-6)
-    assert loss.count == (batch.weights > 0).sum()
+    for found, values in zip(loss, (batch.weights * nll, batch.weights, batch.weights * hits), strict=True):
+        expected = [[values[row][batch.segments[row] == s + 1].sum() for s in range(SEGMENTS)] for row in range(4)]
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_what_is_frozen_costs_and_changes_nothing(batch):
@@ -182,8 +182,8 @@ def test_noise_on_embeddings_differs_by_step_and_micro_batch_and_never_reaches_a
     assert (losses[0][0] != losses[0][1])[on].all() and (losses[0] != losses[2])[:, on].all()
     np.testing.assert_array_equal(losses[0], losses[1])
     noisy, clean = (make_eval_step(nnx.split(d)[0])(state, batch) for d in (decoder, quiet))
-    np.testing.assert_array_equal(noisy.per_example, clean.per_example)
-    np.testing.assert_allclose(losses[0][0][on], np.asarray(clean.per_example)[on], rtol=0.5)
+    np.testing.assert_array_equal(noisy.nll, clean.nll)
+    np.testing.assert_allclose(losses[0][0][on], np.asarray(clean.nll)[on], rtol=0.5)
 
 
 def test_bfloat16_parameters(batch):

@@ -1,0 +1,192 @@
+"""Evaluates a model on held-out data: python -m sft_jax.evaluate --model RUN_OR_DIRECTORY [--config configs/sft.py] [--config.KEY=VALUE ...]
+
+Loss, perplexity, bits per byte and accuracy of every set of data.eval, and of its slices (--slice COLUMN); with --generate N
+answers to N held-out prompts of each set, and their scores (--scorer, several times); with --tasks benchmarks of
+lm-evaluation-harness. The model is a Hugging Face directory or hub id, an adapter, the workdir of a run, or one of its
+checkpoints (RUN/checkpoints/STEP). Of a run the configuration is its own unless --config names another. Exit codes: 0 done, 2
+wrong input.
+"""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.config import AdapterConfig, Config, parse_config
+from sft_jax.errors import UserError
+
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, adapter, workdir of a run or RUN/checkpoints/STEP.")
+_BASE = flags.DEFINE_string("base", None, "The base of an adapter, where it is not where the adapter says.")
+_CONFIG = cli.define_config_flag()
+_SLICES = flags.DEFINE_multi_string("slice", [], "Tell results apart by the values of this column of the rows; several times.")
+_GENERATE = flags.DEFINE_integer("generate", None, "Prompts of each set to answer; -1 = all. Default: eval.generate.")
+_SCORERS = flags.DEFINE_multi_string(
+    "scorer", [], "How answers are scored: NAME, NAME:ARGUMENT or path/to/file.py:function; several times. Default: eval.scorers."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer, at most. Default: eval.max_new_tokens.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows, and answers, that are computed together. Default: eval.batch_size.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0 = all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities reach p; 1 = all.")
+_MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least so many times as probable as the most probable one; 0 = all.")
+_PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Above 1, tokens that are there already are less probable.")
+_STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; several times.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws. The prompts follow the configuration's seed.")
+_SAMPLES = flags.DEFINE_string("samples", None, "Write prompts, references, answers and scores to this file, a JSON object a line.")
+_TASKS = flags.DEFINE_list("tasks", [], "Benchmarks of lm-evaluation-harness by name, or files of tasks (.yaml).")
+_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "With --tasks: examples in each prompt. Default: what the task says.")
+_LIMIT = flags.DEFINE_integer("limit", None, "With --tasks: examples of each task, at most.")
+_CHAT = flags.DEFINE_bool("apply_chat_template", False, "With --tasks: ask in the form of a chat.")
+_JSON = flags.DEFINE_bool("json", False, "Write the results as one JSON object to standard output.")
+
+
+def main() -> None:
+    if not _MODEL.value:
+        raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
+
+    from sft_jax.evaluation.sampling import sampling
+    from sft_jax.evaluation.scorers import find_scorers
+    from sft_jax.evaluation.text import StopStrings
+    from sft_jax.hf.source import run_and_step
+    from sft_jax.versions import check_versions
+
+    check_versions()
+    path, step = run_and_step(_MODEL.value)
+    config = _config(path)
+    options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _PENALTY.value)
+    _check_flags(config)
+    benchmark = _benchmark(config) if _TASKS.value else None
+    find_scorers(config.eval.scorers, "--scorer")  # what is wrong is told before anything is loaded
+    StopStrings(None, _STOP.value)
+    samples = Path(_SAMPLES.value).expanduser() if _SAMPLES.value else None
+    if samples is not None and not samples.parent.is_dir():
+        raise UserError(f"--samples: there is no folder {samples.parent}; make it, or name a file in another one.")
+
+    import jax
+
+    from sft_jax.evaluation.offline import Subject, evaluate_model
+    from sft_jax.evaluation.samples import Decoding
+    from sft_jax.evaluation.tables import EvaluationProgress, print_tables
+    from sft_jax.hf.progress import LoadProgress
+    from sft_jax.model.sharding import make_mesh
+    from sft_jax.training.platform import join_processes, set_up_platform
+    from sft_jax.training.resolved import resolved
+
+    set_up_platform(config.train.deterministic)
+    join_processes(config.train.heartbeat_seconds)
+    first = jax.process_index() == 0
+    config = resolved(config)
+    mesh = make_mesh(**vars(config.mesh))
+    decoding = Decoding(config.eval.max_new_tokens, _batch_size(config), options, _SEED.value, tuple(_STOP.value))
+    with LoadProgress(_MODEL.value, shown=first) as loading, EvaluationProgress(shown=first) as progress:
+        evaluation = evaluate_model(
+            Subject(path, step, _BASE.value), config, mesh, decoding=decoding, slices=_SLICES.value,
+            benchmark=partial(benchmark, progress=progress) if benchmark is not None else None,
+            log=_say if first else lambda line: None, loading=loading, progress=progress,
+        )  # fmt: skip
+    if not first:
+        return
+    if samples is not None:
+        _write(samples, evaluation.records())
+    found = evaluation.to_dict()
+    if _JSON.value:
+        print(json.dumps(found, allow_nan=False))
+    else:
+        print_tables(found)
+
+
+def _config(path: str) -> Config:
+    """Returns the configuration of --config, else that of the run, with what flags say; the model is that of --model."""
+    from sft_jax.hf.source import as_folder, is_run, run_config
+
+    folder = as_folder(path)
+    if _CONFIG.value is not None:
+        config = cli.read_config(_CONFIG, needs_data=False, model=path)
+    elif folder.is_dir() and is_run(folder):
+        config = parse_config(run_config(folder), needs_data=False)
+    elif _TASKS.value:
+        config = parse_config({"model": {"path": path}}, needs_data=False)
+    else:
+        raise UserError(
+            f"--config: is missing, and {path} is no run with a configuration of its own; name a recipe and the data, such as "
+            "--config configs/sft.py --config.data.eval=held_out.jsonl."
+        )
+    if _MAX_NEW_TOKENS.value is not None and _MAX_NEW_TOKENS.value < 1:
+        raise UserError(f"--max_new_tokens: must be at least 1, not {_MAX_NEW_TOKENS.value}.")
+    if _BATCH_SIZE.value is not None and _BATCH_SIZE.value < 1:
+        raise UserError(f"--batch_size: must be at least 1, not {_BATCH_SIZE.value}.")
+    if _GENERATE.value is not None and _GENERATE.value < -1:
+        raise UserError(f"--generate: must be 0 (none), a number of prompts or -1 (all), not {_GENERATE.value}.")
+    given = {"generate": _GENERATE.value, "max_new_tokens": _MAX_NEW_TOKENS.value, "batch_size": _BATCH_SIZE.value}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if _SCORERS.value:
+        changed["scorers"] = tuple(_SCORERS.value)
+    model = dataclasses.replace(config.model, path=path)
+    return dataclasses.replace(config, model=model, adapter=AdapterConfig(), eval=dataclasses.replace(config.eval, **changed))
+
+
+def _check_flags(config: Config) -> None:
+    """Raises UserError for flags that change nothing, and where nothing is to be evaluated."""
+    answers = {
+        "--scorer": _SCORERS, "--max_new_tokens": _MAX_NEW_TOKENS, "--temperature": _TEMPERATURE, "--top_k": _TOP_K, "--top_p": _TOP_P,
+        "--min_p": _MIN_P, "--repetition_penalty": _PENALTY, "--stop": _STOP, "--samples": _SAMPLES,
+    }  # fmt: skip
+    tasks = {"--num_fewshot": _FEWSHOT, "--limit": _LIMIT, "--apply_chat_template": _CHAT}
+    for name, holder in answers.items():
+        if holder.present and not config.eval.generate:
+            raise UserError(f"{name}: changes nothing, since no prompts are answered; add --generate=N, or -1 for all, or leave it out.")
+    for name, holder in tasks.items():
+        if holder.present and not _TASKS.value:
+            raise UserError(f"{name}: is of benchmarks; name some with --tasks, or leave it out.")
+    if _LIMIT.value is not None and _LIMIT.value < 1:
+        raise UserError(f"--limit: must be at least 1, not {_LIMIT.value}; leave it out for all examples.")
+    if _FEWSHOT.value is not None and _FEWSHOT.value < 0:
+        raise UserError(f"--num_fewshot: must be 0 or more, not {_FEWSHOT.value}.")
+    for name, holder in (("--slice", _SLICES), ("--generate", _GENERATE)):
+        if holder.present and not config.data.eval:
+            raise UserError(f"{name}: is of held-out rows and data.eval is empty; name a file of them in data.eval.")
+    if not config.data.eval and not _TASKS.value:
+        raise UserError(
+            "data.eval: is empty, so there is nothing to evaluate on; name a file of held-out rows, such as "
+            "--config.data.eval=held_out.jsonl, or benchmarks with --tasks."
+        )
+
+
+def _benchmark(config: Config):
+    """Returns what runs the benchmarks of --tasks on a model."""
+    from sft_jax.evaluation.harness import Benchmarks, HarnessModel, run_benchmarks
+
+    asked = Benchmarks(tuple(_TASKS.value), _FEWSHOT.value, _LIMIT.value, _CHAT.value)
+
+    def run(decoder, tokenizer, progress) -> dict:
+        model = HarnessModel(
+            decoder, tokenizer, batch_size=_batch_size(config), seed=_SEED.value, chat_template=config.data.chat_template,
+            chat_template_kwargs=config.data.chat_template_kwargs, progress=progress,
+        )  # fmt: skip
+        return run_benchmarks(model, asked, _say)
+
+    return run
+
+
+def _batch_size(config: Config) -> int:
+    return config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
+
+
+def _write(path: Path, records: list[dict]) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    except OSError as error:
+        raise UserError(f"--samples: {path} cannot be written ({error.strerror}).") from error
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -20,7 +20,7 @@ LAYERS = [
     {"hf"},
     {"evaluation"},
     {"training"},
-    {"planning"},
+    {"planning", "checking"},
     {"cli", "large_pages"},
     {"commands"},
 ]

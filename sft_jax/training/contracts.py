@@ -22,7 +22,7 @@ from sft_jax.evaluation.step import make_eval_step
 from sft_jax.model.cross_entropy import cross_entropy
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.isolation import isolation_breaches
-from sft_jax.model.sharding import AnyMesh
+from sft_jax.model.sharding import AnyMesh, pieces_along
 from sft_jax.training.groups import choose_groups, parameter_path
 from sft_jax.training.optim import Optimizer
 from sft_jax.training.state import create_state
@@ -51,17 +51,18 @@ def accumulation(
     return _worst("accumulation", 1e-5, split, whole)
 
 
-def packing(decoder: Decoder, batch: Batch, loss: LossConfig = LossConfig()) -> Result:
-    """Packed == one document a row: the loss of every token, absolute, and the summed gradient, relative."""
-    alone, source = unpack(batch)
+def packing(decoder: Decoder, batch: Batch, loss: LossConfig = LossConfig(), mesh: AnyMesh | None = None) -> Result:
+    """Packed == one document a row: the loss of every token, relative where it is above 1, and the summed gradient, relative."""
+    alone, source = unpack(batch, 1 if mesh is None else pieces_along(mesh, "batch"))
     packed_sums, alone_sums = (
-        step_sums(decoder, jax.tree.map(lambda x: x[None], b), None, loss) for b in (batch, alone)
+        step_sums(decoder, jax.tree.map(lambda x: x[None], b), mesh, loss) for b in (batch, alone)
     )
     for sums in (packed_sums, alone_sums):
         del sums["loss of an example"]  # in another order
-    packed_tokens, alone_tokens = token_losses(decoder, batch), token_losses(decoder, alone)
+    packed_tokens, alone_tokens = token_losses(decoder, batch, mesh), token_losses(decoder, alone, mesh)
     supervised = alone.weights != 0
-    difference = packed_tokens[source[0][supervised], source[1][supervised]] - alone_tokens[supervised]
+    expected = alone_tokens[supervised]
+    difference = (packed_tokens[source[0][supervised], source[1][supervised]] - expected) / np.maximum(expected, 1)
     tokens = Result("packing", "loss of a token", float(np.abs(difference).max(initial=0)), 1e-5)
     return _further(tokens, _worst("packing", 1e-5, packed_sums, alone_sums))
 
@@ -165,25 +166,27 @@ def step_sums(
     }
 
 
-def token_losses(decoder: Decoder, batch: Batch) -> np.ndarray:
+def token_losses(decoder: Decoder, batch: Batch, mesh: AnyMesh | None = None) -> np.ndarray:
     """Returns the negative log-likelihood [B, L] of each supervised token, 0 elsewhere."""
 
     def nll(decoder: Decoder, batch: Batch) -> jax.Array:
         [(hidden, kernel), *added], vocab_axis = _head_products(decoder, batch)
         return cross_entropy(
             hidden, kernel, batch.targets, batch.weights, vocab_axis=vocab_axis, vocab_size=decoder.spec.vocab_size,
-            soft_cap=decoder.logit_soft_cap, precision=decoder.options.dot_precision, added=added,
+            soft_cap=decoder.logit_soft_cap, precision=decoder.options.dot_precision, added=added, mesh=mesh,
         ).nll  # fmt: skip
 
-    return np.asarray(jax.jit(nll)(decoder, batch))
+    return np.asarray(jax.jit(nll)(decoder, place_batch(batch, mesh)))
 
 
 def _head_products(decoder: Decoder, batch: Batch) -> tuple[list[tuple[jax.Array, jax.Array]], int]:
     return decoder.head_products(decoder.hidden(batch.tokens, batch.positions, batch.segments))
 
 
-def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
+def unpack(batch: Batch, multiple: int = 1) -> tuple[Batch, np.ndarray]:
     """Returns the documents of `batch` one a row [N, L], and for each position the (row, column) it came from.
+
+    N is rounded up to a multiple of `multiple` with rows of padding.
 
     The second is int [2, N, L], 0 where the row is padding.
     """
@@ -193,8 +196,9 @@ def unpack(batch: Batch) -> tuple[Batch, np.ndarray]:
         for row in range(len(batch.tokens))
         for segment in range(1, int(batch.segments[row].max(initial=0)) + 1)
     ]
-    alone = empty_batch(len(places), length, batch.examples.shape[1])
-    source = np.zeros((2, len(places), length), np.int64)
+    rows = -(-len(places) // multiple) * multiple
+    alone = empty_batch(rows, length, batch.examples.shape[1])
+    source = np.zeros((2, rows, length), np.int64)
     for index, (row, columns) in enumerate(places):
         for name in ("tokens", "targets", "weights", "positions"):
             getattr(alone, name)[index, : len(columns)] = getattr(batch, name)[row, columns]

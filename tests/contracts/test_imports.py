@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"influence"},
-    {"planning"},
+    {"planning", "checking"},
     {"cli", "large_pages"},
     {"commands"},
 ]

@@ -1,0 +1,1 @@
+"""The contracts of training, measured on a user's own model, data and mesh."""

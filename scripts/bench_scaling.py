@@ -85,14 +85,14 @@ class Bench:
         self.arguments, self._folder, self._runs = arguments, folder, itertools.count()
 
     def data(self, rows: int, name: str = "") -> Path:
-        """Returns a file of so many rows; with another `name` it is another one, so that it is prepared anew."""
+        """Returns a file of so many rows, with other texts under another `name`."""
         path = self._folder / f"rows{rows}{name}.jsonl"
         if not path.is_file():
             lines = (ROOT / "data/quickstart/train.jsonl").read_text().splitlines()
             with open(path, "w") as file:
                 # The number makes each row another one, as in real data: nothing may profit from their being equal.
                 file.writelines(
-                    line.replace('"content": "', f'"content": "{name}{number}: ', 1) + "\n"
+                    line.replace('"content": "', f'"content": "{name} {number}: ', 1) + "\n"
                     for number, line in zip(range(rows), itertools.cycle(lines))
                 )
         return path
@@ -152,16 +152,16 @@ def start(bench: Bench) -> Series:
 def resume(bench: Bench) -> Series:
     points, data = [], bench.data(bench.arguments.small)
     for stop in (4, bench.arguments.late):
-        workdir, settings = bench.folder(), {"train__steps": stop + 4, "data__train": data}
-        bench.run(workdir=workdir, stops=True, train__stop_after_steps=stop, data=data, **settings)
-        points.append(Point(stop, bench.run(workdir=workdir, data=data, **settings)["seconds_to_first_step"]))
+        workdir, steps = bench.folder(), stop + 4
+        bench.run(data, workdir, stops=True, train__steps=steps, train__stop_after_steps=stop)
+        points.append(Point(stop, bench.run(data, workdir, train__steps=steps)["seconds_to_first_step"]))
     return {"resume": points}
 
 
 def memory(bench: Bench) -> Series:
     found: Series = {"memory": [], "memory, preparing": []}
     for rows in (bench.arguments.small, bench.arguments.large):
-        data = bench.data(rows, name=f"memory{next(bench._runs)} ")
+        data = bench.data(rows, bench.folder().name)  # not prepared before
         for series in ("memory, preparing", "memory"):
             found[series].append(Point(rows, bench.run(data, train__steps=2)["peak_memory_bytes"]["host"]))
     return found

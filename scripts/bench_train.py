@@ -7,6 +7,12 @@ Prints one JSON line per case: real and supervised tokens/s (without the first s
 start of the process to the end of the first step (cold and warm caches), peak memory of the process, and MFU where
 the device's peak is known (on CPU: against the matmul rate measured in the same run); then a line of ratios. On a CPU
 the rivals are given the large memory pages that our command asks for by itself. Nothing else should run meanwhile.
+
+    python scripts/bench_train.py ... --sweep length --sweep batch --sweep layers --sweep accumulation --sweep devices
+
+measures ours alone, with one of these at a time in place of --length, --batch and so on. On a CPU `devices` are those that XLA
+makes of one, which shows what dividing costs and not what it gains; on GPUs they are the first ones, as CUDA_VISIBLE_DEVICES says;
+TPUs have no such variable, so leave it out there.
 """
 
 import argparse
@@ -18,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +41,54 @@ MODELS = {
 }  # fmt: skip
 
 
+class Shape(NamedTuple):
+    """What is trained at once."""
+
+    length: int
+    batch: int
+    micro: int  # rows at a time
+    layers: int
+    devices: int  # 0: all there are
+
+    @property
+    def settings(self) -> list[str]:
+        segments = max(64, self.length // 64)  # documents in a row: enough that long rows are full
+        return [
+            f"--config.data.max_length={self.length}", f"--config.data.max_segments={segments}",
+            f"--config.train.batch_size={self.batch}", f"--config.train.micro_batch_size={self.micro}",
+        ]  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that leave a process so many devices, whatever kind they are."""
+        if not self.devices:
+            return {}
+        host = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={self.devices}".strip()
+        return {"XLA_FLAGS": host, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(self.devices)))}
+
+
+def shapes(arguments) -> Iterator[Shape]:
+    """Yields the shapes of the sweeps that were asked for. Of long rows there are as many as fill the usual number of tokens."""
+    layers = MODELS[arguments.model]["num_hidden_layers"]
+    usual = Shape(arguments.length, arguments.batch, arguments.batch, layers, 0)
+    for sweep in dict.fromkeys(arguments.sweep):
+        if sweep == "length":
+            for length in (512, 2048, 8192, 32768):
+                rows = max(1, usual.batch * usual.length // length)
+                yield usual._replace(length=length, batch=rows, micro=rows)
+        elif sweep == "batch":
+            yield from (usual._replace(batch=rows, micro=rows) for rows in (1, usual.batch, 4 * usual.batch))
+        elif sweep == "layers":
+            yield from (usual._replace(layers=count) for count in (layers // 2, layers, 2 * layers))
+        elif sweep == "accumulation":
+            yield from (usual._replace(batch=8, micro=rows) for rows in (8, 4, 2, 1))
+        else:
+            yield from (usual._replace(batch=8, micro=8, devices=count) for count in (1, 2, 4, 8))
+
+
+SWEEPS = ("length", "batch", "layers", "accumulation", "devices")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama24m", choices=sorted(MODELS))
@@ -43,11 +99,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=1, help="times that every case is run, in turn; medians are compared")
     parser.add_argument("--peer", action="append", default=[], choices=["trl", "torch"])
+    parser.add_argument("--sweep", action="append", default=[], choices=SWEEPS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = make_model_folder(work / "model", arguments)
         matmul = matmul_rate()
+        if arguments.sweep:
+            return sweep(arguments, work, matmul)
+        model = make_model_folder(work / "model", arguments)
         rates: dict[str, list[dict]] = {}
         for round_number in range(arguments.rounds):
             for name, command, environment in cases(arguments, model, work, round_number):
@@ -57,10 +116,25 @@ def main() -> None:
         print(json.dumps(ratios(rates)), flush=True)
 
 
-def make_model_folder(folder: Path, arguments) -> Path:
+def sweep(arguments, work: Path, matmul: float) -> None:
+    """Prints a line for each shape, once its data are prepared and its step is compiled."""
+    for number, shape in enumerate(shapes(arguments)):
+        model = make_model_folder(work / f"model{number}", arguments, num_hidden_layers=shape.layers)
+        caches = {"XDG_CACHE_HOME": str(work / "cache")}
+        for steps, shown in ((2, False), (arguments.steps, True)):
+            workdir = work / f"run{number}-{steps}"
+            command = [*ours(arguments, model), *shape.settings, f"--config.train.steps={steps}", f"--config.log.every={steps}", f"--workdir={workdir}"]
+            for _ in range(arguments.rounds if shown else 1):
+                result = run_case("sft_jax", command, {**caches, **shape.environment}, arguments, matmul)
+                shutil.rmtree(workdir)
+                if shown:
+                    print(json.dumps({**result, **shape._asdict(), "rows": [shape.batch, shape.length]}), flush=True)
+
+
+def make_model_folder(folder: Path, arguments, **changed) -> Path:
     """A Hugging Face directory without weights: every case draws its own from the same distribution."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(MODELS[arguments.model]))
+    (folder / "config.json").write_text(json.dumps({**MODELS[arguments.model], "max_position_embeddings": 32768, **changed}))
     for file in Path(arguments.tokenizer).iterdir():
         if file.name.startswith("tokenizer"):
             shutil.copy(file, folder)
@@ -68,22 +142,26 @@ def make_model_folder(folder: Path, arguments) -> Path:
     return folder
 
 
-def cases(arguments, model: Path, work: Path, round_number: int):
-    """Yields (name, command, environment) of each case; the first two share caches, so the second is warm."""
-    ours = [
+def ours(arguments, model: Path) -> list[str]:
+    """Returns our command, without what is trained at once and the folder of the run."""
+    return [
         sys.executable, "-m", "sft_jax.train", f"--config={ROOT / 'configs/sft.py'}",
         f"--config.model.path={model}", "--config.model.init=random", "--config.model.compute_dtype=float32",
         "--config.model.remat=none", f"--config.data.train={arguments.data}", "--config.data.columns.prompt=question",
         "--config.data.columns.completion=answer", "--config.data.chat_template=none",
-        f"--config.data.max_length={arguments.length}", "--config.data.overlength=drop",
-        f"--config.train.batch_size={arguments.batch}", f"--config.train.steps={arguments.steps}",
-        "--config.train.export=False", "--config.checkpoint.every=0", "--config.checkpoint.save_last=False",
-        f"--config.log.every={arguments.steps}", "--config.log.tensorboard=False",
+        "--config.data.overlength=drop", "--config.train.export=False", "--config.checkpoint.every=0",
+        "--config.checkpoint.save_last=False", "--config.log.tensorboard=False",
     ]  # fmt: skip
+
+
+def cases(arguments, model: Path, work: Path, round_number: int):
+    """Yields (name, command, environment) of each case; the first two share caches, so the second is warm."""
+    rows = Shape(arguments.length, arguments.batch, arguments.batch, 0, 0)
+    command = [*ours(arguments, model), *rows.settings, f"--config.train.steps={arguments.steps}", f"--config.log.every={arguments.steps}"]
     caches = {"XDG_CACHE_HOME": str(work / f"cache{round_number}")}
     pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     for state in ("cold", "warm"):
-        yield f"sft_jax {state}", [*ours, f"--workdir={work / f'{state}{round_number}'}"], caches
+        yield f"sft_jax {state}", [*command, f"--workdir={work / f'{state}{round_number}'}"], caches
     for peer in dict.fromkeys(arguments.peer):
         script = [sys.executable, str(ROOT / f"scripts/peers/{peer}_sft.py"), str(model), arguments.data]
         yield peer, [*script, str(arguments.length), str(arguments.batch), str(arguments.steps)], caches | pages
@@ -124,7 +202,8 @@ def ratios(results: dict[str, list[dict]]) -> dict:
     def median(case: str, key: str) -> float:
         return statistics.median(result[key] for result in results[case])
 
-    line = {"case": "ratios"}
+    line: dict = {"case": "ratios"}
+    line["seconds_to_first_step warm / cold"] = round(median("sft_jax warm", "seconds_to_first_step") / median("sft_jax cold", "seconds_to_first_step"), 3)
     for peer in (name for name in results if not name.startswith("sft_jax")):
         for key in ("real_tokens_per_second", "peak_memory_bytes"):
             line[f"{key} / {peer}"] = round(median("sft_jax warm", key) / median(peer, key), 3)

@@ -17,8 +17,9 @@ from sft_jax.errors import UserError
 
 _CONFIG = cli.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The machine: v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2, h100x8 (GPUs)."
+    "topology", None, "The machine: v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2, h100x8 (GPUs), cpu."
 )
+_MEMORY = flags.DEFINE_float("memory-gib", None, "Memory of --topology cpu, by default that of this host.")
 _TOKENS = flags.DEFINE_float("tokens", None, "Real tokens of an epoch, in place of data.train.")
 _PRICE = flags.DEFINE_float("price", None, "What a device costs an hour.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.5, "Share of the roofline that the run is taken to reach, for hours and price.")
@@ -30,30 +31,32 @@ _JSON = flags.DEFINE_bool("json", False, "Write the plan as one JSON object to s
 def main() -> None:
     config = cli.read_config(_CONFIG, needs_data=False)
     if not _TOPOLOGY.value:
-        raise UserError("--topology: is missing; name the machine, such as --topology v5p-16, v5e-64 or h100x8.")
+        raise UserError("--topology: is missing; name the machine, such as --topology v5p-16, v5e-64, h100x8 or cpu.")
     if not 0 < _EFFICIENCY.value <= 1:
         raise UserError(f"--efficiency: must be above 0 and at most 1, not {_EFFICIENCY.value:g}.")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
     from sft_jax.planning.machines import machine
     from sft_jax.planning.planner import base_of, make_plan
+    from sft_jax.planning.remedies import remedies
     from sft_jax.planning.report import comparison, lines, to_dict
     from sft_jax.planning.search import overrides, search
     from sft_jax.training.resolved import resolved
 
-    target, log = machine(_TOPOLOGY.value), _say
+    target, log = machine(_TOPOLOGY.value, _MEMORY.value), _say
     config, base = resolved(config), base_of(config)
     if _AUTO.value:
         plans = search(config, target, base, _TOKENS.value, _ESTIMATE.value, log)
     else:
         plans = [make_plan(config, target, base, tokens=_TOKENS.value, estimated=_ESTIMATE.value, log=log)]
     plan = plans[0]
+    found = remedies(plan, base)
     if _JSON.value:
         settings = {"settings": overrides(plan)} if _AUTO.value else {}
-        print(json.dumps({**to_dict(plan, _EFFICIENCY.value, _PRICE.value), **settings}))
+        print(json.dumps({**to_dict(plan, _EFFICIENCY.value, _PRICE.value, found), **settings}))
     else:
         table = comparison(plans, _EFFICIENCY.value) if _AUTO.value and plan.fits else []
-        print("\n".join([*table, *lines(plan, _EFFICIENCY.value, _PRICE.value)]))
+        print("\n".join([*table, *lines(plan, _EFFICIENCY.value, _PRICE.value, found)]))
     if not plan.fits:
         sys.exit(cli.EXIT_FINDINGS)
 

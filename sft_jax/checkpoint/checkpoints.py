@@ -12,10 +12,10 @@ also cover the way from the disk into the shards.)
 
 import concurrent.futures
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from sft_jax.checkpoint import manifest as manifest_lib
 from sft_jax.checkpoint.disk import explained
@@ -67,8 +67,14 @@ class Checkpoints:
         self.last: int | None = None
         self.removed: list[int] = []  # steps whose save a kill cut short, found and removed at this start
         agree(self._open)
-        self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._committer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+
+    @cached_property
+    def _writer(self):
+        """Orbax's, made when the first checkpoint is saved: importing it takes a tenth of a small run's start."""
+        import orbax.checkpoint as ocp
+
+        return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
 
     def _open(self) -> None:
         with explained(self._folder, "checkpoints"):
@@ -104,6 +110,8 @@ class Checkpoints:
         sums = checksums(state)
         arrays = {name: [list(x.shape), str(x.dtype), sums[name]] for name, x in state.items()}
         place = self._folder / str(step)
+        import orbax.checkpoint as ocp
+
         with explained(self._folder, "the checkpoint"):
             self._writer.save(place / _ARRAYS, args=ocp.args.PyTreeSave(state), force=True)
         self._pending = self._committer.submit(self._commit, step, {"step": step, "arrays": arrays, **manifest}, protected)
@@ -166,7 +174,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._committer.shutdown()
-            self._writer.close()
+            if "_writer" in vars(self):
+                self._writer.close()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder, oldest first; one without a manifest is damaged."""
@@ -226,6 +235,8 @@ def restore(folder: Place, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, j
     """
     written = read_manifest(folder)["arrays"]
     _check_same_state(written, like, folder)
+    import orbax.checkpoint as ocp
+
     restore_args = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.PyTreeCheckpointer() as reader:
         arrays = reader.restore(

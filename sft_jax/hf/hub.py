@@ -4,7 +4,6 @@ import glob
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors as hub_errors
 
 from sft_jax.errors import UserError
 from sft_jax.hf.files import INDEX_FILE, SINGLE_FILE, no_weights, read_json
@@ -21,20 +20,22 @@ def download(name: str, weights: bool = True) -> Path:
     Repositories hold the same weights several times (consolidated.safetensors, onnx/, .bin), so the weights are
     `model.safetensors`, or exactly the shards that its index names; of an adapter `adapter_model.safetensors`. Raises UserError naming `name` and the remedy.
     """
+    from huggingface_hub import errors  # here: it imports an HTTP client, and most runs name a directory
+
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_TEXTS), ignore_patterns=[_BELOW]))
         if weights:
             _fetch_weights(name, folder)
         return folder
-    except hub_errors.GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise UserError(
             f"{name}: access is gated; accept its licence on huggingface.co and log in (`hf auth login`)."
         ) from error
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"{name}: is neither a directory here nor a model on the Hugging Face hub; check the spelling."
         ) from error
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name}: is not a directory here, and the Hugging Face hub cannot be reached ({reason}); "
@@ -43,6 +44,8 @@ def download(name: str, weights: bool = True) -> Path:
 
 
 def _fetch_weights(name: str, folder: Path) -> None:
+    from huggingface_hub import errors
+
     # The folder is named after its commit: weights of a later one would not fit the files that are here.
     revision = folder.name
     fetch = lambda files: huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files)  # noqa: E731
@@ -61,6 +64,6 @@ def _fetch_weights(name: str, folder: Path) -> None:
         return
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
-    except (hub_errors.HfHubHTTPError, OSError):
+    except (errors.HfHubHTTPError, OSError):
         return  # without a network; whoever opens the weights says that there are none
     raise UserError(no_weights(name, files))

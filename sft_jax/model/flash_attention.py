@@ -6,7 +6,6 @@ layout is not used: JAX has no public way to it.
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.gpu import attention as pallas
 
 from sft_jax.model.mask import MaskSpec
 from sft_jax.model.splash_attention import is_packed
@@ -31,6 +30,8 @@ def why_not_flash(q, k, v, mask: MaskSpec, precision, sinks) -> str | None:
 
 def flash_attention(q, k, v, mask: MaskSpec, precision, sinks=None, interpret: bool = False) -> jax.Array:
     """See `sft_jax.model.attention.attend`; `interpret` runs on any platform, slowly."""
+    from jax.experimental.pallas.ops.gpu import attention as pallas  # here: slow to import, and for GPUs alone
+
     del precision, sinks
     repeats = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))

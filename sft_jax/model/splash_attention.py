@@ -10,8 +10,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from sft_jax.model.blocked_attention import KEPT
 from sft_jax.model.context import AXIS, zigzag_order
@@ -36,6 +34,8 @@ def why_not_splash(q, k, v, mask: MaskSpec, precision, sinks) -> str | None:
 
 def splash_attention(q, k, v, mask: MaskSpec, precision, sinks=None, interpret: bool = False) -> jax.Array:
     """See `sft_jax.model.attention.attend`; `interpret` runs on any platform, slowly."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds  # here: slow to import, and for TPUs alone
+
     del precision
     heads, keys = q.shape[2], k.shape[1]
     kernel = _kernel(heads, keys, mask.parts, mask.window, mask.soft_cap, interpret)
@@ -44,7 +44,7 @@ def splash_attention(q, k, v, mask: MaskSpec, precision, sinks=None, interpret: 
         kernel = jax.tree.map(lambda x: _part(jnp.asarray(x), here, mask.parts), kernel)
     scaled = (q.astype(jnp.float32) * mask.scale).astype(q.dtype)
     by_head = (jnp.swapaxes(x, 1, 2) for x in (scaled, k, v))
-    segments = splash.SegmentIds(mask.query_segments, mask.key_segments)
+    segments = SegmentIds(mask.query_segments, mask.key_segments)
     sinks = None if sinks is None else sinks.astype(jnp.float32)
     out = jax.vmap(lambda q, k, v, segments: kernel(q, k, v, segments, sinks))(*by_head, segments)
     out = jnp.swapaxes(out, 1, 2).astype(v.dtype)
@@ -62,6 +62,9 @@ def is_packed(positions: jax.Array, segments: jax.Array) -> jax.Array:
 @functools.lru_cache(maxsize=32)
 def _kernel(heads: int, length: int, parts: int, window: int | None, soft_cap: float | None, interpret: bool):
     """Returns the kernel for rows of `length` tokens whose queries `parts` devices share; its arrays are numpy's."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
     shape = (length, length)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     if parts > 1:

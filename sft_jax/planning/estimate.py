@@ -1,8 +1,7 @@
 """An estimate of what a compiler would say, for machines without one here, and for a search that tries many settings.
 
-The state is exact. What a step needs beside it is the largest of three moments: the loss, the backward pass of a layer, and
-the update. Each holds what the forward pass has kept; the widths below follow from the layers. Measured against compiled
-programs in tests/planning/test_estimate.py.
+The state is exact. What a step needs beside it is the largest of a few moments: the loss, the backward pass of a layer, and
+the gradient of the head. The first two hold what the forward pass has kept; the widths below follow from the layers. scripts/check_estimates.py compares it with compiled programs.
 
 Letters: T positions of a micro-batch on one device, D hidden size, V columns of the head on one device, P parameters of a
 layer on one device once they are gathered.
@@ -10,19 +9,26 @@ layer on one device once they are gathered.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
-from sft_jax.model.decoder import Decoder
+from sft_jax.model.grouped import SPARE
 from sft_jax.model.runs import plan_runs
-from sft_jax.model.sharding import named_leaves
+from sft_jax.model.sharding import named_leaves, pieces_along
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec, LayerSpec
 from sft_jax.planning.collectives import Collective
 from sft_jax.planning.compiled import Compiled
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
+
+# Whole float32 copies of the gradient of a head that devices share: the zeros that it begins as, the sum of one device, and
+# what is sent around until each has its part of the sum over all.
+_WHOLE_GRADIENTS = 3
+# Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
+_WHOLE_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -37,65 +43,84 @@ class Widths:
         return Widths(self.kept + other.kept, self.products + other.products, max(self.beside, other.beside))
 
 
-def layer_widths(spec: DecoderSpec, layer: LayerSpec, tensor: int) -> Widths:
-    """Returns the widths of one layer, whose heads and inner size are cut over `tensor` devices."""
+def layer_widths(spec: DecoderSpec, layer: LayerSpec, tensor: int, context: int = 1, expert: int = 1) -> Widths:
+    """Returns the widths of one layer, whose heads and inner size are cut over `tensor` devices.
+
+    Over `context` devices rows are cut, and keys and values gathered for one layer. Over `expert` devices the tokens of all
+    are gathered, and rows of experts are computed in rounds.
+    """
     hidden = spec.hidden_size
     queries, read = spec.heads * spec.head_size / tensor, spec.heads * spec.value_size / tensor
     keys = spec.kv_heads * (spec.head_size + spec.value_size) / tensor
     mlp = layer.mlp
+    whole = _WHOLE_ROWS * context * keys if context > 1 else 0
     if isinstance(mlp, ExpertsSpec):
-        size = mlp.chosen * mlp.size / tensor + (mlp.shared_size or 0) / tensor
-        rows, gated = 2 * mlp.chosen * hidden, True  # sorted by expert, on the way in and out
+        chosen = mlp.chosen * (SPARE if expert > 1 else 1)
+        size = chosen * mlp.size / tensor + (mlp.shared_size or 0) / tensor
+        rows, gated = 2 * chosen * hidden, True  # sorted by expert, on the way in and out
+        whole += expert * 5 * hidden if expert > 1 else 0  # tokens, and float32 sums and their gradient
     else:
         size, rows, gated = mlp.size / tensor, 0, mlp.gated
     inner = (2 if gated else 1) * size
     products = queries + keys + inner + 2 * hidden
     # Beside them what each product reads: two normed states, queries, keys and values in blocks, what heads read, and the gate's.
     kept = products + 2 * hidden + queries + keys + read + size + rows
-    return Widths(kept, products, max(inner + size + rows, 2 * (queries + read + 2 * keys)) + hidden)
+    return Widths(kept, products, max(inner + size + rows, 2 * (queries + read + 2 * keys)) + hidden + whole)
 
 
 def temporaries(programs: Programs, size: Held) -> int:
     """Returns an estimate of the bytes that a device needs for a step beside the state and the batch."""
-    composed = programs.composed
+    composed, mesh = programs.composed, programs.mesh
     spec, options = composed.abstract.spec, composed.options
     item = np.dtype(options.compute_dtype).itemsize
-    tensor = programs.mesh.shape["tensor"]
+    tensor, cut = mesh.shape["tensor"], pieces_along(mesh, "embed") > 1
     positions, vocab = loss_shape(programs)
     kept, working = 0.0, 0.0
     for run in plan_runs(spec.layers):
-        period = sum((layer_widths(spec, layer, tensor) for layer in run.period), Widths(0, 0, 0))
+        widths = (layer_widths(spec, layer, tensor, mesh.shape["context"], mesh.shape["expert"]) for layer in run.period)
+        period = sum(widths, Widths(0, 0, 0))
         inside = {"none": period.kept, "dots": period.products, "full": 0.0, "offload": 0.0}[options.remat]
         read = 0 if options.remat == "offload" else spec.hidden_size
         kept += run.repeats * positions * item * (read + inside)
         again = 0.0 if options.remat == "none" else period.kept - inside
         working = max(working, positions * item * (again + period.beside))
-    working += layer_bytes(composed.abstract, tensor, item)
+    working += kernel_bytes(programs, item)
     head = spec.hidden_size * vocab
-    loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + item * head + (4 * head if _trains_head(programs) else 0)
+    micros = programs.batch.tokens.shape[0]
     across = 0.0  # what the loop over micro-batches keeps: sums of gradients, old and new, the head, kernels in compute dtype
-    if programs.batch.tokens.shape[0] > 1:
+    if micros > 1:
         across = 2 * size.gradients + item * head
         if item < np.dtype(composed.config.model.dtype).itemsize:
             across += bytes_per_device((programs.state.params, programs.state.frozen)) / 2
-    return int(across + max(kept + loss, kept + size.gradients + working, size.gradients))
+    loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + (item * head if micros == 1 else 0)
+    loss += 4 * head if _trains_head(programs) else 0
+    whole = _WHOLE_GRADIENTS * 4 * head if cut and _trains_head(programs) else 0
+    return int(across + max(kept + loss, kept + size.gradients + working, size.gradients + whole))
 
 
-def layer_bytes(decoder: Decoder, tensor: int, item: int) -> float:
-    """Returns the bytes of the largest layer's kernels on one device while they are gathered, with their gradient."""
-    largest: dict[str, float] = {}
-    for path, leaf in named_leaves(decoder):
-        if path.startswith("runs."):
-            place = ".".join(path.split(".")[:3])
-            value, numbers = leaf.get_value(), leaf.get_metadata().get("numbers", 1)
-            largest[place] = largest.get(place, 0.0) + math.prod(value.shape[1:]) * numbers
-    return max(largest.values()) / tensor * 2 * item
+def kernel_bytes(programs: Programs, item: int) -> float:
+    """Returns the bytes of the largest layer's kernels on one device while they are gathered, with the gradients of those trained.
+
+    Experts are gathered over all axes but their own. Kernels stored in blocks are made one at a time.
+    """
+    tensor, expert = programs.mesh.shape["tensor"], programs.mesh.shape["expert"]
+    trained = {choice.path for choice in programs.optimizer.choices if not choice.frozen}
+    layers: dict[str, list[float]] = {}
+    quantised = False
+    for path, leaf in named_leaves(programs.composed.abstract):
+        if not path.startswith("runs."):
+            continue
+        value, numbers = leaf.get_value(), leaf.get_metadata().get("numbers", 1)
+        quantised = quantised or path.endswith(".codes")
+        count = math.prod(value.shape[1:]) * numbers / (expert if value.ndim == 4 else 1) / tensor
+        layers.setdefault(".".join(path.split(".")[:3]), []).append(count * item * (2 if path in trained else 1))
+    return max(2 * max(kernels) if quantised else sum(kernels) for kernels in layers.values())
 
 
 def estimate(programs: Programs, size: Held, machine: Machine) -> Compiled:
     """Returns what a compiler would say of the train step on `machine`, as far as it can be said without one."""
     arguments = size.state + bytes_per_device(programs.batch)
-    needed = arguments + (working := temporaries(programs, size))
+    needed = arguments + (working := temporaries(programs, size)) + int(machine.chip.process)
     fits = needed <= machine.chip.memory
     return Compiled(
         fits, arguments, working, outputs=0, code=0, limit=None if fits else int(machine.chip.memory), largest=(),
@@ -104,7 +129,10 @@ def estimate(programs: Programs, size: Held, machine: Machine) -> Compiled:
 
 
 def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, ...]:
-    """Returns what devices send each other in a step: kernels and gradients over the axes of rows, states over `tensor`."""
+    """Returns what devices send each other in a step.
+
+    Kernels and gradients over the axes of rows, states over `tensor`, keys and values over `context`, tokens over `expert`.
+    """
     config, mesh = programs.composed.config, programs.mesh.shape
     spec, micros = programs.composed.abstract.spec, programs.batch.tokens.shape[0]
     item = np.dtype(config.model.compute_dtype).itemsize
@@ -117,19 +145,39 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
             moved, numbers = factor * count * (group - 1) / group, int(count) // item
             found.append(Collective(kind, moved, times, overlapped, group, int(count), numbers, what))
 
-    tensor, fsdp = mesh["tensor"], mesh["fsdp"]
-    table = 0 if spec.tied_head else spec.vocab_rows * spec.hidden_size  # looked up where it lies; a tied head is gathered
-    in_table = table if _trains(programs, "embed.embedding") else 0
-    parameters = (sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) - table) / tensor
-    trained = (sum(x.size for x in jax.tree.leaves(programs.state.params)) - in_table) / tensor
+    tensor, cut = mesh["tensor"], pieces_along(programs.mesh, "embed")
     passes = 2 if config.model.remat == "none" else 3
-    add("all-gather", parameters * item, passes * micros, fsdp, True, "kernels")
-    add("reduce-scatter", trained * 4, micros, fsdp, True, "gradients")
+    for of_experts, pieces in ((False, cut), (True, cut // mesh["expert"])):  # kernels of experts are not gathered over them
+        shared = tensor * (mesh["expert"] if of_experts else 1)
+        trained, frozen = (sum(x.size for x in jax.tree.leaves(tree) if (x.ndim == 4) == of_experts) for tree in _parameters(programs))
+        if not (of_experts or spec.tied_head):  # the table is looked up where it lies; a tied head is gathered
+            trained, frozen = (size - share for size, share in zip((trained, frozen), _table(programs), strict=True))
+        add("all-gather", (trained + frozen) / shared * item, passes * micros, pieces, True, "kernels")
+        add("reduce-scatter", trained / shared * 4, micros, pieces, True, "gradients")
     add("all-reduce", size.gradients, micros, mesh["data"], True, "gradients")
-    states = positions * spec.hidden_size * item
-    add("all-to-all", states, 2 * micros, fsdp, False, "embeddings and their gradients")
-    add("all-reduce", states, (2 + passes) * len(spec.layers) * micros, tensor, False, "states between layers")
+    states, layers = positions * spec.hidden_size * item, len(spec.layers)
+    add("all-to-all", states, 2 * micros, cut, False, "embeddings and their gradients")
+    add("all-reduce", states, (2 + passes) * layers * micros, tensor, False, "states between layers")
+    rows = positions * mesh["context"] * spec.kv_heads * (spec.head_size + spec.value_size) / tensor * item
+    add("all-gather", rows, passes * layers * micros, mesh["context"], False, "keys and values of whole rows")
+    add("reduce-scatter", rows, layers * micros, mesh["context"], False, "gradients of keys and values")
+    mixtures = sum(isinstance(layer.mlp, ExpertsSpec) for layer in spec.layers)
+    tokens = states * mesh["expert"]
+    add("all-gather", tokens, passes * mixtures * micros, mesh["expert"], False, "tokens of other experts")
+    add("reduce-scatter", tokens * 4 / item, passes * mixtures * micros, mesh["expert"], False, "what experts make of tokens")
     return tuple(found)
+
+
+def _parameters(programs: Programs) -> tuple[Any, Any]:
+    """Returns the trained parameters and the frozen ones."""
+    return programs.state.params, programs.state.frozen
+
+
+def _table(programs: Programs) -> tuple[int, int]:
+    """Returns the size of the table of embeddings if it is trained, and if it is frozen; 0 otherwise."""
+    spec = programs.composed.abstract.spec
+    size = spec.vocab_rows * spec.hidden_size
+    return (size, 0) if _trains(programs, "embed.embedding") else (0, size)
 
 
 def _trains(programs: Programs, path: str) -> bool:

@@ -2,7 +2,8 @@
 
 Sources of the numbers: for TPUs the pages of each generation in the documentation of Google Cloud, and for the bandwidth of
 one link the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
-is what the compiler says. For GPUs the vendor's data sheets, without sparsity.
+is what the compiler says. For GPUs the vendor's data sheets, without sparsity. For the CPU it is measured, see
+`sft_jax.planning.host`.
 """
 
 import math
@@ -10,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from sft_jax.errors import UserError, did_you_mean
+from sft_jax.planning.host import PROCESS, copy_rate, host_memory, matmul_rate
 
 GIB = 2**30
 
@@ -25,6 +27,7 @@ class Chip:
     bandwidth: float  # of memory, bytes/s
     link: float  # bytes/s, one way: of a TPU's link to one neighbour, of all a GPU's links inside its node
     outside: float  # bytes/s, one way: of a chip to other nodes, or over the hosts' network
+    process: float = 0.0  # bytes of this memory that a run takes for itself, beside its arrays
 
 
 # A GPU's program can use 92% of its memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
@@ -40,6 +43,7 @@ CHIPS: dict[str, Chip] = {
 }
 IN_CORES = ("v4", "v5p")  # slices of these are named by TensorCores, of which a chip has two; the others by chips
 _NODE = 8  # GPUs that are connected directly
+_GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # that are tried
 # Chips along each axis of the slices that can be rented, by their number.
 _FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 _CUBES = {
@@ -51,15 +55,16 @@ SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _FLAT, "v6e": _FLAT}
 
 @dataclass(frozen=True)
 class Machine:
-    """A slice of TPUs, or one or several nodes of GPUs."""
+    """A slice of TPUs, one or several nodes of GPUs, or the CPU of a host."""
 
     name: str  # as users write it
-    kind: str  # a key of CHIPS
-    shape: tuple[int, ...]  # chips along each axis of a TPU slice; (count,) of GPUs
+    kind: str  # a key of CHIPS, or "cpu"
+    shape: tuple[int, ...]  # chips along each axis of a TPU slice; (count,) of others
+    measured: Chip | None = None  # of a CPU
 
     @property
     def chip(self) -> Chip:
-        return CHIPS[self.kind]
+        return self.measured or CHIPS[self.kind]
 
     @property
     def devices(self) -> int:
@@ -78,7 +83,7 @@ class Machine:
         Of a TPU over all axes of the slice at once, both ways around where an axis is a ring: v5e and v6e at 16 chips, v4
         and v5p at multiples of 4.
         """
-        if self.chip.platform == "gpu":
+        if self.chip.platform != "tpu":
             return self.chip.link if self.devices <= _NODE else self.chip.outside
         ring = 4 if self.kind in IN_CORES else 16
         return self.chip.link * max(1, sum((2 if size % ring == 0 else 1) for size in self.shape if size > 1))
@@ -86,6 +91,8 @@ class Machine:
     def describe(self) -> str:
         """Returns a line such as "v5p-16: 8 chips (16 TensorCores, 2x2x2), 8 devices of 95.7 GiB"."""
         chips = f"{self.devices} chips" if self.devices > 1 else "1 chip"
+        if self.chip.platform == "cpu":
+            return f"{self.name}: one device of {self.chip.memory / GIB:.1f} GiB, as fast as the CPU here ({self.chip.flops / 1e9:,.0f} GFLOP/s)"
         if self.chip.platform == "gpu":
             return f"{self.name}: {self.devices} x {self.chip.label}, {self.chip.memory / GIB:.1f} GiB of each used"
         cores = f"{2 * self.devices} TensorCores, " if self.kind in IN_CORES else ""
@@ -95,12 +102,19 @@ class Machine:
         )
 
 
-def machine(name: str) -> Machine:
-    """Returns the machine of a name: v5e-16, v6e-256 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), or h100x8 (GPUs).
+def machine(name: str, memory_gib: float | None = None) -> Machine:
+    """Returns the machine of a name: v5e-16, v6e-256 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), h100x8 (GPUs), or cpu.
+
+    Args:
+        memory_gib: Of the CPU; None: what this host has.
 
     Raises UserError naming the nearest one that is known.
     """
     text = name.strip().lower().replace("v5litepod", "v5e")
+    if text == "cpu":
+        return cpu(memory_gib)
+    if memory_gib is not None:
+        raise UserError(f"--memory-gib: is of a CPU; leave it out with --topology {name}, whose memory is known.")
     if found := re.fullmatch(r"(v\d+\w?)-(\d+)", text):
         kind, count = found[1], int(found[2])
         _check_kind(name, kind, "tpu")
@@ -126,8 +140,25 @@ def machine(name: str) -> Machine:
         return Machine(text, kind, (count,))
     raise UserError(
         f"--topology: {name!r} is no machine; write v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2 (chips "
-        "along each axis) or h100x8 (GPUs)."
+        "along each axis), h100x8 (GPUs) or cpu."
     )
+
+
+def larger(than: Machine) -> list[Machine]:
+    """Returns the machines of a kind with more devices, smallest first."""
+    if than.chip.platform == "tpu":
+        per_name = 2 if than.kind in IN_CORES else 1
+        return [machine(f"{than.kind}-{chips * per_name}") for chips in SHAPES[than.kind] if chips > than.devices]
+    return [machine(f"{than.kind}x{count}") for count in _GPUS if count > than.devices]
+
+
+def cpu(memory_gib: float | None = None) -> Machine:
+    """Returns the CPU of this host, or one as fast with another memory."""
+    if memory_gib is not None and not memory_gib > 0:
+        raise UserError(f"--memory-gib: must be above 0, not {memory_gib:g}.")
+    memory = host_memory() if memory_gib is None else memory_gib * GIB
+    rate = copy_rate()
+    return Machine("cpu", "cpu", (1,), Chip("cpu", "CPU", memory, matmul_rate(), rate, rate, rate, PROCESS))
 
 
 def _check_kind(name: str, kind: str, platform: str) -> None:

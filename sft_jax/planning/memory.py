@@ -45,7 +45,7 @@ def held(programs: Programs) -> Held:
 def loss_shape(programs: Programs) -> tuple[int, int]:
     """Returns the positions of a micro-batch and the columns of the head that one device computes the loss of."""
     tokens = programs.batch.tokens
-    positions = int(np.prod(tokens.sharding.shard_shape(tokens.shape)[1:]))
+    positions = int(np.prod(tokens.sharding.shard_shape(tokens.shape)[1:])) // programs.mesh.shape["context"]
     rows = programs.composed.abstract.spec.vocab_rows
     embedding = programs.composed.abstract.embed.embedding
     sharding = embedding.get_value().sharding

@@ -49,8 +49,8 @@ class Plan:
 
     @property
     def needed(self) -> int:
-        """Bytes that the run needs at its peak: of the train step, or of an evaluation beside the state."""
-        return max(self.train.needed, self.evaluation_needed)
+        """Bytes that the run needs at its peak: of the train step, or of an evaluation beside the state, and of its process."""
+        return max(self.train.needed, self.evaluation_needed) + int(self.machine.chip.process)
 
     @property
     def evaluation_needed(self) -> int:

@@ -1,12 +1,13 @@
 """A plan for people, as lines of text, and for programs, as a dict."""
 
 import collections
-import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sft_jax.planning.machines import CHIPS, GIB, IN_CORES, SHAPES
+from sft_jax.planning.machines import GIB
 from sft_jax.planning.planner import Plan, as_overrides, describe_mesh
+from sft_jax.planning.remedies import Remedy
 from sft_jax.planning.search import overrides
 
 
@@ -20,7 +21,7 @@ _SHOWN = 8  # plans of a search
 
 
 def memory_rows(plan: Plan) -> dict[str, int]:
-    """Returns the bytes of each device by what they are for; they add up to what the train step needs.
+    """Returns the bytes of each device by what they are for; they add up to what the train step needs, and on a CPU its process.
 
     Gradients and logits follow from shapes; activations are what the compiler wants beside them.
     """
@@ -36,6 +37,7 @@ def memory_rows(plan: Plan) -> dict[str, int]:
         "logits of a chunk": logits,
         "activations": train.temporaries - gradients - logits,
         "batch, outputs, code": train.needed - held.state - train.temporaries,
+        "process": int(plan.machine.chip.process),
     }
 
 
@@ -66,8 +68,8 @@ def by_kind(plan: Plan) -> dict[str, dict[str, float]]:
     return dict(kinds)
 
 
-def to_dict(plan: Plan, efficiency: float, price: float | None) -> dict[str, Any]:
-    """Returns the plan for `--json`."""
+def to_dict(plan: Plan, efficiency: float, price: float | None, found: Sequence[Remedy] = ()) -> dict[str, Any]:
+    """Returns the plan for `--json`; `found` are the remedies of one that does not fit."""
     return {
         "fits": plan.fits,
         "estimated": plan.estimated,
@@ -86,12 +88,12 @@ def to_dict(plan: Plan, efficiency: float, price: float | None) -> dict[str, Any
         "roofline": {**asdict(plan.roofline), "bound": plan.roofline.bound},
         "work": asdict(plan.work),
         **cost(plan, efficiency, price),
-        "remedies": remedies(plan) if not plan.fits else [],
+        "remedies": [remedy.to_dict(plan) for remedy in found],
     }  # fmt: skip
 
 
-def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
-    """Returns the plan as text."""
+def lines(plan: Plan, efficiency: float, price: float | None, found: Sequence[Remedy] = ()) -> list[str]:
+    """Returns the plan as text; `found` are the remedies of one that does not fit."""
     train, config = plan.config.train, plan.config
     micro = train.micro_batch_size or train.batch_size
     settings = f"{train.batch_size} rows of {config.data.max_length}, {micro} at a time, remat {config.model.remat}"
@@ -107,7 +109,7 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
         out.append(f"  {'an evaluation needs':24}{size_of(plan.evaluation_needed):>14}")
     if not plan.fits:
         out += [f"  largest: {text}" for text in plan.train.largest]
-        return out + ["", "What would make it fit:", *(f"  {text}" for text in remedies(plan))]
+        return out + ["", *_advice(plan, found)]
     out += ["", f"Work: {plan.work.told}.",
             f"A step: {plan.flops:.3g} FLOPs, {plan.model_flops:.3g} without what is computed again."]  # fmt: skip
     for kind, sizes in by_kind(plan).items():
@@ -128,6 +130,13 @@ def lines(plan: Plan, efficiency: float, price: float | None) -> list[str]:
     return out
 
 
+def _advice(plan: Plan, found: Sequence[Remedy]) -> list[str]:
+    if not found:
+        return ["Nothing is known that would make it fit: rows at a time, remat, adapters and larger machines of this kind were tried."]
+    ways = (f"  {one.flags(plan)}  ({size_of(one.needed)} of {size_of(one.machine.chip.memory)}; {one.told})" for one in found)
+    return ["Each of these would make it fit, by estimate:", *ways]
+
+
 def comparison(plans: list[Plan], efficiency: float) -> list[str]:
     """Returns a table of plans, one a line, and the settings of the first one as flags."""
     out = [f"{'mesh':32}{'remat':7}{'rows at a time':>15}{'of':>5}{'memory':>14}{'s a step':>10}{'tokens/s':>12}"]
@@ -138,44 +147,3 @@ def comparison(plans: list[Plan], efficiency: float) -> list[str]:
             f"{size_of(plan.needed):>14}{costs['step_seconds']:>10.3g}{costs['tokens_per_second']:>12,.0f}"
         )
     return [*out, "", f"Best: {as_overrides(overrides(plans[0]))}", ""]
-
-
-def remedies(plan: Plan) -> list[str]:
-    """Returns what would make a plan that does not fit fit, in the order in which it costs least."""
-    config, found = plan.config, []
-    micro = config.train.micro_batch_size or config.train.batch_size
-    groups = math.prod(count for name, count in plan.mesh.items() if name in ("data", "fsdp", "expert"))
-    state = plan.held.state + plan.held.gradients
-    usable = plan.machine.chip.memory
-    if plan.mesh.get("data", 1) > 1:
-        found.append(f"{as_overrides({'mesh.data': 1, 'mesh.fsdp': -1})} (parameters are cut over devices, and not copied)")
-    if state < usable:
-        smaller = [rows for rows in range(groups, micro, groups) if config.train.batch_size % rows == 0]
-        if smaller:
-            found.append(f"{as_overrides({'train.micro_batch_size': smaller[0]})} (now {micro}; the result stays the same)")
-        if config.model.remat != "full":
-            found.append(f"{as_overrides({'model.remat': 'full'})} (now {config.model.remat}; the result stays the same)")
-    if config.adapter.name == "none":
-        found.append(as_overrides({"adapter.name": "lora"}) + " (trains an adapter: no gradient and no optimizer state of the base)")
-        if config.optim.name != "adafactor":
-            found.append(as_overrides({"optim.name": "adafactor"}) + " (its state is far smaller)")
-    elif config.adapter.base_dtype != "nf4":
-        found.append(as_overrides({"adapter.base_dtype": "nf4"}) + " (the base in four bits)")
-    if config.model.dtype == "float32":
-        found.append(as_overrides({"model.dtype": "bfloat16"}) + " (parameters and optimizer state in half the bytes)")
-    total = state * plan.machine.devices
-    needed = math.ceil(total / (0.7 * usable))
-    larger = 2 ** math.ceil(math.log2(max(needed, 2 * plan.machine.devices)))
-    name = _slice(plan.machine.kind, larger)
-    found.append(f"a larger slice: state and gradients are {total / GIB:,.0f} GiB, so {larger} chips, such as --topology {name}")
-    if state < usable and config.data.max_length > 1024:
-        found.append(f"{as_overrides({'data.max_length': config.data.max_length // 2})} (shorter rows)")
-    return found
-
-
-def _slice(kind: str, chips: int) -> str:
-    """Returns the name of a slice of so many chips; of the largest one, where there is none as large."""
-    if CHIPS[kind].platform == "gpu":
-        return f"{kind}x{chips}"
-    count = min(chips, max(SHAPES[kind]))
-    return f"{kind}-{2 * count if kind in IN_CORES else count}"

@@ -8,7 +8,7 @@ from sft_jax.planning.collectives import Collective
 from sft_jax.planning.machines import Machine
 
 # Passes of the matrix unit for one product of float32 numbers, by model.matmul_precision; of bfloat16 it is one.
-_PASSES = {"tpu": {"default": 1, "high": 3, "highest": 6}, "gpu": {"default": 2, "high": 6, "highest": 15}}
+_PASSES = {"cpu": {"default": 1, "high": 1, "highest": 1}, "tpu": {"default": 1, "high": 3, "highest": 6}, "gpu": {"default": 2, "high": 6, "highest": 15}}
 
 
 @dataclass(frozen=True)

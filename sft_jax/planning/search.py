@@ -81,6 +81,7 @@ def overrides(plan: Plan) -> dict[str, Any]:
         **{f"mesh.{name}": size for name, size in plan.mesh.items()},
         "model.remat": config.model.remat,
         "train.micro_batch_size": config.train.micro_batch_size,
+        **({"eval.batch_size": config.eval.batch_size} if config.data.eval else {}),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -113,13 +114,13 @@ def test_any_byte_changed_cut_or_missing_is_noticed_and_named(saved, tmp_path):
 def test_what_reaches_the_devices_is_checked_too(saved, monkeypatch):
     """A fault between the disk and the shards, which no digest of a file can see."""
     like = state_on(mesh_of(2))
-    read = checkpoint_lib.ocp.PyTreeCheckpointer.restore
+    read = ocp.PyTreeCheckpointer.restore
 
     def faulty(*args, **kwargs):
         arrays = read(*args, **kwargs)
         return arrays | {"params/scale": arrays["params/scale"].at[3].add(1e-3)}
 
-    monkeypatch.setattr(checkpoint_lib.ocp.PyTreeCheckpointer, "restore", faulty)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", faulty)
     with pytest.raises(DamagedCheckpoint, match="params/scale"):
         restore(saved, abstract(like))
 

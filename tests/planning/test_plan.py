@@ -29,6 +29,7 @@ from sft_jax.planning.hlo import Program
 from sft_jax.planning.machines import CHIPS, machine
 from sft_jax.planning.memory import held
 from sft_jax.planning.program import has_tpu_compiler, make_programs
+from sft_jax.planning.remedies import remedies
 from sft_jax.planning.search import search
 from sft_jax.planning.whole_arrays import Limits, whole_arrays
 from sft_jax.planning.work import work_of
@@ -104,8 +105,8 @@ def test_a_plan_that_does_not_fit(model, tmp_path):
     wide = write_model(tmp_path / "wide", hidden_size=8192, intermediate_size=65536, num_hidden_layers=8)
     found = plan(wide, name="v5e-1", train__batch_size=1, train__micro_batch_size=1)
     assert not found.fits and found.room < 0 and found.needed > found.train.limit > 15e9
-    told = "\n".join(report.lines(found, 0.5, None))
-    assert "DOES NOT FIT" in told and "--config.adapter.name=lora" in told and "--topology v5e-" in told
+    told = "\n".join(report.lines(found, 0.5, None, remedies(found, planner.base_of(found.config))))
+    assert "DOES NOT FIT" in told and "--topology v5e-" in told
 
 
 @needs_libtpu

@@ -5,14 +5,16 @@ import struct
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
-from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sft_jax.config import Config, LogConfig
 from sft_jax.errors import UserError
 from sft_jax.training.metrics import MetricsLog, cut_logs_back, evaluations, is_evaluated, last_training_record
+from sft_jax.training import tensorboard
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
 from sft_jax.training.workdir import Workdir
@@ -22,13 +24,20 @@ def with_log(**values) -> Config:
     return Config(log=LogConfig(**{"tensorboard": False, **values}))
 
 
+def masked(content: bytes) -> bytes:
+    """A checksum as TFRecord has it: rotated by 15 bits, plus a constant."""
+    checksum = crc32c(content)
+    return struct.pack("<I", ((checksum >> 15 | checksum << 17) + 0xA282EAD8) % 2**32)
+
+
 def events(folder) -> list[list[Event]]:
     """Returns the events of every file, oldest file first."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir(), key=lambda path: path.name.split(".")[-1]):
         content, found_here = path.read_bytes(), []
         while content:
-            (size,) = struct.unpack("Q", content[:8])
+            (size,), record = struct.unpack("Q", content[:8]), content[12:]
+            assert (content[8:12], record[size : size + 4]) == (masked(content[:8]), masked(record[:size]))
             found_here.append(Event.FromString(content[12 : 12 + size]))
             content = content[12 + size + 4 :]
         found.append(found_here)
@@ -40,21 +49,24 @@ def test_every_start_has_an_event_file_that_hides_what_is_made_again(tmp_path):
     for purge_step in (0, 4):
         with MetricsLog(work, with_log(tensorboard=True), purge_step) as log:
             log.write(4, "train", {"loss": 2.5, "grad_norm": None, "accuracy": float("nan")})
+            log.write(100_000, "dätä", {"loss": -1e-9})
     files = events(tmp_path)
     assert len(files) == 2
     for file, purge_step in zip(files, (0, 4), strict=True):
         assert file[0].file_version == "brain.Event:2"
         assert (file[1].session_log.status, file[1].step) == (SessionLog.START, purge_step)
-        assert [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in file[2:]] == [(4, "train/loss", 2.5)]
+        scalars = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in file[2:]]
+        assert scalars == [(4, "train/loss", 2.5), (100_000, "dätä/loss", np.float32(-1e-9))]
+        assert all(abs(event.wall_time - time.time()) < 60 for event in file)
 
 
 def test_a_full_disk_under_tensorboard_is_one_message(tmp_path, monkeypatch):
     log = MetricsLog(Workdir(tmp_path), with_log(tensorboard=True), 0)
 
-    def full(self, event):
+    def full(content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(EventsWriter, "write_event", full)
+    monkeypatch.setattr(tensorboard, "_record", full)
     with pytest.raises(UserError, match="tensorboard: .*no space left"), log:
         log.write(1, "train", {"loss": 1.0})
 

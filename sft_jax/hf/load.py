@@ -22,7 +22,7 @@ from sft_jax.hf.peft.place import with_adapter
 from sft_jax.hf.peft.read import read_adapter
 from sft_jax.hf.peft.settings import is_adapter_directory
 from sft_jax.hf.quantised import open_model
-from sft_jax.hf.restore import check_base, sound_checkpoint, restored
+from sft_jax.hf.restore import check_base, restored, sound_checkpoint
 from sft_jax.hf.rules import Stored
 from sft_jax.hf.source import (
     ADAPTER,
@@ -103,8 +103,7 @@ def load_decoder(
     `stored_as`, a key of KERNEL_FORMATS, the kernels of the blocks are quantised as they are read, and adapters are merged
     before. The decoder's attribute `source` says where it came from; an export carries it along, and `source.fingerprint`
     is of the numbers as they are stored. `progress` and `base` are those of `load`. `step` names a checkpoint of a run, None
-    the newest. Raises UserError for whatever is wrong
-    with the directory.
+    the best or newest. Raises UserError for whatever is wrong with the directory.
     """
     if init not in ("checkpoint", "random"):
         raise UserError(f"model.init: must be 'checkpoint' or 'random', not '{init}'.")

@@ -17,7 +17,7 @@ from sft_jax.errors import UserError, did_you_mean
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.merged import plain
 from sft_jax.hf.progress import LoadProgress
-from sft_jax.hf.restore import newest_sound
+from sft_jax.hf.restore import sound_checkpoint
 from sft_jax.influence.scores import Losses, choose_failing, document_losses, influence_scores
 from sft_jax.model.families import spec_from_config
 from sft_jax.model.options import Options
@@ -91,7 +91,7 @@ def find_influence(
     folder = ledger.folder
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder}: has no checkpoint, of which gradients could be taken; train with checkpoint.save_last=True (the default).")
-    checkpoint, manifest = newest_sound(folder)
+    checkpoint, manifest = sound_checkpoint(folder)
     data = _prepare(config, manifest, log)
     if data.train.plan_hash != ledger.documents.plan_hash:
         raise UserError(f"{folder}: its data are not those that it was trained on; restore the data files, the template and the tokenizer.")

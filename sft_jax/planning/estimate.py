@@ -1,7 +1,8 @@
 """An estimate of what a compiler would say, for machines without one here, and for a search that tries many settings.
 
 The state is exact. What a step needs beside it is the largest of a few moments: the loss, the backward pass of a layer, and
-the gradient of the head. The first two hold what the forward pass has kept; the widths below follow from the layers. scripts/check_estimates.py compares it with compiled programs.
+the gradient of the head. The first two hold what the forward pass has kept; the widths below follow from the layers.
+scripts/check_estimates.py compares it with compiled programs.
 
 Letters: T positions of a micro-batch on one device, D hidden size, V columns of the head on one device, P parameters of a
 layer on one device once they are gathered.

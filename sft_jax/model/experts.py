@@ -88,8 +88,18 @@ class Experts(nnx.Module):
         )
         if self.router.bias is not None:
             logits = logits + self.router.bias[...].astype(jnp.float32)
-        correction = None if self.correction is None else self.correction[...].astype(jnp.float32)
-        return choose(logits, correction, self.spec.router, self.spec.chosen)
+        correction = None if self.correction is None else jax.lax.stop_gradient(self.correction[...].astype(jnp.float32))
+        chosen, tokens = partial(choose, spec=self.spec.router, chosen=self.spec.chosen), self._tokens(x)
+        if tokens is not None:  # else XLA gathers the scores of all tokens on every device, to sort them
+            chosen = jax.shard_map(chosen, mesh=self.options.mesh, in_specs=(tokens, P()), out_specs=tokens, check_vma=False)
+        return chosen(logits, correction)
+
+    def _tokens(self, x: jax.Array) -> P | None:
+        """Returns how tokens of x [B, L, ...] lie on the mesh; None where each device has all of them."""
+        mesh = self.options.mesh
+        if mesh is None or not mesh_axes_for(mesh, "batch", len(x)):
+            return None
+        return P(LAYOUT["batch"], mesh_axes_for(mesh, "length", x.shape[1]))
 
     def _mix(self, x: jax.Array, choice: Choice) -> jax.Array:
         """Returns the weighted sum of the chosen experts' outputs, [B, L, D].
@@ -103,10 +113,9 @@ class Experts(nnx.Module):
         biases = None
         if self.spec.bias:
             biases = tuple(part.bias[...] for part in (self.gate, self.up, self.down))
-        mesh, grouped = self.options.mesh, partial(mix, spec=self.spec, options=self.options)
-        if mesh is None or not mesh_axes_for(mesh, "batch", len(x)):
+        mesh, grouped, tokens = self.options.mesh, partial(mix, spec=self.spec, options=self.options), self._tokens(x)
+        if tokens is None:
             return grouped(x, choice.experts, choice.weights, kernels, adapters, biases)
-        tokens = P(LAYOUT["batch"], mesh_axes_for(mesh, "length", x.shape[1]))
         parts = (self.gate, self.up, self.down)
         biased = (P("expert", "tensor"), P("expert", "tensor"), P()) if biases is not None else None
         made_whole = tuple(_needs_all_inputs(kernel, mesh.shape["tensor"]) for kernel in kernels)

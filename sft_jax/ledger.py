@@ -3,8 +3,8 @@
 Every run keeps the loss of each training example whenever it comes up (WORKDIR/ledger). This reads it, and names by file and line
 what was never learnt, forgotten, learnt late, contradicts another row with the same prompt, or is an outlier among answers of its
 length; with --slice COLUMN also how the rows with each value of a column were learnt. With --influence it names the training
-examples that pull the model away from held-out ones that it fails at, by their gradients, which takes about as long as training an
-epoch. Rows are shown with personal data masked. Exit codes: 0 done; 2 wrong input.
+examples that pull the model away from held-out ones that it fails at, by their gradients, which takes as long as a few epochs of
+training. Rows are shown with personal data masked. Exit codes: 0 done; 2 wrong input.
 """
 
 import json

@@ -58,7 +58,7 @@ def test_a_table_is_for_people(folder):
 
 
 BAD = [
-    (["--model=nowhere", "--config=configs/sft.py", "--config.data.eval=x"], "nowhere: there is no such directory"),
+    (["--model=no/such/model", "--config=configs/sft.py", "--config.data.eval=x"], "no/such/model: there is no such directory"),
     (["--model=models/nano"], "--config: is missing"),
     (RECIPE, "data.eval: is empty"),
     ([*RECIPE, "--config.data.eval=x", "--scorer=bleu"], "--scorer: changes nothing, since no prompts are answered"),
@@ -66,6 +66,7 @@ BAD = [
     ([*RECIPE, "--config.data.eval=x", "--generate=-2"], "--generate: must be"),
     ([*RECIPE, "--config.data.eval=x", "--generate=1", "--min_p=2"], "min_p: must be"),
     ([*RECIPE, "--config.data.eval=x", "--limit=3"], "--limit: is of benchmarks"),
+    ([*RECIPE, "--config.data.eval=nofile.jsonl"], "data.eval: nofile.jsonl: there is no such file"),
     ([*RECIPE, "--slice=kind", "--tasks=x.yaml"], "--slice: is of held-out rows"),
     ([*RECIPE, "--config.data.eval=x", "--generate=1", "--samples=no/such/folder"], "--samples: there is no folder no/such"),
 ]  # fmt: skip

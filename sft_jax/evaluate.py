@@ -158,16 +158,17 @@ def _check_flags(config: Config) -> None:
 
 def _benchmark(config: Config):
     """Returns what runs the benchmarks of --tasks on a model."""
-    from sft_jax.evaluation.harness import Benchmarks, HarnessModel, run_benchmarks
+    from sft_jax.evaluation.harness import Benchmarks, HarnessModel, find_tasks, run_benchmarks
 
     asked = Benchmarks(tuple(_TASKS.value), _FEWSHOT.value, _LIMIT.value, _CHAT.value)
+    tasks = find_tasks(asked)
 
     def run(decoder, tokenizer, progress) -> dict:
         model = HarnessModel(
             decoder, tokenizer, batch_size=_batch_size(config), seed=_SEED.value, chat_template=config.data.chat_template,
             chat_template_kwargs=config.data.chat_template_kwargs, progress=progress,
         )  # fmt: skip
-        return run_benchmarks(model, asked, _say)
+        return run_benchmarks(model, asked, tasks, _say)
 
     return run
 

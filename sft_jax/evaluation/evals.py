@@ -87,10 +87,10 @@ class Evaluator:
         """Returns the result of every set by name. Raises Interrupted."""
         results = {}
         for name, stream in self._streams.items():
+            stopping = self._watched(f"{name}: loss", stream.total_rows)
             documents = evaluate_documents(
-                self._eval_step, state, stream, self._batch_size, self._mesh, self._stopping, self._sizes[name]
+                self._eval_step, state, stream, self._batch_size, self._mesh, stopping, self._sizes[name]
             )
-            self._progress(f"{name}: loss", stream.total_rows, stream.total_rows)
             results[name] = SetResult(documents)
             if self._held_out:
                 results[name] = self._with_answers(results[name], state, name)
@@ -120,6 +120,18 @@ class Evaluator:
 
         choices = read_choices(held, asked, column, self._tokenizer, self._config, score)
         return [replace(answer, choices=of_row) for answer, of_row in zip(answers, choices, strict=True)]
+
+    def _watched(self, what: str, total: int) -> Callable[[int], bool]:
+        """Returns `stopping`, which also tells that one more batch of the `total` rows was begun."""
+        rows = 0
+
+        def stopping(late: int) -> bool:
+            nonlocal rows
+            rows = min(rows + self._batch_size, total)
+            self._progress(what, rows, total)
+            return self._stopping(late)
+
+        return stopping
 
     def _go_on(self, what: str, total: int) -> Callable[[int], None]:
         def between(done: int) -> None:

@@ -11,8 +11,7 @@ from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.prompts import Prompt, PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling
-from sft_jax.evaluation.slots import Generation, Slots
-from sft_jax.evaluation.slots import Prompt as SlotPrompt
+from sft_jax.evaluation.slots import Generation, NumberedPrompt, Slots
 from sft_jax.evaluation.text import StopStrings, continuation_text, cut_before
 from sft_jax.model.decoder import Decoder
 
@@ -119,7 +118,7 @@ def generate_ids(
         free = [slot for slot in range(slots.count) if slot not in held]
         if waiting and len(free) >= min(slots.refill, len(waiting)):
             taken = {slot: waiting.popleft() for slot in free[: len(waiting)]}
-            slots.fill({slot: SlotPrompt(prompt_ids[index], numbers[index]) for slot, index in taken.items()})
+            slots.fill({slot: NumberedPrompt(prompt_ids[index], numbers[index]) for slot, index in taken.items()})
             held |= taken
             if stop is not None:
                 watches |= {slot: stop.watch(prompt_ids[index]) for slot, index in taken.items()}

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_jax.data.templates import resolve_template
 from sft_jax.data.tokens import Tokenizer
@@ -176,24 +176,35 @@ class Benchmarks:
     apply_chat_template: bool = False
 
 
-def run_benchmarks(model: HarnessModel, asked: Benchmarks, log: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Returns the values of every task by name: metrics with their standard errors, and how many examples there were.
+class Tasks(NamedTuple):
+    """Tasks that the harness knows, and what it knows them by."""
 
-    Raises UserError for tasks that are unknown, or whose data are not there.
-    """
+    names: list[str]
+    manager: TaskManager
+
+
+def find_tasks(asked: Benchmarks) -> Tasks:
+    """Returns the tasks that were asked for. Raises UserError for one that is unknown; nothing of their data is read."""
     files = [task for task in asked.tasks if task.endswith((".yaml", ".yml"))]
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"--tasks: there is no file {file}; name a task of lm-evaluation-harness, or a file of one.")
     manager = TaskManager(include_defaults=len(files) < len(asked.tasks))
-    tasks = [str(Path(task).absolute()) if task in files else task for task in asked.tasks]
-    unknown = [task for task in tasks if task not in files and not Path(task).is_file() and not manager.match_tasks([task])]
+    unknown = [task for task in asked.tasks if task not in files and not manager.match_tasks([task])]
     if unknown:
         raise UserError(f"--tasks: lm-evaluation-harness has no task {', '.join(unknown)}; name one of its own, or a .yaml file.")
+    return Tasks([str(Path(task).absolute()) if task in files else task for task in asked.tasks], manager)
+
+
+def run_benchmarks(model: HarnessModel, asked: Benchmarks, tasks: Tasks, log: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Returns the values of every task by name: metrics with their standard errors, and how many examples there were.
+
+    Raises UserError for tasks whose data are not there.
+    """
     try:
         found = simple_evaluate(
-            model, tasks=tasks, num_fewshot=asked.num_fewshot, limit=asked.limit, apply_chat_template=asked.apply_chat_template,
-            task_manager=manager, log_samples=False, batch_size=model.batch_size,
+            model, tasks=tasks.names, num_fewshot=asked.num_fewshot, limit=asked.limit, apply_chat_template=asked.apply_chat_template,
+            task_manager=tasks.manager, log_samples=False, batch_size=model.batch_size,
         )  # fmt: skip
     except (OSError, ConnectionError) as error:
         raise UserError(f"--tasks: the data of a task cannot be read ({reason_of(error)}).") from error

@@ -7,7 +7,7 @@ from sft_jax.data.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling
-from sft_jax.evaluation.slots import Prompt, Slots
+from sft_jax.evaluation.slots import NumberedPrompt, Slots
 from sft_jax.evaluation.text import TextStream
 from sft_jax.model.decoder import Decoder
 
@@ -76,7 +76,7 @@ class ChatSession:
                 "begin anew or write less."
             )
         slots = Slots(self._model, 1, len(prompt), self._stop_ids, limit, self._options, self._seed)
-        slots.fill({0: Prompt(prompt, self._answers)})
+        slots.fill({0: NumberedPrompt(prompt, self._answers)})
         self._answers += 1
         self.finished = False
         stream = TextStream(self._tokenizer, prompt)

@@ -23,7 +23,7 @@ class Generation(NamedTuple):
     finished: bool  # the model ended it, by a stop token or a stop string; False: cut at max_new_tokens
 
 
-class Prompt(NamedTuple):
+class NumberedPrompt(NamedTuple):
     """What goes into a slot."""
 
     ids: Sequence[int]
@@ -65,7 +65,7 @@ class Slots:
         self._lengths = np.zeros(self.count, np.int32)  # of prompts
         self._state = decoding.empty(decoder, self.count, self._room, options.penalised)
 
-    def fill(self, prompts: Mapping[int, Prompt]) -> None:
+    def fill(self, prompts: Mapping[int, NumberedPrompt]) -> None:
         """Reads prompts into slots, in place of what was there, and chooses the first token of every answer."""
         for prompt in prompts.values():
             self._check(prompt.ids)

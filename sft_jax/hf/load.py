@@ -69,7 +69,7 @@ def load(
 ) -> tuple[Decoder, Tokenizer | None]:
     """Loads a model and its tokenizer from a Hugging Face directory, a hub id, a run's workdir or an adapter of PEFT.
 
-    Of a run this is its newest checkpoint, or its export where it has none; adapters that it trained lie on its base
+    Of a run this is its newest checkpoint (its best, where it has finished and keeps that), or its export where it has none; adapters that it trained lie on its base
     (`sft_jax.model.attach.merge` adds them to it), which has the dtype of the run. Other parameters keep the dtype that they
     are stored in; by default the arithmetic is float32 at highest precision, on one device. The tokenizer is None where the directory has none.
     `progress` is called with the bytes read so far and their total, while a directory is read. `base` is the base of an

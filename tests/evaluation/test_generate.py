@@ -10,7 +10,7 @@ from sft_jax.evaluation import decoding
 from sft_jax.evaluation.decoding import round_up
 from sft_jax.evaluation.generate import draw_numbers, generate, generate_ids
 from sft_jax.evaluation.sampling import sampling
-from sft_jax.evaluation.slots import Generation, Prompt, Slots
+from sft_jax.evaluation.slots import Generation, NumberedPrompt, Slots
 from sft_jax.hf.load import load
 
 NEW = 24  # tokens: with the prompts past every window of the tiny models, which is 8
@@ -86,7 +86,7 @@ def test_a_prompt_read_in_chunks_gives_the_same_answer(decoder, prompts, greedy,
 
 def slots_of(decoder, prompts, options, seed):
     slots = Slots(decoder, len(prompts), max(map(len, prompts)), (), NEW, options, seed)
-    slots.fill({slot: Prompt(ids, number) for slot, (ids, number) in enumerate(zip(prompts, draw_numbers(prompts)))})
+    slots.fill({slot: NumberedPrompt(ids, number) for slot, (ids, number) in enumerate(zip(prompts, draw_numbers(prompts)))})
     return slots
 
 
@@ -118,7 +118,7 @@ def test_slots_that_are_filled_again_give_the_answers_of_one_prompt_at_a_time(de
     assert len({len(answer.ids) for answer in together}) > 4 and {answer.finished for answer in together} == {True, False}
     alone = Slots(decoder, 1, 15, stops, NEW, options, 2)
     for ids, answer, number in list(zip(many, together, draw_numbers(many), strict=True))[::3]:
-        alone.fill({0: Prompt(ids, number)})
+        alone.fill({0: NumberedPrompt(ids, number)})
         alone.advance(NEW)
         assert alone.answers([0]) == [answer]
 
@@ -126,7 +126,7 @@ def test_slots_that_are_filled_again_give_the_answers_of_one_prompt_at_a_time(de
 def test_a_slot_is_filled_while_the_others_go_on(decoder, prompts, greedy):
     slots = slots_of(decoder, prompts, sampling(), 0)
     slots.advance(10)
-    slots.fill({2: Prompt(prompts[0], 0)})
+    slots.fill({2: NumberedPrompt(prompts[0], 0)})
     assert slots.done().tolist() == [False] * 4 and len(slots.answers([2])[0].ids) == 1
     slots.advance(NEW)
     assert slots.answers(range(4)) == [greedy[0], greedy[1], greedy[0], greedy[3]]

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'sft_jax[lm-eval]'")
 
 from sft_jax.errors import UserError
-from sft_jax.evaluation.harness import Benchmarks, HarnessModel, run_benchmarks
+from sft_jax.evaluation.harness import Benchmarks, HarnessModel, find_tasks, run_benchmarks
 from sft_jax.hf.load import load
 
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. "
@@ -92,12 +92,22 @@ def task(tmp_path_factory):
     return folder / "stories.yaml"
 
 
+def run(model, asked):
+    return run_benchmarks(model, asked, find_tasks(asked), log=print)
+
+
 def test_a_local_task_is_scored(model, task):
-    found = run_benchmarks(model, Benchmarks((str(task),)), log=print)
+    found = run(model, Benchmarks((str(task),)))
     assert found["stories"]["acc,none"] == pytest.approx(2 / 3) and found["stories"]["examples"] == 3
-    assert run_benchmarks(model, Benchmarks((str(task),), limit=2), log=print)["stories"]["acc,none"] == 1.0
+    assert run(model, Benchmarks((str(task),), limit=2))["stories"]["acc,none"] == 1.0
 
 
-def test_tasks_that_are_none_are_named(model, tmp_path):
+def test_a_file_of_a_task_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no file .*none.yaml"):
-        run_benchmarks(model, Benchmarks((str(tmp_path / "none.yaml"),)), log=print)
+        find_tasks(Benchmarks((str(tmp_path / "none.yaml"),)))
+
+
+@pytest.mark.slow
+def test_a_task_that_the_harness_has_not_is_named():
+    with pytest.raises(UserError, match="has no task no_such_task"):
+        find_tasks(Benchmarks(("no_such_task",)))

@@ -15,6 +15,7 @@ from slow_values import slow
 from xla_flags import xla_flags
 
 from sft_jax.evaluation.generate import generate_ids
+from sft_jax.evaluation.sampling import sampling
 from sft_jax.model.sharding import make_mesh
 
 TESTS = Path(__file__).parents[1]
@@ -64,6 +65,19 @@ def test_answers_do_not_depend_on_the_devices(name, sizes):
     decoder = decoder_on(make_mesh(**sizes), name)
     assert not decoder.embed.embedding[...].sharding.is_fully_replicated
     assert generate_ids(decoder, PROMPTS, (3,), 20) == alone
+
+
+@pytest.mark.slow
+def test_slots_are_filled_again_on_many_devices():
+    """40 prompts in 16 slots over 4 devices, whose kv heads lie on two each: eight slots are filled at once."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 96, int(size)).tolist() for size in rng.integers(1, 16, 40)]
+    for options in (sampling(), sampling(1.0, min_p=0.05, repetition_penalty=1.2)):
+        alone, split = (
+            generate_ids(decoder_on(mesh), prompts, (7, 21, 60, 33), 20, options=options, seed=1, batch_size=16)
+            for mesh in (None, make_mesh(fsdp=4, tensor=2))
+        )
+        assert split == alone and len({len(answer.ids) for answer in alone}) > 4
 
 
 def test_two_processes_say_what_one_says():

@@ -6,6 +6,7 @@ changes how the model is trained, on top of it; and the smallest machine of the 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -111,11 +112,19 @@ def _that_keep_the_result(plan: Plan, base: Source) -> list[Remedy]:
                     break
         if found:
             return found
-    for axis in _AXES:
-        for pieces in (2, 4, 8):
-            if plan.mesh[axis] < pieces and (remedy := _try(plan, base, {**_frugal(plan), f"mesh.{axis}": pieces}, told)):
-                return [remedy]
+    for layout in _layouts(plan, plan.machine):
+        if remedy := _try(plan, base, {**_frugal(plan), **layout}, told):
+            return [remedy]
     return []
+
+
+def _layouts(plan: Plan, on: Machine) -> Iterator[Settings]:
+    """Yields layouts of a machine that cut rows further than into one a device, each with one row a device at a time."""
+    for axis, pieces in itertools.product(_AXES, (2, 4, 8)):
+        sizes = {"tensor": plan.mesh["tensor"], "context": plan.mesh["context"], axis: pieces}
+        groups, rest = divmod(on.devices, math.prod(sizes.values()))
+        if plan.mesh[axis] < pieces and not rest and plan.config.train.batch_size % groups == 0:
+            yield {"mesh.data": 1, "mesh.fsdp": -1, f"mesh.{axis}": pieces, "train.micro_batch_size": groups}
 
 
 def _fewer_rows(plan: Plan) -> Iterator[int]:
@@ -164,13 +173,13 @@ def _larger_machines(plan: Plan, base: Source) -> list[Remedy]:
         return [Remedy({}, machine("cpu", float(int(memory) + 1)), plan.needed, "a host with more memory")]
     for bigger in larger(plan.machine):
         told = f"{bigger.devices} devices instead of {plan.machine.devices}; the result stays the same"
-        for axis, pieces in (("tensor", 1), *itertools.product(_AXES, (2, 4, 8))):
-            layout = {"mesh.data": 1, "mesh.fsdp": -1, **({f"mesh.{axis}": pieces} if pieces > 1 else {})}
-            layout = {key: value for key, value in layout.items() if _now(plan.config, key) != value}
-            groups = bigger.devices // (pieces * plan.mesh["context"] * plan.mesh["tensor"])
-            rows = plan.config.train.micro_batch_size or plan.config.train.batch_size
-            more = {"train.micro_batch_size": groups} if groups > rows and plan.config.train.batch_size % groups == 0 else {}
-            if remedy := _try(plan, base, {**layout, **more}, told, bigger):
+        groups = bigger.devices // (plan.mesh["context"] * plan.mesh["tensor"])
+        rows = max(plan.config.train.micro_batch_size or plan.config.train.batch_size, groups)
+        layouts = [{"mesh.data": 1, "mesh.fsdp": -1, "train.micro_batch_size": rows}, *_layouts(plan, bigger)]
+        for layout, remat in itertools.product(layouts, dict.fromkeys((plan.config.model.remat, "full"))):
+            settings = {**layout, "model.remat": remat}
+            settings = {key: value for key, value in settings.items() if _now(plan.config, key) != value}
+            if remedy := _try(plan, base, settings, told, bigger):
                 return [remedy]
     return []
 

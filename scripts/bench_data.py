@@ -52,7 +52,7 @@ def run_all(arguments, folder: Path) -> None:
     """Runs every case in turn and prints the medians."""
     import transformers
 
-    from sft_jax.data.tokenizer_cache import open_tokenizer
+    from sft_jax.data.stores.tokenizer_cache import open_tokenizer
 
     data = repeated(Path(arguments.data), arguments.repeat, folder)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
@@ -131,7 +131,7 @@ def prepare_into(cache: Path, data: Path, arguments):
 
 def feed(stream) -> int:
     """Reads all rows in batches and returns how many tokens they have."""
-    from sft_jax.data.pipeline import batches
+    from sft_jax.data.packing.pipeline import batches
 
     return sum(int((batch.segments > 0).sum()) for _, batch in batches(stream, 0, FEED_ROWS, FEED_ROWS))
 

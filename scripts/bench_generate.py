@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    from sft_jax.data.tokens import load_tokenizer
+    from sft_jax.data.tokenizers.tokens import load_tokenizer
     from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
     from sft_jax.hf.source import read_source
 

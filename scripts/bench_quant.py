@@ -97,7 +97,7 @@ def print_losses(model: str, records: list[dict]) -> None:
 
 def drawn_model(folder: Path, arguments) -> Path:
     """Writes a Llama of random numbers with a tokenizer that its vocabulary has room for."""
-    from sft_jax.data.tokens import load_tokenizer
+    from sft_jax.data.tokenizers.tokens import load_tokenizer
 
     config = model_config(arguments.gigabytes)
     tokens = load_tokenizer(arguments.tokenizer).vocab_size

@@ -32,11 +32,11 @@ with atheris.instrument_imports(include=["sft_jax.data"]):
     from fuzz_properties import Builder, try_file, try_rows
     from fuzz_rows import COLUMNS, SHAPES, mutate
 
-    from sft_jax.data.chat import RowBuilder
+    from sft_jax.data.chats.chat import RowBuilder
+    from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
     from sft_jax.data.examples import RowError
-    from sft_jax.data.json_rows import parse_row
-    from sft_jax.data.templates import TEMPLATES, ChatTemplate
-    from sft_jax.data.tokens import load_tokenizer
+    from sft_jax.data.sources.json_rows import parse_row
+    from sft_jax.data.tokenizers.tokens import load_tokenizer
     from sft_jax.errors import UserError
 
 ROW_SECONDS = 5.0

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.chat import COUNTS, RowBuilder
-from sft_jax.data.conversation import Conversation
+from sft_jax.data.chats.chat import COUNTS, RowBuilder
+from sft_jax.data.chats.locate import REASONING_TAGS
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.examples import BadRow, BuiltRow, RowError
-from sft_jax.data.format_detection import detect_format
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.locate import REASONING_TAGS
-from sft_jax.data.sources import open_rows
-from sft_jax.data.templates import TEMPLATES, ChatTemplate
-from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.data.formats.conversation import Conversation
+from sft_jax.data.formats.detection import detect_format
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.sources.registry import open_rows
+from sft_jax.data.tokenizers.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 
 LONGEST_MESSAGE = 20_000  # characters of an error: rows are long, what is said about them is not

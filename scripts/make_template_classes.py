@@ -16,13 +16,13 @@ from typing import Any
 
 import tokenizers
 
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.examples import BadRow
-from sft_jax.data.hf_tokenizer import HFTokenizer
-from sft_jax.data.templates import TEMPLATES, ChatTemplate
-from sft_jax.data.tokens import Tokenizer, load_tokenizer
-from sft_jax.data.tool_calls import Call
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.formats.tool_calls import Call
+from sft_jax.data.tokenizers.hf_tokenizer import HFTokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer, load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "template_classes.json"
 

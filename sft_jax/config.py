@@ -78,11 +78,11 @@ class DataSetConfig:
 class DataConfig:
     """What is trained on and evaluated on."""
 
-    # a path (see DataSetConfig and sft_jax.data.sources.READERS), a list of them, or data sets by name
+    # a path (see DataSetConfig and sft_jax.data.sources.registry.READERS), a list of them, or data sets by name
     train: tuple[DataSetConfig, ...] = ()
     eval: tuple[DataSetConfig, ...] = ()
     weight_by: Literal["documents", "supervised_tokens"] = "documents"  # what the weights of data sets are shares of
-    format: FormatName = "auto"  # see sft_jax.data.formats.FORMATS
+    format: FormatName = "auto"  # see sft_jax.data.formats.registry.FORMATS
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     max_length: int = 2048  # tokens in a row
     max_segments: int = 64  # documents in a row, at most

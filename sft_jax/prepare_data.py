@@ -23,9 +23,9 @@ def main() -> None:
     if not 0 <= _INDEX.value < _COUNT.value:
         raise UserError(f"--process_index: must be from 0 to {_COUNT.value - 1}, one below --process_count, not {_INDEX.value}.")
 
-    from sft_jax.data.build import Part
     from sft_jax.data.prepare import day_of, prepare, prepare_part
     from sft_jax.data.report_lines import report_lines
+    from sft_jax.data.stores.build import Part
     from sft_jax.training.resolved import data_model
     from sft_jax.versions import check_versions
 

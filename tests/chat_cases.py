@@ -4,8 +4,8 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
-from sft_jax.data.conversation import Message
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.formats.conversation import Message
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 
 # The text on which a server stops, by hand from the models' generation configs and model cards. GLM and its relatives
 # stop at the header of the next message, where the tokenizer has it.

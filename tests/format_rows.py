@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.conversation import Conversation, Message, Piece
-from sft_jax.data.formats import FORMATS
+from sft_jax.data.formats.conversation import Conversation, Message, Piece
+from sft_jax.data.formats.registry import FORMATS
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 TURNS = (Message("user", "Hi"), Message("assistant", "Hello"))

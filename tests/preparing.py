@@ -8,9 +8,9 @@ import pytest
 import sentencepiece
 
 from sft_jax.config import parse_config
-from sft_jax.data import stores
 from sft_jax.data.prepare import prepare
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.stores import maker as stores
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 
 

@@ -4,7 +4,7 @@ import gzip
 import json
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 

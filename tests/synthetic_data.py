@@ -8,11 +8,11 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
-from sft_jax.data.corpus import Corpus
-from sft_jax.data.overlength import apply_overlength
-from sft_jax.data.pipeline import RowStream
-from sft_jax.data.store import Store, encode, open_store
-from sft_jax.data.store_writer import ShardWriter, write_manifest
+from sft_jax.data.packing.corpus import Corpus
+from sft_jax.data.packing.overlength import apply_overlength
+from sft_jax.data.packing.pipeline import RowStream
+from sft_jax.data.stores.store import Store, encode, open_store
+from sft_jax.data.stores.store_writer import ShardWriter, write_manifest
 
 VOCABULARY = 1000
 

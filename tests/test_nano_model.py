@@ -18,7 +18,7 @@ import make_nano_corpus as corpus  # noqa: E402
 import make_nano_tokenizer as maker  # noqa: E402
 import make_quickstart_data as task  # noqa: E402
 
-from sft_jax.data.tokens import load_tokenizer  # noqa: E402
+from sft_jax.data.tokenizers.tokens import load_tokenizer  # noqa: E402
 
 MODEL = ROOT / "models" / "nano"
 TEXT_DIGEST = "c63ddc107aca05a4bd0f9e95e44ae79efc4b32f3c3d939598a8163e7b23fedb7"  # what the committed weights have read

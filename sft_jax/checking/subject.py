@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from sft_jax.batch import Batch
 from sft_jax.config import Config
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData
 from sft_jax.errors import UserError
 from sft_jax.hf.load import load_decoder

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.corpus import Corpus
-from sft_jax.data.overlength import Documents, OverlengthCounts, supervised_targets
-from sft_jax.data.pipeline import RowStream
-from sft_jax.data.store import Store
+from sft_jax.data.packing.corpus import Corpus
+from sft_jax.data.packing.overlength import Documents, OverlengthCounts, supervised_targets
+from sft_jax.data.packing.pipeline import RowStream
+from sft_jax.data.stores.store import Store
 
 _FIRST = 3  # rows that are named for each reason
 PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 100)

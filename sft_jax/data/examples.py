@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 _LONGEST_MESSAGE = 4000  # characters; rows are longer
 
 
@@ -51,7 +50,7 @@ class BuiltRow(NamedTuple):
     `kind` says how they came about: "once" (the row was tokenised once), "cut" (a token straddled the beginning or the
     end of an answer, so the text was cut there), "per_turn" (the history is rendered differently once it is history, so
     assistant turns are examples of their own), "plain" (no template). `counts` holds what a report should add up; see
-    `sft_jax.data.chat.COUNTS`.
+    `sft_jax.data.chats.chat.COUNTS`.
     """
 
     examples: tuple[Example, ...]

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_jax.config import DataConfig, data_set_key
-from sft_jax.data.build import Part
 from sft_jax.data.cache import default_cache
-from sft_jax.data.cap import apply_cap
-from sft_jax.data.circumstances import Circumstances
-from sft_jax.data.corpus import Corpus
+from sft_jax.data.chats.templates import template_source
 from sft_jax.data.data_report import describe_set, describe_stream
-from sft_jax.data.fingerprint import combine, tokens_fingerprint
-from sft_jax.data.mixture import documents_an_epoch
-from sft_jax.data.overlength import apply_overlength
-from sft_jax.data.pipeline import RowStream
-from sft_jax.data.sources import open_rows
-from sft_jax.data.stores import DataSet, StoreMaker
-from sft_jax.data.templates import template_source
-from sft_jax.data.tokenizer_cache import open_tokenizer
-from sft_jax.data.tokens import Tokenizer
-from sft_jax.data.vocabulary import Vocabulary
+from sft_jax.data.packing.cap import apply_cap
+from sft_jax.data.packing.corpus import Corpus
+from sft_jax.data.packing.mixture import documents_an_epoch
+from sft_jax.data.packing.overlength import apply_overlength
+from sft_jax.data.packing.pipeline import RowStream
+from sft_jax.data.sources.registry import open_rows
+from sft_jax.data.stores.build import Part
+from sft_jax.data.stores.circumstances import Circumstances
+from sft_jax.data.stores.fingerprint import combine, tokens_fingerprint
+from sft_jax.data.stores.maker import DataSet, StoreMaker
+from sft_jax.data.stores.tokenizer_cache import open_tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
+from sft_jax.data.tokenizers.vocabulary import Vocabulary
 from sft_jax.errors import UserError
 
 Log = Callable[[str], None]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 
 from sft_jax.config import Config, DataConfig
-from sft_jax.data.build import describe
-from sft_jax.data.stores import cores
-from sft_jax.data.workers import Failure, WorkerPool
+from sft_jax.data.stores.build import describe
+from sft_jax.data.stores.maker import cores
+from sft_jax.data.stores.workers import Failure, WorkerPool
 from sft_jax.doctor import facts
 from sft_jax.doctor.checks import CHECKS, SET_CHECKS
 from sft_jax.doctor.clean import prepare_folder, removed_kinds, write_cleaned

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.json_files import is_array
-from sft_jax.data.pieces import Piece, Pieces, packing
-from sft_jax.data.text_files import BOM, begin_of_text, suffix_of
+from sft_jax.data.sources.json_files import is_array
+from sft_jax.data.sources.pieces import Piece, Pieces, packing
+from sft_jax.data.sources.text_files import BOM, begin_of_text, suffix_of
 from sft_jax.doctor.checks import CHECKS
 from sft_jax.doctor.collection import Collection, InputSet
 from sft_jax.doctor.collector import Collector

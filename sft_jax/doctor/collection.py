@@ -8,10 +8,10 @@ import numpy as np
 
 from sft_jax.config import ColumnsConfig, DataConfig, DataSetConfig, data_set_key
 from sft_jax.data.examples import RowError
-from sft_jax.data.format_detection import resolve_format
-from sft_jax.data.formats import FORMATS
+from sft_jax.data.formats.detection import resolve_format
+from sft_jax.data.formats.registry import FORMATS
 from sft_jax.data.prepare import cache_folder
-from sft_jax.data.sources import Rows, Where, open_rows
+from sft_jax.data.sources.registry import Rows, Where, open_rows
 from sft_jax.doctor.texts import Texts, texts_of, texts_of_fields
 from sft_jax.errors import UserError
 

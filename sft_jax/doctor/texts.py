@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.formats.conversation import Conversation, Message
 
 # Scripts written without spaces, of which every character counts as a word: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sft_jax.data.corpus import Corpus
-from sft_jax.data.overlength import supervised_targets
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.corpus import Corpus
+from sft_jax.data.packing.overlength import supervised_targets
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.errors import UserError
 
 FOLDER = "ledger"  # in the workdir of a run

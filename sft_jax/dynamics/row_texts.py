@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sft_jax.config import ColumnsConfig, DataConfig, DataSetConfig
-from sft_jax.data.build import describe
 from sft_jax.data.examples import RowError
-from sft_jax.data.stores import cores
-from sft_jax.data.workers import Failure, WorkerPool
+from sft_jax.data.stores.build import describe
+from sft_jax.data.stores.maker import cores
+from sft_jax.data.stores.workers import Failure, WorkerPool
 from sft_jax.doctor.collection import Collection, open_collection, read_texts
 from sft_jax.doctor.personal_data import mask, snippet
 from sft_jax.doctor.texts import Texts, key_of

@@ -5,16 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 from sft_jax.config import Config
-from sft_jax.data.chat import build_rows
-from sft_jax.data.conversation import Conversation
+from sft_jax.data.chats.chat import build_rows
+from sft_jax.data.chats.templates import resolve_template
 from sft_jax.data.examples import BadRow, RowError
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.templates import resolve_template
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.formats.conversation import Conversation
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
+from sft_jax.evaluation.answers import last_answer
 from sft_jax.evaluation.held_out_rows import HeldOutRows
 from sft_jax.evaluation.likelihoods import Likelihood
-from sft_jax.evaluation.answers import last_answer
 from sft_jax.evaluation.scoring import Answer, Choice, Scorer
 
 Sequences = list[tuple[list[int], list[int]]]

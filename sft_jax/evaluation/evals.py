@@ -8,8 +8,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sft_jax.config import Config
-from sft_jax.data.pipeline import RowStream
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.packing.pipeline import RowStream
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.evaluation.choices import read_choices
 from sft_jax.evaluation.held_out_rows import HeldOutRows
 from sft_jax.evaluation.likelihoods import likelihoods

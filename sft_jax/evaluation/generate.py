@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.prompts import Prompt, PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_jax.data.templates import resolve_template
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.chats.templates import resolve_template
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError, reason_of
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.evaluation.likelihoods import likelihoods

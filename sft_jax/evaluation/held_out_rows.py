@@ -8,9 +8,9 @@ import numpy as np
 
 from sft_jax.config import DataConfig, DataSetConfig, data_set_key
 from sft_jax.data.examples import RowError
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.prepare import cache_folder
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError, did_you_mean
 
 _BLOCK = 512  # rows that are read together

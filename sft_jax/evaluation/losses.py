@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sft_jax.batch import Batch
-from sft_jax.data.overlength import supervised_targets
-from sft_jax.data.packing import ragged_arange
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.overlength import supervised_targets
+from sft_jax.data.packing.pipeline import RowStream
+from sft_jax.data.packing.plan import ragged_arange
 from sft_jax.evaluation.step import DocumentLoss, EvalStep
 from sft_jax.evaluation.text import Decodes, continuation_text
 from sft_jax.model.sharding import batch_sharding, pieces_along

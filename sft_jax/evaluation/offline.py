@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sft_jax.checkpoint.processes import agree
 from sft_jax.config import Config
 from sft_jax.data.prepare import HeldOutData, prepare_held_out
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.evals import Between, Evaluator
 from sft_jax.evaluation.held_out_rows import HeldOutRows

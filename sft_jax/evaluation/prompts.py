@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config_checks import check_template_arguments
-from sft_jax.data.conversation import Conversation
+from sft_jax.data.chats.guard import guard_of
+from sft_jax.data.chats.locate import slots_of
+from sft_jax.data.chats.outside import check_outside
+from sft_jax.data.chats.rendering import Rendering
+from sft_jax.data.chats.templates import resolve_template
+from sft_jax.data.chats.text_plans import TextPlan
 from sft_jax.data.examples import RowError
-from sft_jax.data.guard import guard_of
-from sft_jax.data.locate import slots_of
-from sft_jax.data.messages import read_message
-from sft_jax.data.outside import check_outside
-from sft_jax.data.rendering import Rendering
-from sft_jax.data.templates import resolve_template
-from sft_jax.data.text_plans import TextPlan
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.formats.conversation import Conversation
+from sft_jax.data.formats.messages import read_message
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source, is_run, run_config
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.randomness import derive_key, permutation
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.evaluation.answers import last_answer
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.evaluation.sampling import Sampling, sampling

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.hf.merged import plain
 from sft_jax.hf.save import save
 from sft_jax.hf.source import Provenance

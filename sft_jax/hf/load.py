@@ -10,14 +10,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sft_jax.checkpoint.processes import agree
-from sft_jax.data.templates import resolve_template
-from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.data.chats.templates import resolve_template
+from sft_jax.data.tokenizers.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.files import TensorDirectory
 from sft_jax.hf.fingerprint import Checksums, fingerprint, random_fingerprint
 from sft_jax.hf.match import dtypes_of, match, stored_tensors
-from sft_jax.hf.names import name_table
 from sft_jax.hf.merged import plain
+from sft_jax.hf.names import name_table
 from sft_jax.hf.peft.place import with_adapter
 from sft_jax.hf.peft.read import read_adapter
 from sft_jax.hf.peft.settings import is_adapter_directory

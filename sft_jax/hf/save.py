@@ -10,7 +10,7 @@ import numpy as np
 
 import sft_jax
 from sft_jax.checkpoint.processes import agree
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.files import TensorDirectory
 from sft_jax.hf.gather import Tensors, carried_tensors

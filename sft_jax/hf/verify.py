@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.data.chats.templates import ChatTemplate
 from sft_jax.data.examples import RowError
-from sft_jax.data.templates import ChatTemplate
-from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer, load_tokenizer
 from sft_jax.hf.files import equal_bytes, open_tensors
 from sft_jax.hf.gather import carried_tensors
 from sft_jax.hf.load import load_decoder

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config import Config, DataSetConfig
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData, prepare
 from sft_jax.dynamics.analysis import OpenLedger
 from sft_jax.dynamics.bar import Bar

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.dynamics.parts import placed
 from sft_jax.influence.gradients import make_gradients
 from sft_jax.influence.unpacked import unpacked_batches

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sft_jax.batch import Batch, empty_batch
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 
 SHORTEST = 64  # positions of the shortest rows
 

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data import row_builder
-from sft_jax.data.build import CHUNK, describe
 from sft_jax.data.examples import BadRow, BuiltRow, Example, RowError
-from sft_jax.data.row_builder import Item
-from sft_jax.data.sources import Rows
-from sft_jax.data.stores import cores
-from sft_jax.data.tokens import Tokenizer
-from sft_jax.data.workers import Failure, WorkerPool
+from sft_jax.data.sources.registry import Rows
+from sft_jax.data.stores import row_builder
+from sft_jax.data.stores.build import CHUNK, describe
+from sft_jax.data.stores.maker import cores
+from sft_jax.data.stores.row_builder import Item
+from sft_jax.data.stores.workers import Failure, WorkerPool
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.inspection.subject import InspectedSet, Subject
 

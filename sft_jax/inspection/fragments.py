@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 
 _PARTIAL = "\ufffd"
 _MOST_BYTES = 4  # of a character, so that as many more tokens complete it

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data.overlength import Documents, supervised_targets
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.overlength import Documents, supervised_targets
+from sft_jax.data.packing.pipeline import RowStream
 
 
 class Shortened(NamedTuple):

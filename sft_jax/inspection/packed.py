@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.errors import UserError
 from sft_jax.inspection.filters import Filters, find_sets, wanted_rows
 from sft_jax.inspection.subject import InspectedSet, Subject

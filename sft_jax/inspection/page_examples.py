@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sft_jax.data.pipeline import RowStream
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.packing.pipeline import RowStream
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.inspection.details import Detail, read_details
 from sft_jax.inspection.filters import Filters, Selection, wanted_rows
 from sft_jax.inspection.fragments import fragments

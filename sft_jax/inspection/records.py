@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.inspection.details import Detail
 from sft_jax.inspection.fragments import supervised_text
 

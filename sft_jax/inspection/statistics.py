@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data.overlength import supervised_targets
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.overlength import supervised_targets
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.inspection.subject import InspectedSet, Subject
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sft_jax.config import Config, DataConfig, DataSetConfig, data_set_key
-from sft_jax.data.circumstances import Circumstances
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.chats.templates import template_source
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData, cache_folder, day_of, prepare
-from sft_jax.data.row_builder import SetOptions, Setup
-from sft_jax.data.sources import Rows, open_rows
-from sft_jax.data.store import Store
-from sft_jax.data.templates import template_source
-from sft_jax.data.tokenizer_cache import open_tokenizer
+from sft_jax.data.sources.registry import Rows, open_rows
+from sft_jax.data.stores.circumstances import Circumstances
+from sft_jax.data.stores.row_builder import SetOptions, Setup
+from sft_jax.data.stores.store import Store
+from sft_jax.data.stores.tokenizer_cache import open_tokenizer
 from sft_jax.inspection.overlength import Shortened, shortened
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import rich.console
 from rich.text import Text
 
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.inspection.details import Detail
 from sft_jax.inspection.fragments import fragments
 from sft_jax.inspection.packed import PackedRow, Segment

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jax
 
-from sft_jax.checkpoint.processes import agree
 from sft_jax.checkpoint.manifest import committed_steps
+from sft_jax.checkpoint.processes import agree
 from sft_jax.config import Config
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.hf.load import spec_of
 from sft_jax.hf.peft.place import with_adapter

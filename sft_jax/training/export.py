@@ -6,7 +6,7 @@ from flax import nnx
 
 from sft_jax.config import Config
 from sft_jax.data.prepare import PreparedData
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.evaluation.prompts import PromptReader
 from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.peft.save import AdapterReport, save_adapter

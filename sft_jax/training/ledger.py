@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.dynamics.parts import DOCUMENTS, FOLDER, Exposures, encode_documents, encode_exposures, part_name, part_steps, placed, read_part
 from sft_jax.training.workdir import Workdir
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sft_jax.batch import Batch
 from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.config import Config, TrainConfig, to_dict
-from sft_jax.data.pipeline import RowStream
+from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.prepare import PreparedData
 from sft_jax.hf.source import ADAPTER, Source
 from sft_jax.model.adapters import AdapterPlan, is_adapter

@@ -15,7 +15,7 @@ import ml_collections
 from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
-from sft_jax.data.pipeline import batches
+from sft_jax.data.packing.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.evaluation.losses import Interrupted
 from sft_jax.evaluation.scorers import find_scorers

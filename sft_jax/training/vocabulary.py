@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from sft_jax.config import Config
 from sft_jax.data.prepare import cache_folder
-from sft_jax.data.tokenizer_cache import open_tokenizer
-from sft_jax.data.vocabulary import vocabulary_size
+from sft_jax.data.stores.tokenizer_cache import open_tokenizer
+from sft_jax.data.tokenizers.vocabulary import vocabulary_size
 from sft_jax.hf.load import spec_of
 from sft_jax.hf.source import Source
 from sft_jax.training.adapting import tokenizer_place

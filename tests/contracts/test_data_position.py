@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from synthetic_data import documents_of, examples, make_corpus, make_stream, random_examples
 
 from sft_jax.batch import Batch
-from sft_jax.data.overlength import OVERLENGTH, apply_overlength
-from sft_jax.data.pipeline import RowStream, batches
+from sft_jax.data.packing.overlength import OVERLENGTH, apply_overlength
+from sft_jax.data.packing.pipeline import RowStream, batches
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions", "examples")
 SETS = (random_examples(40, 1), random_examples(25, 2))

@@ -26,6 +26,10 @@ LAYERS = [
     {"cli", "large_pages"},
     {"commands"},
 ]
+# The packages of data. One may import its own, those before it that are not beside it, and the modules beside the packages
+# that import none of them.
+DATA_PACKAGES = {"sources": 0, "formats": 1, "tokenizers": 1, "chats": 2, "stores": 3, "packing": 4}
+DATA_TOP = {"prepare", "data_report", "report_lines"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
@@ -67,6 +71,18 @@ def test_imports_go_down_only(path):
         assert layer_of(imported) < len(LAYERS) - 1, f"{name} imports the command {imported}"
         tops = {name.split(".")[1], imported.split(".")[1]}
         assert tops != {"data", "model"}, f"{name} imports {imported}: data and model never import each other"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if dotted(path).startswith("sft_jax.data.")], ids=dotted)
+def test_packages_of_data_are_built_one_from_the_other(path):
+    own = dotted(path).split(".")[2]
+    for imported in imports_of(path):
+        parts = imported.split(".")
+        if parts[:2] != ["sft_jax", "data"] or len(parts) < 3 or parts[2] == own or own in DATA_TOP:
+            continue
+        assert parts[2] not in DATA_TOP, f"{dotted(path)} imports {imported}"
+        rank = DATA_PACKAGES.get(parts[2], -1)
+        assert rank < DATA_PACKAGES.get(own, 0), f"{dotted(path)} imports {imported}, which is beside it or above it"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

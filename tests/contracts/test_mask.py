@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-
 from chat_cases import (
     ALWAYS_OPENS,
     CHATS,
@@ -24,10 +23,11 @@ from chat_cases import (
     shared_tokenizer,
     template_classes_script,
 )
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation
+
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.templates import ChatTemplate
 from sft_jax.data.examples import BadRow
-from sft_jax.data.templates import ChatTemplate
+from sft_jax.data.formats.conversation import Conversation
 
 pytest.importorskip("transformers")
 SCRIPT = template_classes_script()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from chat_cases import END_OF_TURN, shared_tokenizer, template_classes_script
 
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.examples import BadRow
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.templates import ChatTemplate
 from sft_jax.config import ColumnsConfig
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.templates import ChatTemplate
+from sft_jax.data.examples import BadRow
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.formats.registry import FORMATS
 from sft_jax.errors import UserError
 from sft_jax.evaluation.prompts import PromptReader
 

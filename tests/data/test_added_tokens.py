@@ -9,11 +9,11 @@ import pytest
 from tokenizer_texts import check_ranges
 from transformers import AutoTokenizer
 
-from sft_jax.data.added_tokens import with_tokens
-from sft_jax.data.guard import guard_of
-from sft_jax.data.tokenizer_cache import open_tokenizer
-from sft_jax.data.tokens import load_stored_tokenizer, load_tokenizer, store_tokenizer
-from sft_jax.data.vocabulary import Vocabulary, vocabulary_size
+from sft_jax.data.chats.guard import guard_of
+from sft_jax.data.stores.tokenizer_cache import open_tokenizer
+from sft_jax.data.tokenizers.added_tokens import with_tokens
+from sft_jax.data.tokenizers.tokens import load_stored_tokenizer, load_tokenizer, store_tokenizer
+from sft_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_size
 from sft_jax.errors import UserError
 
 NEW = ("<|im_start|>", "<|im_end|>", "<|é x|>")

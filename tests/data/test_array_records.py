@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from row_kinds import tfds_builder, write_records
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sft_jax.data.array_records import parse_record
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.array_records import parse_record
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 values = st.recursive(
@@ -198,7 +198,7 @@ def test_tfds_needs_no_tensorflow_and_jsonl_no_tfds(prepared, tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     code = f"""
 import sys
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 open_rows([{str(tmp_path / "a.jsonl")!r}], "data.train")[0]
 heavy = [name for name in ("tensorflow_datasets", "huggingface_hub", "fsspec.core") if name in sys.modules]
 assert not heavy, heavy

@@ -16,9 +16,9 @@ from row_kinds import write_stream
 
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.examples import RowError
-from sft_jax.data.format_detection import detect_format
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.sources import open_rows
+from sft_jax.data.formats.detection import detect_format
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=5)

@@ -14,11 +14,11 @@ from row_files import assert_rows_or_user_error, lines, write
 from row_kinds import zstd
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data import pieces
 from sft_jax.data.examples import RowError
-from sft_jax.data.format_detection import detect_format
-from sft_jax.data.json_rows import parse_row
-from sft_jax.data.sources import open_rows
+from sft_jax.data.formats.detection import detect_format
+from sft_jax.data.sources import pieces
+from sft_jax.data.sources.json_rows import parse_row
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 

@@ -12,9 +12,9 @@ from unittest import mock
 import pytest
 
 from sft_jax.config import parse_config
-from sft_jax.data import store
-from sft_jax.data.build import Part
 from sft_jax.data.prepare import prepare, prepare_part
+from sft_jax.data.stores import store
+from sft_jax.data.stores.build import Part
 from sft_jax.errors import UserError
 
 MODEL = Path(__file__).parents[2] / "models" / "nano"
@@ -67,7 +67,8 @@ def whole(rows):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sft_jax.data import store, store_writer
+from sft_jax.data.stores import store
+from sft_jax.data.stores import store_writer
 from test_build import SHARD_ROWS, run
 
 store.SHARD_ROWS = SHARD_ROWS
@@ -147,7 +148,7 @@ def test_parts_at_the_same_time_are_the_same_store(rows, whole, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from sft_jax.data import store
+from sft_jax.data.stores import store
 from test_build import SHARD_ROWS, run_part
 
 store.SHARD_ROWS = SHARD_ROWS

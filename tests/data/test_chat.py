@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from chat_cases import as_dicts, shared_tokenizer, template_classes_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from chat_cases import as_dicts, shared_tokenizer, template_classes_script
-from sft_jax.data.chat import COUNTS, RowBuilder, build_rows
-from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.examples import BadRow
-from sft_jax.data.templates import TEMPLATES, ChatTemplate
-from sft_jax.errors import UserError
 from tokenizer_texts import unicode_texts
+
+from sft_jax.data.chats.chat import COUNTS, RowBuilder, build_rows
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
+from sft_jax.data.examples import BadRow
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 from format_rows import ANSWER, ROWS, STANDARD, USER, read
 
 from sft_jax.config import ColumnsConfig, parse_config
-from sft_jax.data.conversation import Message
 from sft_jax.data.examples import RowError
-from sft_jax.data.format_detection import detect_format, resolve_format
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.sources import open_rows
+from sft_jax.data.formats.conversation import Message
+from sft_jax.data.formats.detection import detect_format, resolve_format
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from row_files import assert_rows_or_user_error, read, write
 
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8) | st.sampled_from(

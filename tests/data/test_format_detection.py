@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.format_detection import detect_format, resolve_format
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.sources import open_rows
+from sft_jax.data.formats.detection import detect_format, resolve_format
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.conversation import ROLES, Message, Piece
 from sft_jax.data.examples import RowError
-from sft_jax.data.format_detection import detect_format, resolve_format
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.sources import open_rows
-from sft_jax.data.tool_calls import Call
+from sft_jax.data.formats.conversation import ROLES, Message, Piece
+from sft_jax.data.formats.detection import detect_format, resolve_format
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.formats.tool_calls import Call
+from sft_jax.data.sources.registry import open_rows
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import fuzz_files
 import fuzz_properties
 import fuzz_rows
 import pytest
+from chat_cases import shared_tokenizer
 from format_rows import any_row, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from chat_cases import shared_tokenizer
 
-from sft_jax.data.chat import RowBuilder
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.examples import RowError, in_message
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.templates import TEMPLATES, ChatTemplate
+from sft_jax.data.formats.registry import FORMATS
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 

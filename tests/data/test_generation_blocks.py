@@ -5,10 +5,10 @@ import re
 import pytest
 from chat_cases import CHATS, as_dicts, shared_tokenizer, template_classes_script
 
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation, Message, Piece
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.templates import ChatTemplate
 from sft_jax.data.examples import BadRow
-from sft_jax.data.templates import ChatTemplate
+from sft_jax.data.formats.conversation import Conversation, Message, Piece
 
 NAMES = ("cohere2", "deepseekv3", "gemma", "gptoss", "llama3", "phi3", "qwen2_5", "qwen3")
 CHATML = (

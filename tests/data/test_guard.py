@@ -6,16 +6,16 @@ import unicodedata
 import numpy as np
 import pytest
 import tokenizers
+from chat_cases import shared_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_cases import shared_tokenizer
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.guard import guard_of
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.examples import BadRow
-from sft_jax.data.guard import guard_of
-from sft_jax.data.hf_tokenizer import HFTokenizer
-from sft_jax.data.templates import TEMPLATES, ChatTemplate
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.tokenizers.hf_tokenizer import HFTokenizer
 
 
 @pytest.fixture(scope="module")

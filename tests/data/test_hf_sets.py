@@ -14,8 +14,8 @@ import pytest
 from huggingface_hub import errors
 from row_kinds import saved
 
-from sft_jax.data.hf_sets import snake_case
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.hf_sets import snake_case
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 CONTENT = [{"n": number, "messages": [{"role": "user", "content": f"é{number}"}], "extra": None} for number in range(10)]
@@ -197,6 +197,6 @@ def test_names_that_cannot_be_read(name, tmp_path):
 
 def test_the_package_is_not_needed(tmp_path):
     name = saved(tmp_path, CONTENT)
-    code = f"import sys; from sft_jax.data.sources import open_rows; open_rows([{name!r}], 'x')[9]; sys.exit('datasets' in sys.modules)"
+    code = f"import sys; from sft_jax.data.sources.registry import open_rows; open_rows([{name!r}], 'x')[9]; sys.exit('datasets' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

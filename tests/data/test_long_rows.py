@@ -8,10 +8,10 @@ import pytest
 from chat_cases import shared_tokenizer
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.row_builder import TARGET, Item, SetOptions, Setup
-from sft_jax.data.templates import TEMPLATES
-from sft_jax.data.tokens import store_tokenizer
-from sft_jax.data.workers import Failure, WorkerPool
+from sft_jax.data.chats.templates import TEMPLATES
+from sft_jax.data.stores.row_builder import TARGET, Item, SetOptions, Setup
+from sft_jax.data.stores.workers import Failure, WorkerPool
+from sft_jax.data.tokenizers.tokens import store_tokenizer
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
 

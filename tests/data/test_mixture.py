@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.data.mixture import make_mixture
+from sft_jax.data.packing.mixture import make_mixture
 
 sizes_lists = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_data import Plain, examples, make_corpus, make_stream
 
-from sft_jax.data.overlength import OVERLENGTH, apply_overlength, supervised_targets, target_weights
-from sft_jax.data.store import ROLES
+from sft_jax.data.packing.overlength import OVERLENGTH, apply_overlength, supervised_targets, target_weights
+from sft_jax.data.stores.store import ROLES
 from sft_jax.errors import UserError
 
 SYSTEM, USER, ASSISTANT, TOOL = (ROLES.index(name) for name in ("system", "user", "assistant", "tool"))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data import packing
-from sft_jax.data.packing import PackPlan, pack, plan_rows, ragged_arange
+from sft_jax.data.packing import plan as packing
+from sft_jax.data.packing.plan import PackPlan, pack, plan_rows, ragged_arange
 
 length_lists = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 

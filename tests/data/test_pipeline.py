@@ -6,8 +6,8 @@ import pytest
 from synthetic_data import documents_of, make_stream, random_examples
 
 from sft_jax.batch import empty_batch
-from sft_jax.data import pipeline
-from sft_jax.data.pipeline import batches
+from sft_jax.data.packing import pipeline
+from sft_jax.data.packing.pipeline import batches
 from sft_jax.errors import UserError
 
 

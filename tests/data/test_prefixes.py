@@ -5,15 +5,15 @@ import random
 import pytest
 from chat_cases import shared_tokenizer
 
-from sft_jax.data import spans
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.chats import spans
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.prefixes import find_prefixes
+from sft_jax.data.chats.rendering import Rendering
+from sft_jax.data.chats.spans import parse_supervise, plan_chat
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate, message_dict
 from sft_jax.data.examples import RowError
-from sft_jax.data.prefixes import find_prefixes
-from sft_jax.data.rendering import Rendering
-from sft_jax.data.spans import parse_supervise, plan_chat
-from sft_jax.data.templates import TEMPLATES, ChatTemplate, message_dict
-from sft_jax.data.tool_calls import Call
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.formats.tool_calls import Call
 
 # Of the templates here these write one message after the other; new ones are welcome, none may be lost.
 ONE_BY_ONE = {

@@ -10,11 +10,11 @@ from preparing import chats, fails, model, no_workers, pairs, run, tokenizer, tu
 from row_kinds import KINDS
 from synthetic_data import documents_of
 
-from sft_jax.data import build, tokenizer_cache
 from sft_jax.data.cache import default_cache
-from sft_jax.data.chat import build_rows
-from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.templates import resolve_template
+from sft_jax.data.chats.chat import build_rows
+from sft_jax.data.chats.templates import resolve_template
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.stores import build, tokenizer_cache
 from sft_jax.errors import UserError
 
 

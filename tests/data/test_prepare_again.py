@@ -8,9 +8,10 @@ import pytest
 from preparing import chats, fails, first_text, model, no_workers, pairs, run, tokenizer, turn, write  # fixtures too
 from sentencepiece import sentencepiece_model_pb2
 
-from sft_jax.data import stores, tokenizer_cache
-from sft_jax.data.tokenizer_cache import open_tokenizer
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.stores import maker as stores
+from sft_jax.data.stores import tokenizer_cache
+from sft_jax.data.stores.tokenizer_cache import open_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 
 
@@ -190,7 +191,7 @@ def test_a_token_that_the_tokenizer_has_may_be_named_later(run, tmp_path, assets
 
 
 def test_the_code_version_is_part_of_the_fingerprint(run, tmp_path, monkeypatch):
-    from sft_jax.data import fingerprint
+    from sft_jax.data.stores import fingerprint
 
     rows = write(tmp_path / "rows.jsonl", pairs(3))
     base = run(rows)

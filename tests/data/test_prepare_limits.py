@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from preparing import chats, fails, model, pairs, run, write  # fixtures too
 
-from sft_jax.data import build
+from sft_jax.data.stores import build
 from sft_jax.errors import UserError
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

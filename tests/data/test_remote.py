@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.errors import UserError
 
 

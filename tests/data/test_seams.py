@@ -5,13 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from chat_cases import shared_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from chat_cases import shared_tokenizer
-from sft_jax.data.alignment import Encoding
-from sft_jax.data.seams import SeamEncoder
 from tokenizer_texts import unicode_texts
+
+from sft_jax.data.chats.seams import SeamEncoder
+from sft_jax.data.tokenizers.alignment import Encoding
 
 FOLDERS = {
     "qwen3": "tokenizers/qwen3",

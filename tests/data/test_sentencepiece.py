@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizer_texts import check_ranges, unicode_texts, vectors
 from transformers import AutoTokenizer
 
-from sft_jax.data import sentencepiece_tokenizer
 from sft_jax.data.longest import longest_of
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers import sentencepiece_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 
 MODELS = ("tokenizers/llama2", "tokenizers/mistral_v3", "models/stories260k")

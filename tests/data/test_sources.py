@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from row_files import lines, read, write
 from row_kinds import zstd
 
-from sft_jax.data import json_files
 from sft_jax.data.examples import RowError
-from sft_jax.data.sources import Where, open_rows
+from sft_jax.data.sources import json_files
+from sft_jax.data.sources.registry import Where, open_rows
 from sft_jax.errors import UserError
 
 values = st.recursive(
@@ -148,7 +148,7 @@ def test_many_files_need_few_descriptors(tmp_path, suffix):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 rows = open_rows([{str(tmp_path / f"*.{suffix}")!r}], "data.train")
 order = [index * 7 % 600 for index in range(600)]
 assert [rows[index]["n"] for index in order] == order

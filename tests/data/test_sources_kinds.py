@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from row_kinds import BINARY, KINDS, LINES
 
-from sft_jax.data import parts
 from sft_jax.data.examples import RowError
-from sft_jax.data.pieces import OPEN_FILES
-from sft_jax.data.sources import PACKED, READERS, SETS, open_rows
+from sft_jax.data.sources import parts
+from sft_jax.data.sources.pieces import OPEN_FILES
+from sft_jax.data.sources.registry import PACKED, READERS, SETS, open_rows
 from sft_jax.errors import UserError
 
 TEXTS = ["plain", "", 'a "quoted" word', "two\nlines", "a,b\tc;d", "ä 漢 🙂", " spaces ", "\\n", "a\r\nb", "#", "null", "007"]

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_data import Plain, examples, make_corpus, make_store, random_examples
 
-from sft_jax.data import store_writer
-from sft_jax.data.store import FIELDS, Mapped, StoreDamaged, encode, open_shard, open_store, weight_runs
-from sft_jax.data.store_writer import ShardWriter, find_shard, remove_manifest, remove_shard, write_manifest
+from sft_jax.data.stores import store_writer
+from sft_jax.data.stores.store import FIELDS, Mapped, StoreDamaged, encode, open_shard, open_store, weight_runs
+from sft_jax.data.stores.store_writer import ShardWriter, find_shard, remove_manifest, remove_shard, write_manifest
 from sft_jax.errors import UserError
 
 quick = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -193,8 +193,8 @@ def test_a_killed_build_is_no_store_and_its_remains_are_removed(tmp_path):
     code = f"""
 import numpy as np, os, signal
 from pathlib import Path
-from sft_jax.data.store import encode
-from sft_jax.data.store_writer import ShardWriter
+from sft_jax.data.stores.store import encode
+from sft_jax.data.stores.store_writer import ShardWriter
 writer = ShardWriter(Path({str(tmp_path)!r}), 0, (0, 1), 1000).__enter__()
 writer.append(encode([(0, [1, 2], [0, 1], -1, [], [])]), np.zeros(1), np.ones(1))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -235,7 +235,7 @@ def test_a_build_in_progress_is_left_alone_whatever_the_number_of_its_process(tm
     code = f"""
 import sys
 from pathlib import Path
-from sft_jax.data.store_writer import ShardWriter
+from sft_jax.data.stores.store_writer import ShardWriter
 with ShardWriter(Path({str(tmp_path)!r}), 0, (0, 1), 1000) as writer:
     print(writer.temporary, flush=True)
     sys.stdin.read()
@@ -290,7 +290,7 @@ def test_the_content_of_a_store_is_what_rows_are_made_of(tmp_path):
 
 
 def test_a_full_disk_is_one_message_that_names_the_key(tmp_path, monkeypatch):
-    from sft_jax.data import store_writer
+    from sft_jax.data.stores import store_writer
 
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

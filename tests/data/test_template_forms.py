@@ -6,12 +6,12 @@ The reference is the render of transformers. Templates have the markers of Llama
 import pytest
 from chat_cases import reference_render, shared_tokenizer, template_classes_script
 
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.content_form import in_parts
-from sft_jax.data.conversation import Conversation, Message
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.content_form import in_parts
+from sft_jax.data.chats.templates import ChatTemplate
 from sft_jax.data.examples import BadRow
-from sft_jax.data.templates import ChatTemplate
-from sft_jax.data.tool_calls import Call
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.formats.tool_calls import Call
 
 pytest.importorskip("transformers")
 

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
-from sft_jax.data.conversation import Message
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate, resolve_template
 from sft_jax.data.examples import RowError
-from sft_jax.data.templates import TEMPLATES, ChatTemplate, resolve_template
+from sft_jax.data.formats.conversation import Message
 from sft_jax.errors import UserError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

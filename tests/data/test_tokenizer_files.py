@@ -11,7 +11,7 @@ import pytest
 from tokenizer_texts import CONTROL, check_ranges
 from transformers import AutoTokenizer
 
-from sft_jax.data.tokens import load_stored_tokenizer, load_tokenizer, store_tokenizer
+from sft_jax.data.tokenizers.tokens import load_stored_tokenizer, load_tokenizer, store_tokenizer
 from sft_jax.errors import UserError
 
 FOLDERS = ("tokenizers/llama2", "tokenizers/llama3", "tokenizers/qwen3", "models/stories260k")
@@ -42,7 +42,7 @@ def test_a_stored_tokenizer_needs_no_transformers(assets, tmp_path, path):
     ours = load_tokenizer(assets / path)
     store_tokenizer(ours, tmp_path / "t")
     code = (
-        "import sys; from sft_jax.data.tokens import load_stored_tokenizer as load\n"
+        "import sys; from sft_jax.data.tokenizers.tokens import load_stored_tokenizer as load\n"
         f"t = load({str(tmp_path / 't')!r})\n"
         "assert not {'transformers', 'jax', 'torch'} & set(sys.modules), sorted(sys.modules)\n"
         "print(t.encode('Hi</s> [INST] <|im_end|>é'), t.fingerprint, t.vocab_size)"

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tokenizer_texts import check_ranges, unicode_texts, vectors
 from transformers import AutoTokenizer
 
-from sft_jax.data import hf_tokenizer
-from sft_jax.data.tokens import Tokenizer, load_tokenizer
+from sft_jax.data.tokenizers import hf_tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
 
 FOLDERS = ("tokenizers/llama2", "tokenizers/llama3", "tokenizers/qwen3", "models/stories260k")

@@ -6,10 +6,10 @@ from chat_cases import shared_tokenizer, template_classes_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data.chat import RowBuilder
-from sft_jax.data.conversation import Conversation, Message, Piece
+from sft_jax.data.chats.chat import RowBuilder
+from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.examples import BadRow
-from sft_jax.data.templates import TEMPLATES, ChatTemplate
+from sft_jax.data.formats.conversation import Conversation, Message, Piece
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data import word_encoder
-from sft_jax.data.alignment import TokenBytes
-from sft_jax.data.hf_tokenizer import token_bytes
-from sft_jax.data.word_encoder import WORD_PATTERNS, WordEncoder, word_encoder_of
+from sft_jax.data.tokenizers import word_encoder
+from sft_jax.data.tokenizers.alignment import TokenBytes
+from sft_jax.data.tokenizers.hf_tokenizer import token_bytes
+from sft_jax.data.tokenizers.word_encoder import WORD_PATTERNS, WordEncoder, word_encoder_of
 
 CORPUS = ["How many apples are left? She has 12.5 + 3 = 15.5 apples", "I'll say: don't!  Two  spaces", "naïve café 漢字 emoji 🙂🙂", "x = [1, 2]\n    y\t= 'a b'\n"]
 ADDED = ["<|end|>", "<s>", "<|end|>x", "[TOOL]"]

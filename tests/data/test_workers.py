@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.data.workers import Failure, WorkerPool
+from sft_jax.data.stores.workers import Failure, WorkerPool
 
 TIMEOUT = 1.5
 
@@ -147,7 +147,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
     """Also not one that is in an endless loop."""
     code = """
 import os, sys
-from sft_jax.data.workers import WorkerPool
+from sft_jax.data.stores.workers import WorkerPool
 pool = WorkerPool("worker_targets:make", 2, 1, 60, 512)
 for items, result in pool.run([["pid"], ["loop"]]):
     print(result[0], flush=True)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from doctor_data import configure, faulty, row, rows, sentence, visit
 from row_files import lines, write
 
-from sft_jax.data.sources import open_rows
+from sft_jax.data.sources.registry import open_rows
 from sft_jax.doctor.check import diagnose
 from sft_jax.doctor.checks import CHECKS
 

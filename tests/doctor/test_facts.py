@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from row_files import lines, write
 
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.formats import FORMATS
+from sft_jax.data.formats.registry import FORMATS
 from sft_jax.doctor.check import diagnose, run_check
 from sft_jax.doctor.facts import FactFinder, Setup
 from sft_jax.doctor.texts import hash_words, words

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from sft_jax.data.conversation import Conversation, Message
 from sft_jax.config import ColumnsConfig
-from sft_jax.data.formats import FORMATS
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.formats.registry import FORMATS
 from sft_jax.doctor import row_checks
 from sft_jax.doctor.facts import ROW_CHECKS
 from sft_jax.doctor.texts import texts_of

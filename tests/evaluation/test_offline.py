@@ -10,7 +10,7 @@ from tiny_run import make_rows, tiny_config
 
 from sft_jax import fit
 from sft_jax.config import parse_config
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.offline import Evaluation, Subject, evaluate_model
 from sft_jax.evaluation.samples import Decoding

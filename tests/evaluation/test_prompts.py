@@ -4,13 +4,13 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.data.chat import build_rows
-from sft_jax.data.conversation import Conversation, Message
-from sft_jax.data.templates import resolve_template
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.chats.chat import build_rows
+from sft_jax.data.chats.templates import resolve_template
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
-from sft_jax.evaluation.prompts import PromptReader, stop_ids_of, prompt_options_of
 from sft_jax.evaluation.answers import last_answer
+from sft_jax.evaluation.prompts import PromptReader, prompt_options_of, stop_ids_of
 from sft_jax.hf.source import Source
 
 CHAT = [

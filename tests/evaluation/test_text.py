@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.evaluation.text import TextStream, continuation_text
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 import tokenizers
 from tiny_models import CONFIGS, random_decoder
 
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.hf import verify
 from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.files import SINGLE_FILE

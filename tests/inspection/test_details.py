@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from inspected_rows import ROWS, everything
 
-from sft_jax.data.chat import build_rows
-from sft_jax.data.formats import FORMATS
-from sft_jax.data.sources import open_rows
-from sft_jax.data.templates import resolve_template
-from sft_jax.data.workers import WorkerPool
+from sft_jax.data.chats.chat import build_rows
+from sft_jax.data.chats.templates import resolve_template
+from sft_jax.data.formats.registry import FORMATS
+from sft_jax.data.sources.registry import open_rows
+from sft_jax.data.stores.workers import WorkerPool
 from sft_jax.errors import UserError
 from sft_jax.inspection import details as inspection_details
 from sft_jax.inspection.filters import Filters, Selection

@@ -8,7 +8,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.inspection.fragments import fragments, supervised_text
 from sft_jax.printable import printable, split_unsafe
 

@@ -27,9 +27,8 @@ from sft_jax.training import run as run_lib
 from sft_jax.training.groups import Choice
 from sft_jax.training.hardware import training_flops
 from sft_jax.training.memory import advice, memory_explained
-from sft_jax.training.report import sample_lines
 from sft_jax.training.placement import check_rows
-from sft_jax.training.report import matmul_parameters
+from sft_jax.training.report import matmul_parameters, sample_lines
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +348,7 @@ def test_out_of_memory_while_exporting_is_one_message(folder, monkeypatch):
 
 
 def test_a_data_error_in_the_middle_never_ends_as_success(folder, monkeypatch):
-    from sft_jax.data.pipeline import RowStream
+    from sft_jax.data.packing.pipeline import RowStream
 
     read = RowStream.read
 

@@ -11,7 +11,7 @@ from tiny_run import final_checksums, make_model, make_rows, metrics, tiny_confi
 
 import sft_jax
 from sft_jax import fit
-from sft_jax.data.tokens import load_tokenizer
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.hf.export import export_checkpoint
 from sft_jax.hf.files import open_tensors

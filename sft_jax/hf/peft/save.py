@@ -12,7 +12,7 @@ from flax import nnx
 
 import sft_jax
 from sft_jax.checkpoint.processes import agree
-from sft_jax.data.tokens import Tokenizer
+from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.hf.peft.place import readable, with_adapter
 from sft_jax.hf.peft.read import read_adapter
 from sft_jax.hf.peft.settings import CONFIG, WEIGHTS

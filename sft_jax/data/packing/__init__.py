@@ -1,0 +1,1 @@
+"""Examples to rows of batches, as a function of the row number."""

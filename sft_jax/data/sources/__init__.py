@@ -1,0 +1,1 @@
+"""Rows of files and data sets of all kinds, by number."""

@@ -1,0 +1,1 @@
+"""Prepared examples on disk, and the processes that make them."""

@@ -23,7 +23,8 @@ RUNS = ("resume", "integrity", "export")
 
 
 def subject_of(folder, **changes):
-    changes = {"train__export": True, "model__path": str(make_base(folder)), "model__init": "checkpoint", **changes}
+    base = folder / "base" if (folder / "base").is_dir() else make_base(folder)
+    changes = {"train__export": True, "model__path": str(base), "model__init": "checkpoint", **changes}
     return open_subject(parse_config(tiny_config(folder, **changes)), log=lambda message: None)
 
 
@@ -34,8 +35,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(folder):
-    """All parameters, one device of the eight for rows each; nothing is cut."""
-    return subject_of(folder, mesh__data=1, mesh__fsdp=1, mesh__tensor=1) if jax.device_count() == 1 else subject_of(folder, mesh__data=8)
+    """All parameters, rows over eight devices; nothing else is cut."""
+    return subject_of(folder, mesh__data=8)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def small_runs(small, folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"adapter__name": "lora", "adapter__rank": 4, "adapter__init": "pissa", "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}, id="pissa"),
+        pytest.param({"adapter__name": "lora", "adapter__rank": 16, "adapter__init": "pissa", "optim__learning_rate": 3e-2, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}, id="pissa"),
         pytest.param({"mesh__data": 1, "mesh__fsdp": 4, "mesh__context": 2}, id="context", marks=pytest.mark.slow),
-        pytest.param({"adapter__name": "dora", "adapter__rank": 4, "mesh__fsdp": 8, "model__compute_dtype": "bfloat16"}, id="dora", marks=pytest.mark.slow),
+        pytest.param({"adapter__name": "dora", "adapter__rank": 16, "optim__learning_rate": 3e-2, "mesh__fsdp": 8, "model__compute_dtype": "bfloat16"}, id="dora", marks=pytest.mark.slow),
     ],
 )
 def test_all_contracts_hold(folder, tmp_path, changes):

@@ -26,8 +26,8 @@ from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
 
 # Whole float32 copies of the gradient of a table that devices share: the zeros that it begins as, the sum of one device, and
-# what is sent around until each has its part of the sum over all. The compiler runs these moments of embedding and head, where
-# they are two, beside each other.
+# what is sent around until each has its part of the sum over all. Of a head of its own the compiler lets this take as long as
+# the whole backward pass, so it lies beside the layers, and beside the gradient of the embedding.
 _WHOLE_GRADIENTS = 3
 # Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
 _WHOLE_ROWS = 4
@@ -95,10 +95,10 @@ def temporaries(programs: Programs, size: Held) -> int:
             across += bytes_per_device((programs.state.params, programs.state.frozen)) / 2
     loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + (item * head if micros == 1 else 0)
     loss += 4 * head if _trains_head(programs) else 0
-    shared = [4 * table] if cut and _trains(programs, "embed.embedding") else []
-    shared += [4 * head] if cut and _trains(programs, "lm_head.kernel") else []
+    of_head = _WHOLE_GRADIENTS * 4 * head if cut and _trains(programs, "lm_head.kernel") else 0
+    of_table = _WHOLE_GRADIENTS * 4 * table if cut and _trains(programs, "embed.embedding") else 0
     moments = (
-        kept + loss, kept + size.gradients + working, table * item if cut else 0, size.gradients + _WHOLE_GRADIENTS * sum(shared),
+        table * item if cut else 0, kept + loss, kept + size.gradients + working + of_head, size.gradients + of_table + of_head
     )  # fmt: skip
     return int(across + max(moments))
 

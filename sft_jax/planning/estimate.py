@@ -26,7 +26,8 @@ from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
 
 # Whole float32 copies of the gradient of a head that devices share: the zeros that it begins as, the sum of one device, and
-# what is sent around until each has its part of the sum over all.
+# what is sent around until each has its part of the sum over all. Of a head of its own the compiler lets this take as long as
+# the whole backward pass, so it lies beside the layers.
 _WHOLE_GRADIENTS = 3
 # Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
 _WHOLE_ROWS = 4
@@ -96,7 +97,8 @@ def temporaries(programs: Programs, size: Held) -> int:
     loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + (item * head if micros == 1 else 0)
     loss += 4 * head if _trains_head(programs) else 0
     whole = _WHOLE_GRADIENTS * 4 * head if cut and _trains_head(programs) else 0
-    return int(across + max(kept + loss, kept + size.gradients + working, size.gradients + whole))
+    beside = 0 if spec.tied_head else whole
+    return int(across + max(kept + loss, kept + size.gradients + working + beside, size.gradients + whole))
 
 
 def kernel_bytes(programs: Programs, item: int) -> float:

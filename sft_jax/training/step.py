@@ -90,7 +90,7 @@ def make_train_step(
             # for itself, could wait for each other in different collectives.
             stacked = jnp.stack([losses.per_example, losses.per_example_weight, losses.per_example_correct])
             names = ("per_example_loss", "per_example_weight", "per_example_correct")
-            metrics |= zip(names, _replicate(stacked, mesh), strict=True)
+            metrics |= zip(names, replicate(stacked, mesh), strict=True)
         if losses.expert_load is not None:
             load = jnp.sum(losses.expert_load, axis=0)
             metrics["expert_load_peak"] = jnp.max(load / jnp.maximum(load.mean(axis=1, keepdims=True), 1.0))

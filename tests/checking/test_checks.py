@@ -47,7 +47,7 @@ def small_runs(small, folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"adapter__name": "lora", "adapter__rank": 4, "adapter__init": "pissa", "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}, id="pissa"),
+        pytest.param({"adapter__name": "lora", "adapter__rank": 4, "adapter__init": "pissa", "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}, id="pissa", marks=pytest.mark.slow),
         pytest.param({"mesh__data": 1, "mesh__fsdp": 4, "mesh__context": 2}, id="context", marks=pytest.mark.slow),
         pytest.param({"adapter__name": "dora", "adapter__rank": 4, "mesh__fsdp": 8, "model__compute_dtype": "bfloat16"}, id="dora", marks=pytest.mark.slow),
     ],

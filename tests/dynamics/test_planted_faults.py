@@ -12,6 +12,7 @@ import sft_jax
 from sft_jax.config import default_config
 from sft_jax.dynamics.analysis import CONFLICT, Analysis, analyse, open_ledger
 
+pytestmark = pytest.mark.slow  # a model has to learn before anything can be told
 ROWS, SHARE, CONFLICTS = 1000, 0.05, 3
 
 

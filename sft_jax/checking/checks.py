@@ -55,7 +55,6 @@ def check(
         if name not in CONTRACTS:
             raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}")
     place = Path(tempfile.mkdtemp(prefix="sft_jax_selfcheck_")) if folder is None else folder
-    place.mkdir(parents=True, exist_ok=True)
     try:
         bench = Bench(subject, place)
         for name in CONTRACTS:

@@ -40,6 +40,7 @@ class Runs:
 
 def make_runs(subject: Subject, folder: Path) -> Runs:
     """Trains twice for a few steps; what the runs print is left in their folders, as output.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
     runs = Runs(folder / "whole", folder / "stopped")
     config = short(subject.run, export=True)
     with _told_to(folder / "whole.txt"):

@@ -103,7 +103,7 @@ def test_a_tpu_plan(model):
 @needs_libtpu
 def test_a_plan_that_does_not_fit(model, tmp_path):
     wide = write_model(tmp_path / "wide", hidden_size=8192, intermediate_size=65536, num_hidden_layers=8)
-    found = plan(wide, name="v5e-1", train__batch_size=1, train__micro_batch_size=1)
+    found = plan(wide, name="v5e-1", train__batch_size=64, train__micro_batch_size=1)
     assert not found.fits and found.room < 0 and found.needed > found.train.limit > 15e9
     told = "\n".join(report.lines(found, 0.5, None, remedies(found, planner.base_of(found.config))))
     assert "DOES NOT FIT" in told and "--topology v5e-" in told
@@ -140,7 +140,8 @@ def test_no_layout_holds_what_none_should(model, layout):
     found = collectives(Program(text), 4, lambda loop: 1)
     assert any(one.kind == "all-gather" for one in found) or layout == "data_tensor"
     assert not whole_arrays(text, found, planner.limits_of(programs))
-    assert 0.75 < estimate_over_compiled(programs, compiled) < 1.3
+    # Unlike that for TPUs this compiler does not keep the gradient of the head through the backward pass.
+    assert 0.75 < estimate_over_compiled(programs, compiled) < 1.4
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def evaluate(decoder: Decoder, batch: Batch, size: int, mesh: AnyMesh | None) ->
     total = weight = correct = 0.0
     for start in range(0, len(filled.tokens), size):
         loss = step(state, jax.tree.map(lambda x, start=start: x[start : start + size], filled))
-        sums = (float(np.sum(part, dtype=np.float64)) for part in loss)
+        sums = (float(np.sum(np.asarray(part), dtype=np.float64)) for part in loss)
         total, weight, correct = map(sum, zip((total, weight, correct), sums, strict=True))
     return {"loss": total / weight, "accuracy": correct / weight}
 

@@ -33,7 +33,7 @@ def test_tasks_of_a_slurm_step_find_each_other(joined, monkeypatch):
         monkeypatch.setenv(name, value)
     platform.join_processes(100)
     (call,) = joined
-    assert (call["num_processes"], call["process_id"], call["heartbeat_timeout_seconds"]) == (2, 0, 200)
+    assert (call["num_processes"], call["process_id"], call["heartbeat_timeout_seconds"]) == (2, 0, 230)
     assert call["coordinator_address"].startswith("n1:") and "local_device_ids" not in call
     assert call["cluster_detection_method"] == "deactivate"  # it would take all GPUs but one away from a task that has a node
 

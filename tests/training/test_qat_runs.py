@@ -39,6 +39,7 @@ def told(summary, when: str = "eval_last") -> float:
     return summary[when]["held"]["loss"]
 
 
+@pytest.mark.slow
 def test_the_export_survives_what_it_was_trained_for(folder):
     """Rounding the export of a run with qat gives the loss that it has told; without, rounding costs. Also in bfloat16."""
     damage = {}

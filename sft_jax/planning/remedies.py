@@ -4,7 +4,6 @@ First what leaves the result as it is, the fewest changes that are enough; then,
 changes how the model is trained, on top of it; and the smallest machine of the kind on which nothing else need change.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator

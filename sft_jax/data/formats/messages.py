@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sft_jax.data.examples import RowError
 from sft_jax.data.formats.conversation import ROLES, Message, Piece
-from sft_jax.data.formats.tool_calls import NOTHING, Call, read_call_text, read_calls
+from sft_jax.data.formats.tool_calls import Call, read_call_text, read_calls
 from sft_jax.data.sources.json_rows import kind_of
 from sft_jax.errors import did_you_mean
 

@@ -82,6 +82,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             _fail(f"Unknown key '{key}'; {did_you_mean(key, leaf_keys())}")
     try:
         rest = flags.FLAGS(list(argv))
+    except SystemExit:  # --help and its kin, which absl ends with 1
+        sys.exit(0)
     except flags.Error as error:
         _fail(_flag_message(error))
     except UserError as error:

@@ -27,6 +27,8 @@ def make(setup):
             parts = []
             while True:
                 parts.append(bytearray(b"x" * (8 << 20)))
+        if item == "a long answer":
+            return b"x" * (60 << 20)
         if item == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if item == "die while answering":

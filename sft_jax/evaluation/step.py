@@ -11,8 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from sft_jax.batch import Batch
 from sft_jax.model.decoder import Decoder
-from sft_jax.model.loss import next_token_loss
+from sft_jax.model.loss import LossSum, next_token_loss
 from sft_jax.model.sharding import AnyMesh
+
+DOCUMENTS = "sums_of_documents"  # how compiled programs name what gather_documents gathers
 
 
 class DocumentLoss(NamedTuple):
@@ -47,18 +49,23 @@ def split_model(decoder: Decoder) -> tuple[nnx.GraphDef, ModelState]:
 
 
 def make_eval_step(graphdef: nnx.GraphDef, mesh: AnyMesh | None = None) -> EvalStep:
-    """Returns the jitted (state, Batch [B, ...]) -> DocumentLoss; sums, so that batches of any size add up to one result.
+    """Returns the jitted (state, Batch [B, ...]) -> DocumentLoss; sums, so that batches of any size add up to one result."""
+
+    def eval_step(state: State, batch: Batch) -> DocumentLoss:
+        return gather_documents(next_token_loss(nnx.merge(graphdef, state.params, state.frozen), batch, mesh), mesh)
+
+    return jax.jit(eval_step)
+
+
+def gather_documents(sums: LossSum, mesh: AnyMesh | None) -> DocumentLoss:
+    """Returns the sums over documents, leading dimensions as they are, whole on every device of `mesh`; under a jit.
 
     The three are gathered as one array. Weights alone depend on no layer, so devices of a CPU, which order what is independent
     each for itself, would wait for each other in different collectives.
     """
-
-    def eval_step(state: State, batch: Batch) -> DocumentLoss:
-        sums = next_token_loss(nnx.merge(graphdef, state.params, state.frozen), batch, mesh)
+    with jax.named_scope(DOCUMENTS):
         stacked = jnp.stack([sums.per_example, sums.per_example_weight, sums.per_example_correct])
         return DocumentLoss(*replicate(stacked, mesh))
-
-    return jax.jit(eval_step)
 
 
 def replicate(tree, mesh: AnyMesh | None):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sft_jax.evaluation.step import DOCUMENTS
 from sft_jax.planning.collectives import Collective
 
 _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[fsu]\d+)\[([\d,]+)\]")
@@ -41,7 +42,8 @@ def whole_arrays(text: str, found: Sequence[Collective], limits: Limits) -> list
         if rows >= limits.positions and rows != limits.hidden:
             lines.append(f"logits of all positions are formed: {kind}[{shape}]")
     for one in found:
-        if "shard_map" in one.operation:  # the model's own, of hidden states and of kernels of one layer
+        # The model's own, of hidden states and of kernels of one layer; and three numbers for each example.
+        if "shard_map" in one.operation or DOCUMENTS in one.operation:
             continue
         if one.kind == "all-gather" and one.elements > limits.kernel and one.elements != limits.head:
             lines.append(f"more than one layer is gathered at once: {one.elements:,} numbers in {one.operation}")

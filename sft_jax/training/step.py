@@ -14,7 +14,7 @@ from flax import nnx
 
 from sft_jax.batch import Batch
 from sft_jax.config import LossConfig
-from sft_jax.evaluation.step import replicate
+from sft_jax.evaluation.step import gather_documents, replicate
 from sft_jax.model.loss import LossSum, next_token_loss
 from sft_jax.model.sharding import AnyMesh, batch_sharding, shardings
 from sft_jax.training.optim import Optimizer
@@ -86,11 +86,8 @@ def make_train_step(
             "empty": (weight == 0).astype(jnp.int32),
         }
         if per_example:
-            # Gathered as one array: weights alone depend on no layer, so devices of a CPU, which order what is independent each
-            # for itself, could wait for each other in different collectives.
-            stacked = jnp.stack([losses.per_example, losses.per_example_weight, losses.per_example_correct])
-            names = ("per_example_loss", "per_example_weight", "per_example_correct")
-            metrics |= zip(names, replicate(stacked, mesh), strict=True)
+            sums = gather_documents(losses, mesh)
+            metrics |= {"per_example_loss": sums.nll, "per_example_weight": sums.weight, "per_example_correct": sums.correct}
         if losses.expert_load is not None:
             load = jnp.sum(losses.expert_load, axis=0)
             metrics["expert_load_peak"] = jnp.max(load / jnp.maximum(load.mean(axis=1, keepdims=True), 1.0))

@@ -56,6 +56,7 @@ def test_any_number_of_chunks(pool, count):
         ("sleep", "timeout", "took longer than 1.5 seconds"),
         ("eat", "memory", "needed more than 96 MB of memory"),
         ("eat slowly", "memory", "needed more than 96 MB of memory"),
+        ("a long answer", "memory", "needed more than 96 MB of memory"),
         ("die", "died", "ended the worker process (SIGKILL)"),
         ("die while answering", "died", "ended the worker process (SIGKILL)"),
         ("exit", "died", "ended the worker process (exit status 3: last words)"),
@@ -68,6 +69,14 @@ def test_the_item_at_fault_is_named_and_the_others_are_done(pool, misdeed, kind,
     failure = got.pop(3)
     assert got == [2, 4, 6, 8, 10, 12, 14]
     assert isinstance(failure, Failure) and failure.kind == kind and failure.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("megabytes", [60, 200])
+def test_an_item_too_large_to_be_received(pool, megabytes):
+    """60 MB are read and too many once they are unpickled; the end comes before all of 200 MB are written."""
+    got = outcomes(pool.run([[1, b"x" * (megabytes << 20), 2], [3]]))
+    failure = got.pop(1)
+    assert got == [2, 4, 6] and failure == Failure("memory", "needed more than 96 MB of memory")
 
 
 def test_many_at_once(pool):

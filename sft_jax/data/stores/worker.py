@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from sft_jax.errors import UserError
@@ -45,6 +46,14 @@ def main(handle: int, parent: int) -> None:
     gc.freeze()  # what was imported stays, and looking at it time and again costs more than it finds
     _limit(memory_mb, parent)
     connection.send(("ready", None))
+    try:
+        _serve(connection, function)
+    except MemoryError:  # a request too large to be received, or an answer too large to be sent
+        os._exit(MEMORY_EXIT)
+
+
+def _serve(connection: Connection, function: Callable) -> None:
+    """Answers requests until the pipe closes."""
     while True:
         try:
             request = connection.recv()

@@ -35,6 +35,7 @@ class _Task:
     number: int  # of the chunk
     start: int  # place of the first item in the chunk
     items: list[Any]
+    sent: int = 0  # times that it was given to a worker
 
 
 @dataclass
@@ -149,12 +150,15 @@ class WorkerPool:
         for worker in list(self._workers):
             if queue and worker.ready and worker.task is None:
                 task = queue.popleft()
+                task.sent += 1
                 try:
                     worker.connection.send(task.items)
-                except (BrokenPipeError, ConnectionResetError):  # it died while idle: not the task's fault
-                    queue.appendleft(task)
-                    self._discard(worker)
-                    continue
+                except (BrokenPipeError, ConnectionResetError):
+                    if task.sent == 1:  # it most likely died while idle, which is not the task's fault
+                        queue.appendleft(task)
+                        self._discard(worker)
+                        continue
+                    # A second time, it is the task that cannot be received; waiting for the answer finds how it ended.
                 worker.task, worker.deadline = task, time.monotonic() + self._timeout
         starting = sum(not worker.ready for worker in self._workers)
         while len(self._workers) < self.count and starting < len(queue):

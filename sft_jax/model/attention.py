@@ -45,7 +45,7 @@ def attend(
     """Returns softmax(q k^T) v under `mask`, [B, Lq, H, Cv] in the dtype of v.
 
     q is [B, Lq, H, C], k [B, Lk, K, C] and v [B, Lk, K, Cv], where K divides H and query head h reads kv head
-    h // (H / K). Scores and softmax are float32. `sinks` [H] are scores of a key that every query sees and whose value
+    h // (H / K). Scores and softmax are float32. `sinks` [H], float32, are scores of a key that every query sees and whose value
     is 0. A query that sees no key gives zeros and no gradient. Every kernel of KERNELS honours the whole mask; one that
     cannot raises UserError. Over a `mesh` each device computes its own rows and heads, and where rows are cut over
     `context` its own queries, which are in zig-zag order then (sft_jax.model.context).
@@ -147,7 +147,7 @@ def _with_sinks(kernel: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[
         if sinks is None:
             return out
         # The share of the softmax that the sink leaves: total / (total + exp(sink)).
-        left = jax.nn.sigmoid(log_total - sinks.astype(jnp.float32))
+        left = jax.nn.sigmoid(log_total - sinks)
         return (out.astype(jnp.float32) * left[..., None]).astype(out.dtype)
 
     return run

@@ -33,6 +33,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.model.rounding import rounded
 from sft_jax.model.sharding import AnyMesh, mesh_axes_for
 
 MAX_CHUNK_LOGITS = 2**27  # elements: 512 MiB of fp32 logits
@@ -162,7 +163,7 @@ def _evaluate(static: _Static, states, kernels, targets, weights, wanted):
         nll, hit, terms, *gradients = _sharded(static, wanted, states, operands, targets, weights)
     total = jnp.sum(weights * sum(terms.values(), nll), dtype=jnp.float32)
     d_states, d_kernels = gradients
-    d_kernels = tuple(None if g is None else g.astype(x.dtype) for g, x in zip(d_kernels, kernels, strict=True))
+    d_kernels = tuple(None if g is None else rounded(g, x.dtype) for g, x in zip(d_kernels, kernels, strict=True))
     return (total, nll, hit, terms), (d_states, d_kernels)
 
 

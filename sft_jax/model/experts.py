@@ -21,6 +21,7 @@ from sft_jax.model.options import Options, unrounded
 from sft_jax.model.product import gathered
 from sft_jax.model.qat import Unrounded
 from sft_jax.model.quant import Kernel, QuantisedKernel
+from sft_jax.model.rounding import widened
 from sft_jax.model.sharding import LAYOUT, is_variable, mesh_axes_for
 from sft_jax.model.spec import ExpertsSpec, MlpSpec, RouterSpec
 
@@ -84,10 +85,10 @@ class Experts(nnx.Module):
     def route(self, x: jax.Array) -> Choice:
         """Returns the choice for every token of x [B, L, D], in float32 at the highest precision."""
         logits = jnp.dot(
-            x.astype(jnp.float32), self.router.kernel[...].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+            x.astype(jnp.float32), widened(self.router.kernel[...]), precision=jax.lax.Precision.HIGHEST
         )
         if self.router.bias is not None:
-            logits = logits + self.router.bias[...].astype(jnp.float32)
+            logits = logits + widened(self.router.bias[...])
         correction = None if self.correction is None else jax.lax.stop_gradient(self.correction[...].astype(jnp.float32))
         chosen, tokens = partial(choose, spec=self.spec.router, chosen=self.spec.chosen), self._tokens(x)
         if tokens is not None:  # else XLA gathers the scores of all tokens on every device, to sort them
@@ -112,7 +113,7 @@ class Experts(nnx.Module):
         adapters = tuple(part.adapter for part in (self.gate, self.up, self.down))
         biases = None
         if self.spec.bias:
-            biases = tuple(part.bias[...] for part in (self.gate, self.up, self.down))
+            biases = tuple(widened(part.bias[...]) for part in (self.gate, self.up, self.down))
         mesh, grouped, tokens = self.options.mesh, partial(mix, spec=self.spec, options=self.options), self._tokens(x)
         if tokens is None:
             return grouped(x, choice.experts, choice.weights, kernels, adapters, biases)
@@ -130,7 +131,7 @@ class Experts(nnx.Module):
         def over_mesh(x, experts, weights, kernels, adapters, biases):
             # In float32, as their gradients, which devices add up; it is as numbers of the compute dtype that they travel.
             kernels = tuple(
-                kernel if isinstance(kernel, QuantisedKernel) and not whole else kernel.astype(jnp.float32)
+                kernel if isinstance(kernel, QuantisedKernel) and not whole else _widened(kernel)
                 for kernel, whole in zip(kernels, made_whole, strict=True)
             )
             return jax.shard_map(
@@ -144,6 +145,10 @@ class Experts(nnx.Module):
         if any(made_whole):
             over_mesh = jax.checkpoint(over_mesh, prevent_cse=False)  # what is made is not kept
         return over_mesh(x, choice.experts, choice.weights, kernels, adapters, biases)
+
+
+def _widened(kernel: Kernel) -> jax.Array:
+    return widened(kernel) if isinstance(kernel, jax.Array) else kernel.astype(jnp.float32)
 
 
 def _parameter_layout(parameter: nnx.Variable) -> nnx.Variable:

@@ -12,6 +12,7 @@ from sft_jax.model.lookup import look_up
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
 from sft_jax.model.product import product
+from sft_jax.model.rounding import widened
 from sft_jax.model.qat import Unrounded
 from sft_jax.model.quant import Kernel, QuantisedKernel, kernel_product
 from sft_jax.model.spec import DecoderSpec, NormSpec
@@ -102,7 +103,7 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
     Added in float32, because the gradient of the bias is a sum over all rows in the dtype of this addition.
     """
-    return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
+    return (y.astype(jnp.float32) + widened(bias)).astype(y.dtype)
 
 
 class ExpertLinear(nnx.Module):
@@ -208,5 +209,5 @@ def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array | None, spec: Nor
     if spec.kind == "layer":
         y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + spec.epsilon)
-    y = y * (scale.astype(jnp.float32) + spec.offset)
-    return (y if bias is None else y + bias.astype(jnp.float32)).astype(x.dtype)
+    y = y * (widened(scale) + spec.offset)
+    return (y if bias is None else y + widened(bias)).astype(x.dtype)

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.model.rounding import rounded
 from sft_jax.model.sharding import AnyMesh, mesh_axes_for
 
 
@@ -107,12 +108,12 @@ def _forward(static: _Static, table, tokens):
 def _backward(static: _Static, tokens, gradient):
     cut = static.cut
     if cut is None:
-        return _summed(gradient, tokens, 0, static.vocab).astype(static.table_dtype), None
+        return rounded(_summed(gradient, tokens, 0, static.vocab), static.table_dtype), None
 
     def local(tokens, gradient):
         rows = static.vocab // lax.axis_size(cut.vocab) if cut.vocab else static.vocab
         sums = _summed(_all_states(cut, gradient), _all_tokens(cut, tokens), _first_row(cut, rows), rows)
-        return (lax.psum(sums, cut.copies) if cut.copies else sums).astype(static.table_dtype)
+        return rounded(lax.psum(sums, cut.copies) if cut.copies else sums, static.table_dtype)
 
     return jax.shard_map(
         local, mesh=cut.mesh, in_specs=(cut.rows, cut.rows), out_specs=cut.table, check_vma=False

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sft_jax.model.options import Constrain, no_constraint
+from sft_jax.model.rounding import rounded
 
 
 class _Static(NamedTuple):
@@ -68,7 +69,7 @@ def _backward(static: _Static, residuals, gradient):
     )
     if static.axes is not None:
         of_matrix = static.constrain(of_matrix, static.axes)
-    return of_rows, of_matrix.astype(matrix.dtype)
+    return of_rows, rounded(of_matrix, matrix.dtype)
 
 
 _product.defvjp(_forward, _backward)
@@ -136,7 +137,7 @@ def _grouped_backward(precision, residuals, of_result):
     of_kernels = lax.ragged_dot_general(
         rows, of_result, sizes, _OF_KERNEL, precision=precision, preferred_element_type=jnp.float32
     )
-    return of_rows, *((of_kernels.astype(values.dtype), None) if of_gradient is None else (None, of_kernels)), None
+    return of_rows, *((rounded(of_kernels, values.dtype), None) if of_gradient is None else (None, of_kernels)), None
 
 
 _grouped.defvjp(_grouped_forward, _grouped_backward)

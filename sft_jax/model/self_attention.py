@@ -10,6 +10,7 @@ from sft_jax.model.low_rank import split_key
 from sft_jax.model.mask import MaskSpec
 from sft_jax.model.options import Options
 from sft_jax.model.rope import RopeTable, apply_rope, rotate_queries
+from sft_jax.model.rounding import widened
 from sft_jax.model.spec import DecoderSpec, LayerSpec, NormSpec
 
 
@@ -127,6 +128,6 @@ def new_sinks(spec: DecoderSpec, dtype) -> nnx.Param | None:
 
 def mix_heads(q, k, v, mask: MaskSpec, sinks: nnx.Param | None, options: Options) -> jax.Array:
     """Returns what the heads read, side by side, [B, Lq, H * Cv]."""
-    scores = None if sinks is None else sinks[...]
+    scores = None if sinks is None else widened(sinks[...])
     out = attend(q, k, v, mask, options.attention, options.dot_precision, sinks=scores, mesh=options.mesh)
     return out.reshape(*out.shape[:2], -1)

@@ -14,6 +14,7 @@ import numpy as np
 from sft_jax.model.blocked_attention import KEPT
 from sft_jax.model.context import AXIS, zigzag_order
 from sft_jax.model.mask import MaskSpec
+from sft_jax.model.rounding import widened
 
 LANES = 128  # lengths are cut into multiples of it
 BLOCKS = (512, 256, LANES)  # queries and keys in a block, the largest that divides their length
@@ -44,8 +45,8 @@ def splash_attention(q, k, v, mask: MaskSpec, precision, sinks=None, interpret: 
         kernel = jax.tree.map(lambda x: _part(jnp.asarray(x), here, mask.parts), kernel)
     scaled = (q.astype(jnp.float32) * mask.scale).astype(q.dtype)
     by_head = (jnp.swapaxes(x, 1, 2) for x in (scaled, k, v))
+    sinks = None if sinks is None else widened(sinks)  # the kernel gives their gradient in the dtype of q
     segments = SegmentIds(mask.query_segments, mask.key_segments)
-    sinks = None if sinks is None else sinks.astype(jnp.float32)
     out = jax.vmap(lambda q, k, v, segments: kernel(q, k, v, segments, sinks))(*by_head, segments)
     out = jnp.swapaxes(out, 1, 2).astype(v.dtype)
     out = jnp.where((mask.query_segments > 0)[..., None, None], out, 0)

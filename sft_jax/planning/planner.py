@@ -12,6 +12,7 @@ from sft_jax.config import Config
 from sft_jax.hf.hub import download
 from sft_jax.hf.restore import model_source
 from sft_jax.hf.source import Source, as_folder, is_hub_id
+from sft_jax.model.adapters import is_adapter
 from sft_jax.model.blocked_attention import block_size
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.platform import tracing_for
@@ -135,13 +136,15 @@ def limits_of(programs: Programs) -> Limits:
     positions, vocab = loss_shape(programs)
     spec, mesh = programs.composed.abstract.spec, programs.mesh.shape
 
-    def read(leaf) -> int:
+    def read(path, leaf) -> int:
         """Numbers of one layer's parameter as a device reads it: gathered, but for the axes that cut what is computed."""
-        cut = {name for axis in leaf.axes[1:] if axis is not None and axis not in GATHERED for name in LAYOUT[axis]}
-        numbers = math.prod(leaf.get_value().shape[1:]) * leaf.get_metadata().get("numbers", 1)
+        layers = int(path.startswith("runs."))  # its first axis
+        cut = {name for axis in leaf.axes[layers:] if axis is not None and axis not in GATHERED for name in LAYOUT[axis]}
+        numbers = math.prod(leaf.get_value().shape[layers:]) * leaf.get_metadata().get("numbers", 1)
         return numbers // math.prod(mesh[name] for name in cut)
 
-    kernel = max(read(leaf) for path, leaf in named_leaves(programs.composed.abstract) if path.startswith("runs."))
+    leaves = named_leaves(programs.composed.abstract)
+    kernel = max(read(path, leaf) for path, leaf in leaves if path.startswith("runs.") or is_adapter(path))
     rows = spec.vocab_rows // mesh["tensor"]
     cut_along_hidden = any(mesh[name] > 1 for name in LAYOUT["embed"])
     table = (rows, spec.hidden_size) if cut_along_hidden and not spec.tied_head else None

@@ -114,13 +114,14 @@ def _logits(decoder: Decoder, batch: Batch) -> np.ndarray:
 def _moved(decoder: Decoder, seed: int) -> Decoder:
     """Returns the decoder with noise on its adapters, of the size of their own numbers, or a hundredth where those are zero."""
     graphdef, state = nnx.split(decoder)
-    flat = nnx.to_flat_state(state)
-    for number, (path, variable) in enumerate(flat):
+    flat = []
+    for number, (path, variable) in enumerate(nnx.to_flat_state(state)):
         if is_adapter(".".join(map(str, path))):
             value = variable.get_value()
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), value.shape, value.dtype)
             scale = jnp.where(jnp.any(value != 0), jnp.std(value), 1.0) * 0.01
-            variable.set_value(value + scale * noise)
+            variable = variable.replace(value + scale * noise)  # the decoder's own stays as it is
+        flat.append((path, variable))
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 

@@ -142,7 +142,7 @@ def test_a_resume_that_starts_the_data_again_is_found(small, tmp_path, monkeypat
     from sft_jax.training import run
 
     batches = run.batches
-    monkeypatch.setattr(run, "batches", lambda stream, first, *rest: batches(stream, 0, *rest))
+    monkeypatch.setattr(run, "batches", lambda stream, first, *rest: ((first + row, batch) for row, batch in batches(stream, 0, *rest)))
     outcome = running.resume(Bench(small, tmp_path).runs)
     assert outcome.state == "FAILS" and "arrays and steps that differ: " in outcome.quantity
 

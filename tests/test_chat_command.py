@@ -62,7 +62,7 @@ def test_a_conversation_in_a_terminal(model, environment):
         for _ in range(20):  # a key that comes between the prompt and the wait for one is only seen with the next
             os.write(ours, b"\x03")
             try:
-                process.wait(3)
+                process.wait(20)  # longer than its end takes, in which another one would kill it
                 break
             except subprocess.TimeoutExpired:
                 pass

@@ -19,7 +19,9 @@ from sft_jax import cli
 from sft_jax.config import AdapterConfig, Config, parse_config
 from sft_jax.errors import UserError
 
-_MODELS = flags.DEFINE_multi_string("model", [], "Hugging Face directory, hub id, adapter, workdir of a run or RUN/checkpoints/STEP; several times.")
+_MODELS = flags.DEFINE_multi_string(
+    "model", [], "Hugging Face directory, hub id, adapter, workdir of a run or RUN/checkpoints/STEP; several times."
+)
 _BASE = flags.DEFINE_string("base", None, "The base of adapters, where it is not where they say.")
 _CONFIG = cli.define_config_flag()
 _SET = flags.DEFINE_string("set", "", "The held-out set of data.eval, where there are several.")
@@ -30,7 +32,9 @@ _EACH = flags.DEFINE_bool("prompt_each", False, "Try examples and system prompts
 _GENERATE = flags.DEFINE_integer("generate", -1, "Held-out prompts to answer, drawn by the configuration's seed; -1 = all.")
 _POOL = flags.DEFINE_integer("pool", 10_000, "Training rows that examples are taken from, at most, drawn by the configuration's seed.")
 _VALIDATION = flags.DEFINE_integer("validation", 64, "Training rows on which auto chooses a number of examples; they are never shown.")
-_SCORERS = flags.DEFINE_multi_string("scorer", [], "How answers are scored, as in sft_jax.evaluate; several times, advice is by the first. Default: eval.scorers.")
+_SCORERS = flags.DEFINE_multi_string(
+    "scorer", [], "How answers are scored, as in sft_jax.evaluate; several times, advice is by the first. Default: eval.scorers."
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer, at most. Default: eval.max_new_tokens.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Answers that are computed together. Default: eval.batch_size.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
@@ -40,7 +44,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws of tokens. Rows, examples 
 _LATENCY = flags.DEFINE_integer("latency", 8, "Prompts that are answered one at a time to measure seconds; 0 = none.")
 _PRICE_IN = flags.DEFINE_multi_float("price_in", [], "Price of a million prompt tokens: once for all, or once for each --model.")
 _PRICE_OUT = flags.DEFINE_multi_float("price_out", [], "Price of a million answer tokens, likewise.")
-_PRICE_CACHED = flags.DEFINE_multi_float("price_cached", [], "Price of a million prompt tokens that all prompts begin with, likewise. Default: as --price_in.")
+_PRICE_CACHED = flags.DEFINE_multi_float(
+    "price_cached", [], "Price of a million prompt tokens that all prompts begin with, likewise. Default: as --price_in."
+)
 _OUT = flags.DEFINE_string("out", None, "Write samples.jsonl, samples.html and results.json into this folder.")
 _JSON = flags.DEFINE_bool("json", False, "Write the results as one JSON object to standard output.")
 
@@ -183,8 +189,9 @@ def _out_folder() -> Path | None:
     folder = Path(_OUT.value).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "samples.jsonl").touch()
     except OSError as error:
-        raise UserError(f"--out: {folder} cannot be made ({error.strerror}); name another folder.") from error
+        raise UserError(f"--out: {folder} cannot be written to ({error.strerror}); name another folder.") from error
     return folder
 
 

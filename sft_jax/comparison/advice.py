@@ -77,9 +77,12 @@ def advise(entries: Sequence[Entry], against: Callable[[int, int], Judged], pair
     elif choice == best:
         verdict = "best"
         if second in level:
-            told = f"Take {_scored(entries[best], terms)}. It is the cheapest of those that are not significantly below the highest score, and has it."
+            told = f"Take {_scored(entries[best], terms)}. It has the highest score and is the cheapest of those not significantly below it."
         else:
-            told = f"Take {_scored(entries[best], terms)}. It is significantly above every other; next is {entries[second].name}: {_difference(against(best, second))}."
+            told = (
+                f"Take {_scored(entries[best], terms)}. It is significantly above every other; next is {entries[second].name}: "
+                f"{_difference(against(best, second))}."
+            )
     else:
         verdict = "cheapest"
         judged = against(best, choice)
@@ -97,9 +100,9 @@ def _cannot_tell(entries, best: int, choice: int, rival: int, judged: Judged, pa
     if needed is None:
         return f"These {terms.rows:,} rows cannot tell: {entries[best].name} and {entries[rival].name} score the same. {cheapest}", None
     return (
-        f"These {terms.rows:,} rows cannot tell: {entries[best].name} has the highest score ({entries[best].score:.4f}), and nothing is significantly "
-        f"below it. To show the difference that is seen from {entries[rival].name}, {_difference(judged)}, would take about {needed:,} rows "
-        f"({POWER:.0%} power). {cheapest}"
+        f"These {terms.rows:,} rows cannot tell: {entries[best].name} has the highest score ({entries[best].score:.4f}), and nothing is "
+        f"significantly below it. To show the difference that is seen from {entries[rival].name}, {_difference(judged)}, would take about "
+        f"{needed:,} rows ({POWER:.0%} power). {cheapest}"
     ), needed
 
 
@@ -111,23 +114,25 @@ def _prompting(entries: Sequence[Entry], against: Callable[[int, int], Judged]) 
     prompted, other = (max(group, key=lambda n: entries[n].score) for group in groups)
     judged = against(other, prompted)
     return [
-        f"Prompting against another model: the first model reaches {entries[prompted].score:.4f} at best ({entries[prompted].name}), the others "
-        f"{entries[other].score:.4f} ({entries[other].name}): {_difference(judged)}, which is {'' if judged.significant else 'not '}significant."
+        f"Prompting against another model: the first model reaches {entries[prompted].score:.4f} at best ({entries[prompted].name}), the "
+        f"others {entries[other].score:.4f} ({entries[other].name}): {_difference(judged)}, which is "
+        f"{'' if judged.significant else 'not '}significant."
     ]
 
 
 def _rule(pairs: int, terms: Terms) -> str:
     return (
-        f"Rule: the cheapest ({'price' if terms.priced else 'tokens'} of a request) of the contenders whose {terms.scorer} is not significantly below the "
-        f"highest, by paired permutation tests on the same {terms.rows:,} rows, Holm-corrected for {pairs:,} {'pair' if pairs == 1 else 'pairs'}, "
-        f"alpha {ALPHA:g}."
+        f"Rule: the cheapest ({'price' if terms.priced else 'tokens'} of a request) of the contenders whose {terms.scorer} is not significantly "
+        f"below the highest, by paired permutation tests on the same {terms.rows:,} rows, Holm-corrected for {pairs:,} "
+        f"{'pair' if pairs == 1 else 'pairs'}, alpha {ALPHA:g}."
     )
 
 
 def _unknown(entries, choice: int, best: int, against, terms: Terms) -> str:
     parts = []
     if choice != best and against(best, choice).pair.interval is not None:
-        parts.append(f"{entries[choice].name} may be below {entries[best].name} by up to {max(against(best, choice).pair.interval.high, 0):.4f} (95 %)")
+        most = max(against(best, choice).pair.interval.high, 0)
+        parts.append(f"{entries[choice].name} may be below {entries[best].name} by up to {most:.4f} (95 %)")
     if not terms.priced:
         parts.append("no price was given, and a token of one model may cost more than one of another")
     parts.append("what fine-tuning and hosting cost, requests unlike the held-out rows, and whatever the scorer does not look at")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sft_jax.comparison.contenders import CANDIDATES, Contender, Examples
+from sft_jax.comparison.contenders import CANDIDATES, Contender
 from sft_jax.comparison.prompts import GAP, Asked, Form, Shelf, ask
-from sft_jax.comparison.questions import Question
+from sft_jax.comparison.questions import Question, Questions
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.evaluation.samples import Decoding, HeldOut, answer_of, generate_answers, score_answers
 from sft_jax.evaluation.scoring import Answer, Scored, Scorer
@@ -50,7 +50,7 @@ class Respondent:
         self,
         decoder: Decoder,
         form: Form,
-        questions: Sequence[Question],
+        questions: Questions,
         shelf: Shelf,
         scorers: Mapping[str, Scorer],
         decoding: Decoding,
@@ -59,7 +59,13 @@ class Respondent:
         self._decoder, self._form, self._questions, self._shelf = decoder, form, questions, shelf
         self._scorers, self._decoding, self._between = scorers, decoding, between
 
-    def answer(self, contender: Contender, asked: Asked, questions: Sequence[Question], timed: int, what: str = "answers") -> Answered:
+    def ask(self, contender: Contender, questions: Sequence[Question]) -> Asked:
+        """Returns the prompts of a contender with a known number of examples."""
+        return ask(self._form, contender, questions, self._shelf, self._decoding.max_new_tokens)
+
+    def answer(
+        self, contender: Contender, asked: Asked, questions: Sequence[Question], timed: int = 0, what: str = "answers"
+    ) -> Answered:
         """Returns the answers of a contender to questions with their scores, and the latency of `timed` of them."""
         decoding, tokenizer, stop_ids = self._decoding_of(contender), self._form.tokenizer, self._form.stop_ids
         fitting = [place for place, fits in enumerate(asked.fits) if fits]
@@ -79,48 +85,48 @@ class Respondent:
             sizes, shared_beginning(prompts), self._latency(contender, prompts, decoding, timed),
         )  # fmt: skip
 
-    def choose_count(self, contender: Contender, validation: Sequence[Question]) -> tuple[int, str]:
-        """Returns the number of examples with the best score on `validation`, the fewest of equal ones, and a line that says so.
+    def choose(self, contender: Contender) -> tuple[Contender, str]:
+        """Returns a contender with the number of examples that has the best score on the validation rows, and a line that says so.
 
-        Of CANDIDATES those are tried with which every prompt fits, of the questions too. The score is that of the first scorer.
+        Of CANDIDATES those are tried with which every prompt fits, of the scored rows too; of equally good ones the fewest
+        win. The score is that of the first scorer.
         """
-        name, values = next(iter(self._scorers)), {}
+        name, validation, values = next(iter(self._scorers)), self._questions.validation, {}
         for count in CANDIDATES:
-            tried = replace(contender, examples=Examples(count, contender.examples.nearest))
+            tried = contender.with_examples(count)
             if count > len(self._shelf):
                 break
-            asked, scored = (
-                ask(self._form, tried, rows, self._shelf, self._decoding.max_new_tokens, count) for rows in (validation, self._questions)
-            )
+            asked, scored = (self.ask(tried, rows) for rows in (validation, self._questions.scored))
             if not all(asked.fits + scored.fits):
                 break
-            values[count] = self.answer(tried, asked, validation, 0, "answers for validation").scored[name].value
+            values[count] = self.answer(tried, asked, validation, what="answers for validation").scored[name].value
         best = max(values, key=lambda count: (np.nan_to_num(values[count], nan=-np.inf), -count), default=0)
-        tried = ", ".join(f"{count}: {value:.4f}" for count, value in values.items()) or "none fits"
+        scores = ", ".join(f"{count}: {value:.4f}" for count, value in values.items()) or "none fits"
         left_out = [str(count) for count in CANDIDATES if count not in values]
         rest = f"; {', '.join(left_out)} would not fit, or are more than there are" if left_out and values else ""
-        told = f"chosen by {name} on {len(validation):,} training rows that are neither shown nor scored ({tried}{rest})"
-        return best, f"{contender.name}: {best} {told}."
+        told = f"chosen by {name} on {len(validation):,} training rows that are neither shown nor scored ({scores}{rest})"
+        return contender.with_examples(best), f"{contender.name}: {best} {told}."
 
     def _generated(self, item: HeldOut, generation: Generation, decoding: Decoding) -> int:
         """Returns how many tokens were generated, with the stop token where one ended the answer."""
-        by_text = decoding.stop and cut_before(text := continuation_text(self._form.tokenizer, item.prompt_ids, generation.ids), decoding.stop) != text
-        return len(generation.ids) + (generation.finished and not by_text)
+        text = continuation_text(self._form.tokenizer, item.prompt_ids, generation.ids) if decoding.stop else ""
+        return len(generation.ids) + (generation.finished and cut_before(text, decoding.stop) == text)
 
     def _decoding_of(self, contender: Contender) -> Decoding:
         """Returns how answers are generated. Where examples are plain text the gap between them ends an answer, too.
 
         A model without a template goes on with the next example. Where answers have gaps in them nothing can be told by one.
         """
-        texts = [each.conversation.completion or "" for each in (*self._questions, *self._shelf)]
+        texts = [each.conversation.completion or "" for each in (*self._questions.scored, *self._shelf)]
         ends = contender.examples is not None and self._form.template is None and not any(GAP in text for text in texts)
-        return replace(self._decoding, stop=(*self._decoding.stop, GAP)) if ends and GAP not in self._decoding.stop else self._decoding
+        return replace(self._decoding, stop=(*self._decoding.stop, GAP)) if ends else self._decoding
 
     def _latency(self, contender: Contender, prompts: Sequence[Sequence[int]], decoding: Decoding, count: int) -> Latency | None:
         """Returns how long single prompts, evenly spread, take; the first time that each is asked programs are compiled."""
-        chosen = [prompts[place * len(prompts) // count] for place in range(count)] if len(prompts) > count else list(prompts) if count else []
-        if not chosen:
+        count = min(count, len(prompts))
+        if not count:
             return None
+        chosen = [prompts[place * len(prompts) // count] for place in range(count)]
         seconds = []
         for number, prompt in enumerate(chosen):
             for _ in range(2):

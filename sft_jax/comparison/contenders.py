@@ -1,7 +1,7 @@
 """Who takes part: models, and the ways in which they are prompted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sft_jax.comparison.systems import System
 from sft_jax.errors import UserError
@@ -26,6 +26,10 @@ class Contender:
     system: System | None = None  # takes the place of a row's own system prompt
     examples: Examples | None = None
 
+    def with_examples(self, count: int) -> "Contender":
+        """Returns the contender with so many examples in place of AUTO."""
+        return replace(self, examples=Examples(count, self.examples.nearest) if count else None)
+
     @property
     def name(self) -> str:
         """What it is called in tables."""
@@ -44,7 +48,9 @@ def read_examples(shots: Sequence[str], retrieve: Sequence[str]) -> list[Example
     for flag, values in (("--shots", shots), ("--retrieve", retrieve)):
         for value in values:
             if value != AUTO and not (value.isdecimal() and int(value)):
-                raise UserError(f"{flag}: must be a number of examples above 0, or {AUTO}, not '{value}'; the model without examples always takes part.")
+                raise UserError(
+                    f"{flag}: must be a number of examples above 0, or {AUTO}, not '{value}'; the model without examples always takes part."
+                )
             examples = Examples(AUTO if value == AUTO else int(value), flag == "--retrieve")
             if examples in found:
                 raise UserError(f"{flag}: '{value}' is named twice; leave one of them out.")
@@ -52,7 +58,9 @@ def read_examples(shots: Sequence[str], retrieve: Sequence[str]) -> list[Example
     return found
 
 
-def make_contenders(models: Sequence[str], examples: Sequence[Examples], systems: Sequence[System], prompt_each: bool) -> list[Contender]:
+def make_contenders(
+    models: Sequence[str], examples: Sequence[Examples] = (), systems: Sequence[System] = (), prompt_each: bool = False
+) -> list[Contender]:
     """Returns all contenders: each model as it is, and the first one (or each) with every system prompt and number of examples.
 
     Raises UserError for a model that is named twice, and where there is nothing to compare.

@@ -59,7 +59,7 @@ def compare_pair(first: Scored, second: Scored, seed: int = 0) -> Pair | None:
     each = np.array(first.select(both).of_each(), float) - np.array(second.select(both).of_each(), float)
     total = together.sum(axis=0)
     seen = float(difference(total))
-    spread = 0.0
+    spread = math.nan
     if len(a) > 1:
         without = difference(total - together)  # the jackknife: for a mean this is the standard deviation of the differences
         spread = float(np.std((len(a) - 1) * (seen - without), ddof=1)) if np.isfinite(without).all() else math.nan
@@ -87,8 +87,9 @@ def _swap_test(a: np.ndarray, b: np.ndarray, value, seed: int) -> tuple[float, b
         count, forward = len(steps), int(np.all(steps == steps[0], axis=1).sum())
         ahead = np.arange(count + 1)[:, None]  # rows that are a step ahead after swaps
         reached = at_least(start + (ahead - forward) * steps[0])
-        logs = [math.lgamma(count + 1) - math.lgamma(j + 1) - math.lgamma(count - j + 1) - count * math.log(2) for j in range(count + 1)]
-        return min(float(np.exp(np.array(logs)[reached]).sum()), 1.0), True
+        factorials = np.array([math.lgamma(number + 1) for number in range(count + 1)])
+        shares = np.exp(factorials[-1] - factorials - factorials[::-1] - count * math.log(2))  # binomial, of each number of rows
+        return min(float(shares[reached].sum()), 1.0), True
     if len(steps) <= _MOST_EXACT:
         sums = start[None]
         for step in steps:
@@ -119,9 +120,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def rows_needed(difference: float, spread: float, pairs: int = 1) -> int | None:
     """Returns how many answers would show a difference with POWER at ALPHA / pairs, two-sided; None where there is none.
 
-    By the normal approximation: ((z(1 - alpha / 2) + z(power)) * spread / difference)^2, at least 2.
+    By the normal approximation: ((z(1 - alpha / 2) + z(power)) * spread / difference)^2. It is never fewer than those of which all
+    have to differ in the same direction, since a permutation test of n answers gives no p below 2^(1 - n).
     """
     if not difference or not math.isfinite(spread):
         return None
     quantiles = _NORMAL.inv_cdf(1 - ALPHA / pairs / 2) + _NORMAL.inv_cdf(POWER)
-    return max(2, math.ceil((quantiles * spread / difference) ** 2))
+    return max(math.floor(2 + math.log2(pairs / ALPHA)), math.ceil((quantiles * spread / difference) ** 2))

@@ -62,8 +62,8 @@ class Shelf:
         return [self._pool[place] for place in reversed(self._index.nearest(question.asked, count))]
 
 
-def ask(form: Form, contender: Contender, questions: Sequence[Question], shelf: Shelf, most: int, count: int) -> Asked:
-    """Returns the prompts of a contender with `count` examples each.
+def ask(form: Form, contender: Contender, questions: Sequence[Question], shelf: Shelf, most: int) -> Asked:
+    """Returns the prompts of a contender whose number of examples is known.
 
     The tokens are those that training on the same conversation would have before its last answer.
 
@@ -72,13 +72,16 @@ def ask(form: Form, contender: Contender, questions: Sequence[Question], shelf: 
 
     Raises UserError naming the row that the template refuses, and where there are fewer examples.
     """
-    nearest = contender.examples is not None and contender.examples.nearest
+    count, nearest = (contender.examples.count, contender.examples.nearest) if contender.examples is not None else (0, False)
     if count > len(shelf):
         flag = "--retrieve" if nearest else "--shots"
-        raise UserError(f"{flag}: asks for {count:,} examples, and {len(shelf):,} training rows can be shown; ask for fewer, or raise --pool.")
+        raise UserError(
+            f"{flag}: asks for {count:,} examples, and {len(shelf):,} training rows can be shown; ask for fewer, or name more rows in data.train."
+        )
     shown = [shelf.take(question, count, nearest) for question in questions]
     text = contender.system.text if contender.system is not None else None
-    conversations = [composed(question, shots, text, form.template is not None) for question, shots in zip(questions, shown, strict=True)]
+    chat = form.template is not None
+    conversations = [composed(question, shots, text, chat) for question, shots in zip(questions, shown, strict=True)]
     built = build_rows(
         conversations, form.tokenizer, form.template, supervise="last", template_kwargs=form.template_kwargs,
         allow_special_tokens=form.allow_special_tokens,
@@ -94,8 +97,8 @@ def ask(form: Form, contender: Contender, questions: Sequence[Question], shelf: 
     if not all(fits):
         first = questions[fits.index(False)].where
         notes.append(
-            f"{contender.name}: {fits.count(False):,} of {len(fits):,} prompts do not fit the model's context of {form.context:,} tokens with an answer "
-            f"of {most:,}; they are not asked and count as answered with nothing. The first is that of {first}."
+            f"{contender.name}: {fits.count(False):,} of {len(fits):,} prompts do not fit the model's context of {form.context:,} tokens with an "
+            f"answer of {most:,}; they are not asked and count as answered with nothing. The first is that of {first}."
         )
     replaced = sum(has_system(question.conversation) for question in questions) if text is not None else 0
     if replaced:

@@ -66,7 +66,9 @@ def read_questions(
     """
     item = _set_named(data, set_name)
     if pool and not data.train:
-        raise UserError("data.train: is empty, and examples are taken from there; name a file of training rows, or leave out --shots and --retrieve.")
+        raise UserError(
+            "data.train: is empty, and examples are taken from there; name a file of training rows, or leave out --shots and --retrieve."
+        )
     rows = open_collection(replace(data, eval=(item,), train=data.train if pool else ()), (), log)
     skip, notes = data.bad_rows == "skip", []
     size = int(rows.bases[1])
@@ -119,7 +121,8 @@ def question_of(conversation: Conversation, row: dict[str, Any], where: Where) -
         raise RowError("it has no answer to compare with; a comparison needs chats, or prompts with completions.")
     if conversation.kind == "chat":
         messages = conversation.messages
-        answers = [n for n, message in enumerate(messages) if message.role == "assistant" and not message.given and message.weight != 0]
+        answered = (message.role == "assistant" and not message.given and message.weight != 0 for message in messages)
+        answers = [place for place, holds in enumerate(answered) if holds]
         if not answers or answers[-1] == 0:
             raise RowError("it has no answer to a prompt that training would be on.")
         last = answers[-1]
@@ -149,7 +152,9 @@ def _parted(
             taken.add(question.key)
             part.append(question)
     if not parts[1]:
-        raise UserError("data.train: has no row that could be shown as an example; name other training rows, or leave out --shots and --retrieve.")
+        raise UserError(
+            "data.train: has no row that could be shown as an example; name other training rows, or leave out --shots and --retrieve."
+        )
     return tuple(parts[0]), tuple(parts[1])
 
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from sft_jax.checkpoint.processes import agree
 from sft_jax.comparison.asking import Answered, Between, Respondent
-from sft_jax.comparison.contenders import AUTO, Contender, Examples
+from sft_jax.comparison.contenders import AUTO, Contender
 from sft_jax.comparison.prompts import Asked, Form, Shelf, ask
 from sft_jax.comparison.questions import Questions, read_questions
 from sft_jax.comparison.results import Comparison, Price
@@ -40,7 +40,7 @@ class Request:
     validation: int = 64  # training rows on which a number of examples is chosen
     timed: int = 0  # prompts whose latency is measured
     prices: Mapping[str, Price] = field(default_factory=dict)  # by model
-    own_template: bool = False  # models that are no run are asked in their own template, where they have one, whatever the configuration says
+    own_template: bool = False  # a model that is no run is asked in its own template, where it has one, whatever the configuration says
 
 
 def compare(
@@ -75,13 +75,16 @@ def compare(
     for name, subject in request.subjects.items():
         decoder = _load(name, subject, config, mesh, loading)
         fingerprints[name] = decoder.source.fingerprint
-        respondent = Respondent(decoder, forms[name], questions.scored, shelf, scorers, request.decoding, between)
+        respondent = Respondent(decoder, forms[name], questions, shelf, scorers, request.decoding, between)
         for contender in (each for each in request.contenders if each.model == name):
             asked = prompts.get(contender)
             if asked is None:
-                contender, asked = _with_chosen(respondent, contender, forms[name], questions, shelf, request, [*prompts, *(e.contender for e in answered)], notes)
-                if asked is None:
+                contender, told = respondent.choose(contender)
+                if contender in {*prompts, *(each.contender for each in answered)}:
+                    notes.append(f"{told} That is {contender.name}, which takes part already.")
                     continue
+                notes.append(told)
+                asked = respondent.ask(contender, questions.scored)
             notes += asked.notes
             answered.append(respondent.answer(contender, asked, questions.scored, request.timed))
         del decoder, respondent  # before the next one is loaded
@@ -96,7 +99,7 @@ def comparable_scorers(specs: Sequence[str]) -> dict[str, Scorer]:
     scorers = find_scorers(specs, "--scorer")
     for name, scorer in scorers.items():
         if scorer.choices is not None:
-            raise UserError(f"--scorer: {name} judges likelihoods and not answers, which are what is compared; see sft_jax.evaluate for it.")
+            raise UserError(f"--scorer: {name} judges likelihoods, and what is compared are answers; use sft_jax.evaluate for it.")
     return scorers
 
 
@@ -125,30 +128,17 @@ def _prompts(request: Request, forms: Mapping[str, Form], questions: Questions, 
     """Returns the prompts of all contenders whose number of examples is known. Raises UserError for a way that changes nothing."""
     found: dict[Contender, Asked] = {}
     for contender in request.contenders:
-        count = contender.examples.count if contender.examples is not None else 0
-        if count == AUTO:
+        if contender.examples is not None and contender.examples.count == AUTO:
             continue
-        asked = ask(forms[contender.model], contender, questions.scored, shelf, request.decoding.max_new_tokens, count)
+        asked = ask(forms[contender.model], contender, questions.scored, shelf, request.decoding.max_new_tokens)
         plain = found.get(Contender(contender.model))
         if plain is not None and [item.prompt_ids for item in plain.items] == [item.prompt_ids for item in asked.items]:
             flag = "--system" if contender.system is not None else "--shots, --retrieve"
-            raise UserError(f"{flag}: {contender.name} is asked exactly what {contender.model} is: its chat template leaves that out, so drop the flag.")
+            raise UserError(
+                f"{flag}: {contender.name} is asked exactly what {contender.model} is, since its chat template leaves that out; leave out the flag."
+            )
         found[contender] = asked
     return found
-
-
-def _with_chosen(
-    respondent: Respondent, contender: Contender, form: Form, questions: Questions, shelf: Shelf, request: Request,
-    known: Sequence[Contender], notes: list[str],
-) -> tuple[Contender, Asked | None]:  # fmt: skip
-    """Returns a contender with a chosen number of examples, and its prompts; None where another one is the same."""
-    count, told = respondent.choose_count(contender, questions.validation)
-    chosen = replace(contender, examples=Examples(count, contender.examples.nearest) if count else None)
-    same = chosen in known
-    notes.append(f"{told} That is {chosen.name}, which takes part already." if same else told)
-    if same:
-        return chosen, None
-    return chosen, ask(form, chosen, questions.scored, shelf, request.decoding.max_new_tokens, count)
 
 
 def _load(name: str, subject: Subject, config: Config, mesh: Mesh, loading: Loading | None):

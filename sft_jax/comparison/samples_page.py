@@ -40,7 +40,8 @@ def _answers(comparison: Comparison) -> str:
     names = [each.contender.name for each in comparison.answered]
     values = [each.scored[name].of_each() for each in comparison.answered]
     shown = min(len(comparison.questions), MOST_ROWS)
-    what = f"The {shown:,} rows" if shown == len(comparison.questions) else f"The first {shown:,} of {len(comparison.questions):,} rows (samples.jsonl has all)"
+    total = len(comparison.questions)
+    what = f"The {shown:,} rows" if shown == total else f"The first {shown:,} of {total:,} rows (samples.jsonl has all)"
     pairs = [(one, other) for other in range(len(names)) for one in range(other)]
     articles = [_article(comparison, place, [of_each[place] for of_each in values], pairs) for place in range(shown)]
     return f"<p>{escape(f'{what}. Who wins is said by {name}.')}</p>{_form(names, pairs)}{''.join(articles)}"

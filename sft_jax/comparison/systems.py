@@ -31,7 +31,8 @@ def read_systems(path: str) -> list[System]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"--system: {path}: cannot be read ({getattr(error, 'strerror', None) or 'it is no UTF-8'}); name a text file.") from error
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise UserError(f"--system: {path}: cannot be read ({reason}); name a text file.") from error
     found: list[tuple[int, str, list[str]]] = []
     for number, line in enumerate(lines, 1):
         head = _HEAD.fullmatch(line)

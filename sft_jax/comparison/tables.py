@@ -48,7 +48,7 @@ def pair_rows(comparison: Comparison, scorer: str) -> tuple[list[list[str]], int
     return [[names[one], names[other], *_cells(judged)] for (one, other), judged in shown.items()], len(pairs) - len(shown)
 
 
-PAIR_HEAD = ("contender", "against", "difference", "p", "wins", "losses", "ties")
+PAIR_HEAD = ("contender", "against", "difference", "p (Holm)", "wins", "losses", "ties")
 
 
 def _cells(judged: Judged) -> Sequence[str]:

@@ -119,3 +119,11 @@ def test_with_so_many_rows_the_difference_is_found_four_times_in_five(pairs):
     p = scipy.stats.ttest_1samp(rng.normal(0.5, 2.0, (4000, count)), 0, axis=1).pvalue
     assert np.mean(p < 0.05 / pairs) == pytest.approx(0.8, abs=0.03)
     assert rows_needed(0.0, 2.0) is None and rows_needed(0.5, float("nan")) is None
+
+
+def test_no_number_of_rows_is_below_what_a_permutation_test_can_show():
+    """Where all answers differ by as much, p is 2^(1 - n)."""
+    for pairs in (1, 3, 10):
+        count = rows_needed(1.0, 0.0, pairs)
+        assert compare_pair(means(np.ones(count)), means(np.zeros(count))).p < 0.05 / pairs
+        assert compare_pair(means(np.ones(count - 1)), means(np.zeros(count - 1))).p >= 0.05 / pairs

@@ -122,23 +122,27 @@ class Respondent:
         return replace(self._decoding, stop=(*self._decoding.stop, GAP)) if ends else self._decoding
 
     def _latency(self, contender: Contender, prompts: Sequence[Sequence[int]], decoding: Decoding, count: int) -> Latency | None:
-        """Returns how long single prompts, evenly spread, take; the first time that each is asked programs are compiled."""
+        """Returns how long prompts take that are answered one after the other, evenly spread over all; None where there are none.
+
+        They are answered twice, since programs are compiled the first time.
+        """
         count = min(count, len(prompts))
         if not count:
             return None
         chosen = [prompts[place * len(prompts) // count] for place in range(count)]
-        seconds = []
-        for number, prompt in enumerate(chosen):
-            for _ in range(2):
-                begun = time.perf_counter()
-                generate_ids(
-                    self._decoder, [prompt], self._form.stop_ids, decoding.max_new_tokens, options=decoding.options, seed=decoding.seed,
-                    batch_size=1, stop=StopStrings(self._form.tokenizer, decoding.stop) if decoding.stop else None,
-                )  # fmt: skip
-                last = time.perf_counter() - begun
-            seconds.append(last)
-            self._between(f"{contender.name}, latency", number + 1, len(chosen))
-        return Latency(float(np.median(seconds)), float(np.quantile(seconds, 0.9)), len(seconds))
+        for repeat in range(2):
+            reached: dict[int, float] = {}  # when so many were done
+
+            def between(done: int, reached=reached, before: int = repeat * count) -> None:
+                reached.setdefault(done, time.perf_counter())
+                self._between(f"{contender.name}: latency", before + done, 2 * count)
+
+            generate_ids(
+                self._decoder, chosen, self._form.stop_ids, decoding.max_new_tokens, options=decoding.options, seed=decoding.seed, batch_size=1,
+                stop=StopStrings(self._form.tokenizer, decoding.stop) if decoding.stop else None, between=between,
+            )  # fmt: skip
+        seconds = np.diff([reached[done] for done in range(count + 1)])
+        return Latency(float(np.median(seconds)), float(np.quantile(seconds, 0.9)), count)
 
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:

@@ -128,7 +128,8 @@ def test_without_a_template_examples_are_text_in_front():
     question, shots = plain("Q:", "A"), [plain("q1:", "a1\n"), plain("q2:", "a2")]
     found = composed(question, shots, "rules", False)
     assert (found.system, found.prompt, found.completion) == ("rules", "q1: a1\n\nq2: a2\n\nQ:", "A")
-    assert said(composed(question, shots, "rules", True)) == [("s", "rules"), ("u", "q1:"), ("a", "a1\n"), ("u", "q2:"), ("a", "a2"), ("u", "Q:"), ("a", "A")]
+    turns = [("u", "q1:"), ("a", "a1\n"), ("u", "q2:"), ("a", "a2"), ("u", "Q:"), ("a", "A")]
+    assert said(composed(question, shots, "rules", True)) == [("s", "rules"), *turns]
 
 
 def test_contenders_are_all_ways_of_the_first_model_and_the_others_as_they_are():

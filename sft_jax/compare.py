@@ -91,7 +91,7 @@ def main() -> None:
     request = Request(
         subjects, contenders, config.eval.scorers, Decoding(config.eval.max_new_tokens, batch, options, _SEED.value, tuple(_STOP.value)),
         _SET.value, None if _GENERATE.value < 0 else _GENERATE.value, _POOL.value, _VALIDATION.value, _LATENCY.value, prices,
-        own_template=_CONFIG.value is None,
+        of_run=_CONFIG.value is None,
     )  # fmt: skip
     with EvaluationProgress(shown=first) as progress:
         comparison = compare(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -22,6 +23,7 @@ from sft_jax.evaluation.scorers import find_scorers
 from sft_jax.evaluation.scoring import Scorer
 from sft_jax.hf.load import Progress
 from sft_jax.hf.source import as_folder, chat_template_of, find_model, is_run, read_source, run_config
+from sft_jax.model.decoder import Decoder
 
 Loading = Callable[[str], AbstractContextManager[Progress]]
 
@@ -40,7 +42,7 @@ class Request:
     validation: int = 64  # training rows on which a number of examples is chosen
     timed: int = 0  # prompts whose latency is measured
     prices: Mapping[str, Price] = field(default_factory=dict)  # by model
-    own_template: bool = False  # a model that is no run is asked in its own template, where it has one, whatever the configuration says
+    of_run: bool = False  # the configuration is a run's: other models have their own template, where they have one, and no rounding of it
 
 
 def compare(
@@ -68,12 +70,12 @@ def compare(
     if chosen and not questions.validation:
         raise UserError("data.train: has no row to choose the number of examples on; name more training rows, or a number in place of auto.")
     notes, shelf = list(questions.notes), Shelf(questions.pool)
-    forms = {name: agree(lambda subject=subject: form_of(subject, config, request.own_template)) for name, subject in request.subjects.items()}
+    forms = {name: agree(lambda subject=subject: form_of(subject, config, request.of_run)) for name, subject in request.subjects.items()}
     prompts = agree(lambda: _prompts(request, forms, questions, shelf))
     answered: list[Answered] = []
     fingerprints = {}
     for name, subject in request.subjects.items():
-        decoder = _load(name, subject, config, mesh, loading)
+        decoder = _load(name, subject, request, config, mesh, loading)
         fingerprints[name] = decoder.source.fingerprint
         respondent = Respondent(decoder, forms[name], questions, shelf, scorers, request.decoding, between)
         for contender in (each for each in request.contenders if each.model == name):
@@ -103,18 +105,17 @@ def comparable_scorers(specs: Sequence[str]) -> dict[str, Scorer]:
     return scorers
 
 
-def form_of(subject: Subject, config: Config, own_template: bool) -> Form:
-    """Returns how a model is asked: as the run says where it is one, else as `config` does."""
+def form_of(subject: Subject, config: Config, of_run: bool = False) -> Form:
+    """Returns how a model is asked: as the run says where it is one, else as `config` does; see `Request.of_run`."""
     tokenizer = open_tokenizer_of(subject)
     data = config.data
     setting, kwargs, special = data.chat_template, data.chat_template_kwargs, data.allow_special_tokens_in_content
-    folder = as_folder(subject.path)
-    if folder.is_dir() and is_run(folder):
-        of_run = run_config(folder)["data"]
-        setting = of_run.get("chat_template", "auto")
-        setting = chat_template_of(folder) if setting == "auto" else setting
-        kwargs, special = of_run.get("chat_template_kwargs") or {}, bool(of_run.get("allow_special_tokens_in_content"))
-    elif own_template and setting != "none" and tokenizer.chat_template is not None:
+    own = _run_config_of(subject)
+    if own is not None:
+        setting = own["data"].get("chat_template", "auto")
+        setting = chat_template_of(subject.path) if setting == "auto" else setting
+        kwargs, special = own["data"].get("chat_template_kwargs") or {}, bool(own["data"].get("allow_special_tokens_in_content"))
+    elif of_run and setting != "none" and tokenizer.chat_template is not None:
         setting = "auto"
     template = resolve_template(setting, tokenizer)
     source = read_source(find_model(subject.path, subject.base), subject.path)
@@ -122,6 +123,11 @@ def form_of(subject: Subject, config: Config, own_template: bool) -> Form:
     context = (values.get("text_config") or values).get("max_position_embeddings")
     reader = PromptReader(tokenizer, setting, kwargs, special)
     return Form(tokenizer, template, dict(kwargs), special, stop_ids_of(source, tokenizer, reader), context)
+
+
+def _run_config_of(subject: Subject) -> dict[str, Any] | None:
+    folder = as_folder(subject.path)
+    return run_config(folder) if folder.is_dir() and is_run(folder) else None
 
 
 def _prompts(request: Request, forms: Mapping[str, Form], questions: Questions, shelf: Shelf) -> dict[Contender, Asked]:
@@ -141,8 +147,10 @@ def _prompts(request: Request, forms: Mapping[str, Form], questions: Questions, 
     return found
 
 
-def _load(name: str, subject: Subject, config: Config, mesh: Mesh, loading: Loading | None):
-    settings = replace(config, model=replace(config.model, path=subject.path))
+def _load(name: str, subject: Subject, request: Request, config: Config, mesh: Mesh, loading: Loading | None) -> Decoder:
+    own = _run_config_of(subject)
+    qat = own.get("train", {}).get("qat", "") if own is not None else "" if request.of_run else config.train.qat
+    settings = replace(config, model=replace(config.model, path=subject.path), train=replace(config.train, qat=qat))
     if loading is None:
         return open_decoder(subject, settings, mesh)
     with loading(name) as progress:

@@ -158,7 +158,7 @@ def respond(folder, mesh):
     questions = read_questions(config.data, set_name="", count=6, validation=6, pool=1000, seed=0, log=lambda line: None)
 
     def go(context=None, scorer=None, pool=questions.pool[:4]):
-        form = dataclasses.replace(form_of(subject, config, False), context=context)
+        form = dataclasses.replace(form_of(subject, config), context=context)
         scorer = scorer or Scorer(lambda answer: (float(bool(answer.generation)), 1.0))
         return Respondent(decoder, form, questions, Shelf(pool), {"s": scorer}, Decoding(4, 8), lambda *done: None), questions
 
@@ -233,6 +233,18 @@ def test_a_system_prompt_that_the_template_leaves_out_is_refused(folder, mesh):
     config = config_of(folder, data__chat_template=str(template))
     with pytest.raises(UserError, match="--system: .*system terse is asked exactly what .*base is"):
         compare(request_of(folder, "base", systems=[TERSE]), config, mesh, log=lambda line: None)
+
+
+def test_each_model_is_asked_in_the_form_that_it_knows(folder):
+    """The run was trained with the template of its base; chatml is what the configuration says."""
+    config = config_of(folder, data__chat_template="chatml", data__chat_template_kwargs={"a": 1})
+    base, run = Subject(str(folder / "base")), Subject(str(folder / "run"))
+    own = load_tokenizer(folder / "base").chat_template
+    assert "im_start" in form_of(base, config).template.source and form_of(base, config).template_kwargs == {"a": 1}
+    assert form_of(base, config, of_run=True).template.source == own
+    assert (form_of(run, config).template.source, form_of(run, config).template_kwargs, form_of(run, config).context) == (own, {}, 512)
+    bare = config_of(folder, data__chat_template="none")
+    assert form_of(base, bare, of_run=True).template is None and form_of(run, bare).template.source == own
 
 
 def test_choices_by_likelihood_are_refused(folder, mesh):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sft_jax.comparison.results import Comparison
-from sft_jax.comparison.tables import PAIR_HEAD, advice_lines, contender_rows, pair_rows
+from sft_jax.comparison.tables import PAIR_HEAD, advice_lines, contender_rows, latency_line, pair_rows
 from sft_jax.inspection.markup import escape
 from sft_jax.inspection.page import Section, page
 from sft_jax.inspection.page_numbers import table
@@ -23,7 +23,7 @@ def samples_page(comparison: Comparison) -> str:
     return page(
         "Contenders compared",
         [
-            Section("contenders", "Contenders", numbers + _paragraphs(comparison.notes)),
+            Section("contenders", "Contenders", numbers + _paragraphs(list(filter(None, [latency_line(comparison), *comparison.notes])))),
             Section("pairs", "Pairs", "".join(pairs)),
             Section("advice", "Advice", _paragraphs(advice_lines(comparison))),
             Section("answers", "Answers", _answers(comparison)),

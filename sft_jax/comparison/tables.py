@@ -38,6 +38,12 @@ def contender_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return [heading for heading, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
 
 
+def latency_line(comparison: Comparison) -> str:
+    """Returns what the seconds of the table are; "" where none were measured."""
+    prompts = max((each.latency.prompts for each in comparison.answered if each.latency is not None), default=0)
+    return f"seconds: median and 90th percentile of {prompts:,} requests, one at a time, on this machine" if prompts else ""
+
+
 def pair_rows(comparison: Comparison, scorer: str) -> tuple[list[list[str]], int]:
     """Returns the cells of the table of pairs by a scorer, and how many pairs are left out since there are too many."""
     pairs = comparison.pairs[scorer]
@@ -66,6 +72,8 @@ def print_tables(comparison: Comparison) -> None:
     console.print(f"{len(comparison.questions):,} rows of {printable(comparison.set_name)}")
     head, rows = contender_rows(comparison)
     _print(console, head, rows, 1)
+    if latency_line(comparison):
+        console.print(latency_line(comparison))
     for scorer in comparison.scorers:
         rows, left_out = pair_rows(comparison, scorer)
         _print(console, [f"{scorer}: contender", *PAIR_HEAD[1:]], rows, 2)

@@ -117,7 +117,8 @@ def test_of_many_pairs_those_with_the_best_are_shown():
 def test_the_terminal_is_told_everything(comparison, capsys):
     print_tables(comparison)
     said = capsys.readouterr().out
-    for text in ("4 rows of held", "exact_match: contender", "token_f1: contender", "Rule: the cheapest (price", "Not known from this:"):
+    told = ("4 rows of held", "of 4 requests, one at a time, on this machine", "exact_match: contender", "token_f1: contender")
+    for text in (*told, "Rule: the cheapest (price", "Not known from this:"):
         assert text in said
     nothing = compared(ANSWERS)
     for each in nothing.answered[1:]:

@@ -63,6 +63,7 @@ def compare(
     scorers = comparable_scorers(request.scorers)
     examples = [contender.examples for contender in request.contenders if contender.examples is not None]
     chosen = any(each.count == AUTO for each in examples)
+    forms = {name: agree(lambda subject=subject: form_of(subject, config, request.of_run)) for name, subject in request.subjects.items()}
     questions = agree(lambda: read_questions(
         config.data, set_name=request.set_name, count=request.count, validation=request.validation if chosen else 0,
         pool=request.pool if examples else 0, seed=config.seed, log=log,
@@ -70,7 +71,6 @@ def compare(
     if chosen and not questions.validation:
         raise UserError("data.train: has no row to choose the number of examples on; name more training rows, or a number in place of auto.")
     notes, shelf = list(questions.notes), Shelf(questions.pool)
-    forms = {name: agree(lambda subject=subject: form_of(subject, config, request.of_run)) for name, subject in request.subjects.items()}
     prompts = agree(lambda: _prompts(request, forms, questions, shelf))
     answered: list[Answered] = []
     fingerprints = {}

@@ -287,7 +287,7 @@ def test_a_damaged_newest_checkpoint_is_named_by_the_export_of_the_one_before(ca
     assert "| optimizer steps | 1 |" in (case / "out/README.md").read_text()
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare"])
 def test_help_is_no_failure(command):
     result = subprocess.run([sys.executable, "-m", f"sft_jax.{command}", "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and f"python -m sft_jax.{command}" in result.stdout and "--config" in result.stdout

@@ -49,7 +49,7 @@ class SetResult:
         pairs = np.stack([self.documents.nll, self.documents.weight], axis=1)
         result: dict[str, Any] = {**self.documents.values(), "loss_interval": _ends(interval(pairs, ratio, seed=seed))}
         if self.scored:
-            result["scores"] = {name: _describe(scored, seed) for name, scored in self.scored.items()}
+            result["scores"] = {name: describe_score(scored, seed) for name, scored in self.scored.items()}
         if slices:
             result["slices"] = {
                 column: {value: self.select(documents).describe(seed=seed) for value, documents in values.items()}
@@ -58,7 +58,8 @@ class SetResult:
         return result
 
 
-def _describe(scored: Scored, seed: int) -> dict[str, Any]:
+def describe_score(scored: Scored, seed: int) -> dict[str, Any]:
+    """Returns "value", "interval" and "answers" (how many count) of a score; null where no answer counts, or there is no interval."""
     counted = np.array([scored.scorer.counts(row) for row in scored.statistics], bool)
     found = interval(scored.statistics[counted], scored.scorer.value, seed=seed) if counted.any() else None
     return {"value": scored.value if counted.any() else None, "interval": _ends(found), "answers": int(counted.sum())}

@@ -72,16 +72,20 @@ def generate_answers(
         seed=decoding.seed, batch_size=decoding.batch_size,
         stop=StopStrings(tokenizer, decoding.stop) if decoding.stop else None, between=between,
     )  # fmt: skip
-    answers = []
-    for number, (item, generation) in enumerate(zip(held_out, generations, strict=True)):
-        reference_ids = item.reference_ids
-        stop = next((place for place, token in enumerate(reference_ids) if token in stop_ids), len(reference_ids))
-        texts = [
-            cut_before(continuation_text(tokenizer, item.prompt_ids, ids), decoding.stop)
-            for ids in (generation.ids, reference_ids[:stop])
-        ]
-        answers.append(Answer(*texts, tokenizer.decode(item.prompt_ids), {} if rows is None else rows[number]))
+    answers = [
+        answer_of(tokenizer, item, generation.ids, stop_ids, decoding.stop, {} if rows is None else rows[number])
+        for number, (item, generation) in enumerate(zip(held_out, generations, strict=True))
+    ]
     return answers, generations
+
+
+def answer_of(
+    tokenizer: Tokenizer, item: HeldOut, ids: Sequence[int], stop_ids: Collection[int], stop: Sequence[str], row: Mapping[str, Any]
+) -> Answer:
+    """Returns the answer `ids` beside the reference, both as text that ends before the first stop token or text."""
+    end = next((place for place, token in enumerate(item.reference_ids) if token in stop_ids), len(item.reference_ids))
+    texts = [cut_before(continuation_text(tokenizer, item.prompt_ids, each), stop) for each in (ids, item.reference_ids[:end])]
+    return Answer(*texts, tokenizer.decode(item.prompt_ids), row)
 
 
 def score_answers(scorers: Mapping[str, Scorer], answers: Sequence[Answer]) -> dict[str, Scored]:

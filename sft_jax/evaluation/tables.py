@@ -1,7 +1,7 @@
 """The results of an evaluation for people: a table in the terminal, and a bar while it runs."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -19,22 +19,22 @@ def tables(found: Mapping[str, Any]) -> list[rich.table.Table]:
     A row is a set, or a slice of one. In brackets are 95 % bootstrap intervals over documents and answers; of benchmarks a
     standard error follows the value.
     """
-    losses = _table("held-out set", *(heading for _, heading, _ in _LOSSES), *(heading for _, heading in _COUNTS))
+    losses = new_table(["held-out set"], [*(heading for _, heading, _ in _LOSSES), *(heading for _, heading in _COUNTS)])
     names = list(dict.fromkeys(name for values in found["sets"].values() for name in values.get("scores", ())))
-    scores = _table("answers", *names, "answers")
+    scores = new_table(["answers"], [*names, "answers"])
     for name, values in found["sets"].items():
         rows = [(name, values)]
         for column, parts in values.get("slices", {}).items():
             rows += [(f"  {column}={part}", of_part) for part, of_part in parts.items()]
         for label, row in rows:
             cells = [format(row[key], form) if row.get(key) is not None else "-" for key, _, form in _LOSSES]
-            cells[0] += _brackets(row["loss_interval"])
+            cells[0] += brackets(row["loss_interval"])
             losses.add_row(label, *cells, *(f"{row[key]:,}" for key, _ in _COUNTS))
             if "scores" in row:
                 of = [row["scores"][scorer] for scorer in names]
-                cells = ["-" if score["value"] is None else f"{score['value']:.4f}{_brackets(score['interval'])}" for score in of]
+                cells = ["-" if score["value"] is None else f"{score['value']:.4f}{brackets(score['interval'])}" for score in of]
                 scores.add_row(label, *cells, f"{max(score['answers'] for score in of):,}")
-    benchmarks = _table("benchmark", "metric", "value", "examples")
+    benchmarks = new_table(["benchmark"], ["metric", "value", "examples"])
     for task, values in found.get("benchmarks", {}).items():
         for metric, value in values.items():
             if metric != "examples" and "_stderr" not in metric:
@@ -45,15 +45,18 @@ def tables(found: Mapping[str, Any]) -> list[rich.table.Table]:
     return [table for table, rows in filled if rows]
 
 
-def _table(first: str, *headings: str) -> rich.table.Table:
+def new_table(texts: Sequence[str], numbers: Sequence[str]) -> rich.table.Table:
+    """Returns a table without rows: columns of texts, then columns of numbers."""
     table = rich.table.Table(box=rich.box.SIMPLE)
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
+    for heading in texts:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
         table.add_column(heading, justify="right")
     return table
 
 
-def _brackets(interval: list[float] | None) -> str:
+def brackets(interval: list[float] | None) -> str:
+    """Returns an interval as it stands behind a value, nothing where there is none."""
     return "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 

@@ -1,19 +1,22 @@
 "use strict";
-// Filters of the examples. They are in the address after "#", so that a view can be shared: #search=text&set=name&only=problem
+// Filters of the examples: a search, and lists to choose from, each by an attribute data-NAME or by one of the words in data-is.
+// They are in the address after "#", so that a view can be shared: #search=text&set=name&only=problem
 (() => {
   const form = document.getElementById("filters");
   const examples = [...document.querySelectorAll("article.example")];
   const texts = examples.map((example) => example.textContent.toLowerCase());
+  const selects = [...form.querySelectorAll("select")];
+  const names = ["search", ...selects.map((select) => select.name)];
   const status = document.getElementById("status");
 
   function show() {
     const search = form.search.value.toLowerCase();
-    const { value: set } = form.set;
-    const { value: only } = form.only;
     let shown = 0;
     examples.forEach((example, index) => {
-      const kinds = example.dataset.is.split(" ");
-      const fits = (!set || example.dataset.set === set) && (!only || kinds.includes(only)) && texts[index].includes(search);
+      const { dataset } = example;
+      const kinds = dataset.is.split(" ");
+      const chosen = ({ name, value }) => !value || (name in dataset ? dataset[name] === value : kinds.includes(value));
+      const fits = selects.every(chosen) && texts[index].includes(search);
       example.hidden = !fits;
       shown += fits;
     });
@@ -22,7 +25,7 @@
 
   function read() {
     const asked = new URLSearchParams(location.hash.slice(1));
-    for (const name of ["search", "set", "only"]) {
+    for (const name of names) {
       form[name].value = asked.get(name) || "";
     }
     show();
@@ -30,7 +33,7 @@
 
   function changed() {
     const asked = new URLSearchParams();
-    for (const name of ["search", "set", "only"]) {
+    for (const name of names) {
       if (form[name].value) asked.set(name, form[name].value);
     }
     history.replaceState(null, "", asked.size ? `#${asked}` : location.pathname + location.search);

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"influence"},
-    {"planning", "checking"},
+    {"planning", "checking", "comparison"},
     {"cli", "large_pages"},
     {"commands"},
 ]

@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from sft_jax.config import to_dict
 from sft_jax.config_checks import check_local
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.experiments.cost import Cost
-from sft_jax.experiments.runs import FAILED, RUNS, Run, changes
+from sft_jax.experiments.runs import FAILED, RUNS, Run, changes, check_folders
 from sft_jax.training.clusters import find_place
 from sft_jax.training.progress import duration
 from sft_jax.training.resolved import resolved
@@ -60,19 +61,31 @@ def open_experiment(workdir: str) -> Workdir:
     return Workdir(workdir)
 
 
-def run_all(runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, stop: StopSignal, retry: bool, log: Log) -> list[Result]:
+def run_all(
+    runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, retry: bool, log: Log, keep_states: bool = True
+) -> list[Result]:
     """Runs what has not been run yet and returns how each run has ended, in the order of `runs`.
 
     A run that ends with a UserError, such as a loss that is not finite, is noted in its folder, and the others go on.
 
     Args:
-        stop: entered; while a run is at work, it has a StopSignal of its own.
         retry: runs that have failed before are started again; else they stay failed.
         log: takes a line when a run begins and ends.
+        keep_states: the checkpoints of a run stay when it has finished.
 
     Raises:
+        UserError: a folder holds a run with another configuration.
         StoppedBySignal: the run at work has saved its state; the same call goes on.
     """
+    check_folders(runs, work)
+    with StopSignal() as stop:  # beside it each run has one of its own
+        stop.where = f"after 0 of {len(runs)} runs"
+        return _run_all(runs, costs, work, stop, retry, log, keep_states)
+
+
+def _run_all(
+    runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, stop: StopSignal, retry: bool, log: Log, keep_states: bool
+) -> list[Result]:
     results: list[Result | None] = [_ended(run, work, retry) for run in runs]
     left = [number for number, result in enumerate(results) if result is None]
     if len(left) < len(runs):
@@ -84,6 +97,8 @@ def run_all(runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, stop: Sto
         log(f"run {number + 1} of {len(runs)}: {run.name}")
         begun = time.perf_counter()
         results[number] = result = _run(run, work, log)
+        if result.summary and not keep_states:
+            shutil.rmtree(result.folder / "checkpoints", ignore_errors=True)
         seconds, tokens = seconds + time.perf_counter() - begun, tokens + costs[number].tokens
         rest = sum(costs[other].tokens for other in left[place + 1 :])
         told = f"failed: {result.message}" if result.summary is None else f"done in {duration(time.perf_counter() - begun)}"

@@ -11,10 +11,9 @@ from sft_jax.experiments.cost import Cost, costs_of
 from sft_jax.experiments.engine import Result, check_same_data, run_all
 from sft_jax.experiments.metric import Metric, find_metric
 from sft_jax.experiments.overrides import Overrides
-from sft_jax.experiments.runs import Run, check_folders, make_runs
+from sft_jax.experiments.runs import Run, make_runs
 from sft_jax.experiments.statistics import Estimate, differ, estimate
 from sft_jax.training.platform import set_up_platform
-from sft_jax.training.signals import StopSignal
 from sft_jax.training.workdir import Workdir
 
 Log = Callable[[str], None]
@@ -79,10 +78,7 @@ def run_sweep(plan: Plan, work: Workdir, retry: bool, log: Log) -> Sweep:
 
     Raises UserError where a folder holds another run, and where every run has failed; StoppedBySignal as `run_all`.
     """
-    with StopSignal() as stop:
-        stop.where = "before the first run; there was nothing to save"
-        check_folders(plan.runs, work)
-        results = run_all(plan.runs, plan.costs, work, stop, retry, log)
+    results = run_all(plan.runs, plan.costs, work, retry, log)
     note = check_same_data(results)
     check_some(results)
     return summarise(plan.metric, results, [note] if note else [])

@@ -38,12 +38,14 @@ def main() -> None:
         raise UserError("--workdir: is missing; name the folder of the curve, such as --workdir runs/curve.")
     use_large_pages()
 
-    from sft_jax.experiments.engine import open_experiment
+    from sft_jax.experiments.engine import open_experiment, pinned
     from sft_jax.experiments.fractions import plan_curve, read_fractions
     from sft_jax.experiments.learning import run_curve
     from sft_jax.experiments.learning_report import plan_to_dict, report, run_lines, to_dict, write_results
 
-    plan = plan_curve(raw, read_fractions(_FRACTIONS.value), _SEEDS.value, _BUDGET.value, _METRIC.value, _say)
+    plan = plan_curve(
+        pinned(raw, _WORKDIR.value), read_fractions(_FRACTIONS.value), _SEEDS.value, _BUDGET.value, _METRIC.value, _say
+    )  # fmt: skip
     if _DRY_RUN.value:
         print(json.dumps(plan_to_dict(plan)) if _JSON.value else "\n".join(run_lines(plan)))
         return

@@ -49,11 +49,11 @@ def main() -> None:
         raise UserError("--grid: is missing; say what is to be compared, such as --grid optim.learning_rate=1e-5,3e-5.")
     use_large_pages()
 
-    from sft_jax.experiments.engine import open_experiment
+    from sft_jax.experiments.engine import open_experiment, pinned
     from sft_jax.experiments.sweep import plan_sweep, run_sweep
     from sft_jax.experiments.sweep_report import plan_to_dict, report, run_lines, to_dict, write_results
 
-    plan = plan_sweep(raw, points, seeds, _METRIC.value, _say)
+    plan = plan_sweep(pinned(raw, _WORKDIR.value), points, seeds, _METRIC.value, _say)
     if _DRY_RUN.value:
         print(json.dumps(plan_to_dict(plan)) if _JSON.value else "\n".join(run_lines(plan)))
         return

@@ -12,7 +12,7 @@ STEPS = 3
 def tiny_changes(folder: Path) -> dict:
     """Returns what a tiny run of an experiment changes of `tiny_config`."""
     tiny_config(folder)  # makes the files
-    return {"data__eval": {"held_out": str(folder / "held_out.jsonl")}, "train__steps": STEPS, "checkpoint__every": 0}
+    return {"data__eval": {"held_out": str(folder / "held_out.jsonl")}, "data__date": "2026-01-31", "train__steps": STEPS, "checkpoint__every": 0}
 
 
 def tiny_recipe(folder: Path, **changes) -> dict:

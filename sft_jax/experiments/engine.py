@@ -6,6 +6,7 @@ rate, length of the schedule and seed, as arguments). Nothing of a run stays in 
 """
 
 import contextlib
+import datetime
 import gc
 import io
 import json
@@ -22,7 +23,7 @@ from sft_jax.config import to_dict
 from sft_jax.config_checks import check_local
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.experiments.cost import Cost
-from sft_jax.experiments.runs import FAILED, RUNS, Run, changes, check_folders
+from sft_jax.experiments.runs import FAILED, RUNS, Run, changes, check_folders, shown_path
 from sft_jax.training.clusters import find_place
 from sft_jax.training.progress import duration
 from sft_jax.training.resolved import resolved
@@ -31,6 +32,7 @@ from sft_jax.training.signals import StopSignal
 from sft_jax.training.workdir import Workdir
 
 _OUTPUT = "output.txt"  # what a run prints, in its folder
+_BEGUN = "experiment.json"  # the day on which an experiment has begun
 
 Log = Callable[[str], None]
 
@@ -51,6 +53,16 @@ class Result:
         return sum(value for name, value in self.summary["seconds"].items() if name != "start") if self.summary else None
 
 
+def pinned(raw: dict[str, Any], workdir: str | None) -> dict[str, Any]:
+    """Returns a recipe whose templates take one day for today in all runs, also in those that begin after midnight.
+
+    It is the recipe's (data.date), else that on which the experiment in `workdir` has begun, else today.
+    """
+    begun = (_read(Path(workdir) / _BEGUN) or {}).get("date") if workdir else None
+    data = raw.get("data") or {}
+    return {**raw, "data": {**data, "date": data.get("date") or begun or _today()}} if isinstance(data, dict) else raw
+
+
 def open_experiment(workdir: str) -> Workdir:
     """Returns the folder of an experiment, locked. Raises UserError for a URL, and in a job of several processes."""
     check_local("--workdir", workdir)
@@ -58,7 +70,14 @@ def open_experiment(workdir: str) -> Workdir:
         raise UserError(
             "Several processes were started; an experiment is one process, which uses all devices of its host. Start one, on one host."
         )
-    return Workdir(workdir)
+    work = Workdir(workdir)
+    if not (work.path / _BEGUN).is_file():
+        work.write_json(_BEGUN, {"date": _today()})
+    return work
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def run_all(
@@ -118,7 +137,7 @@ def check_same_data(results: Sequence[Result]) -> str | None:
         changed = [name for name in ("tokens", "eval", "tokenizer") if first.data[name] != other.data[name]]
         if changed:
             raise UserError(
-                f"{other.folder}: its data ({', '.join(changed)}) are not those of {first.folder}: files, template or tokenizer changed "
+                f"{shown_path(other.folder)}: its data ({', '.join(changed)}) are not those of {shown_path(first.folder)}: files, template or tokenizer changed "
                 "between the two runs, so they do not compare. Restore them, or use another --workdir."
             )
     if len({result.data["eval"] for result in done}) > 1:

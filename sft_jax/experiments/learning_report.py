@@ -14,6 +14,7 @@ from rich.text import Text
 from sft_jax.experiments.curve import Curve
 from sft_jax.experiments.fractions import CurvePlan
 from sft_jax.experiments.learning import Learning
+from sft_jax.experiments.runs import shown_path
 from sft_jax.inspection.markup import escape
 from sft_jax.inspection.page import Section, page
 from sft_jax.inspection.page_numbers import table as html_table
@@ -91,7 +92,7 @@ def write_results(learning: Learning, work: Workdir) -> list[str]:
     content = {"curve.csv": _csv(learning), "curve.html": _html(learning)}
     for name, text in content.items():
         work.write_bytes(name, text.encode())
-    return [str(work.path / name) for name in content]
+    return [shown_path(work.path / name) for name in content]
 
 
 def to_dict(learning: Learning, files: Sequence[str]) -> dict[str, Any]:

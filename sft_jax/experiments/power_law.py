@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 EXPONENTS = 0.05, 4.0  # that c is looked for in: outside, five sizes within a factor of 16 show a straight line or a step
-_COARSE, _FINE, _ZOOMS = 24, 7, 3
+_COARSE, _FINE, _ZOOMS = 24, 7, 5
 _ROUNDS = 4  # of weights that follow from the fit before
 _HUBER = 1.5  # standard deviations from which on a run counts less (Huber 1964)
 _LEAST_SHARE = 1e-3  # of the largest value: what relative errors are taken of at least

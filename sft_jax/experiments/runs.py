@@ -82,6 +82,12 @@ def file_name(text: str) -> str:
     return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def shown_path(path: Path) -> str:
+    """Returns a path as short as it can be from where the command was started."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def check_folders(runs: Sequence[Run], work: Workdir) -> None:
     """Raises UserError where the folder of a run holds one with another configuration."""
     for run in runs:
@@ -90,7 +96,7 @@ def check_folders(runs: Sequence[Run], work: Workdir) -> None:
         if changed:
             key, old, new = changed[0]
             raise UserError(
-                f"{key}: was {old!r} when {work.path / RUNS / run.name} was run and is {new!r} now. Set it back, or use another --workdir."
+                f"{key}: was {old!r} when {shown_path(work.path / RUNS / run.name)} was run and is {new!r} now. Set it back, or use another --workdir."
             )
 
 

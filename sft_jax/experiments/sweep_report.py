@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.experiments.engine import Result
+from sft_jax.experiments.runs import shown_path
 from sft_jax.experiments.statistics import Estimate
 from sft_jax.experiments.sweep import Plan, Point, Sweep
 from sft_jax.inspection.markup import escape
@@ -70,7 +71,7 @@ def write_results(sweep: Sweep, work: Workdir) -> list[str]:
     content = {"results.csv": _csv(sweep), "results.md": _markdown(sweep), "results.html": _html(sweep)}
     for name, text in content.items():
         work.write_bytes(name, text.encode())
-    return [str(work.path / name) for name in content]
+    return [shown_path(work.path / name) for name in content]
 
 
 def to_dict(sweep: Sweep, files: Sequence[str]) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _cells(sweep: Sweep) -> list[list[str]]:
 
 
 def _folders(point: Point) -> str:
-    done = [str(result.folder) for result in point.results if result.summary]
+    done = [shown_path(result.folder) for result in point.results if result.summary]
     return done[0] + (f" and {len(done) - 1} more" if len(done) > 1 else "")
 
 
@@ -147,17 +148,17 @@ def _csv(sweep: Sweep) -> str:
         for result in sweep.results if result.summary
     }  # fmt: skip
     evaluated = list(dict.fromkeys(name for found in values.values() for name in found))
-    costs = ("steps", "real_tokens_per_second", "peak_memory_bytes")
+    costs = ("steps", "real_tokens_per_second")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *keys, "seed", "state", "value", *(f"last {name}" for name in evaluated), *costs, "seconds", "folder", "message"])
+    writer.writerow(["run", *keys, "seed", "state", "value", *(f"last {name}" for name in evaluated), *costs, "seconds", "message"])
     for point in sweep.points:
         for result in point.results:
             summary = result.summary or {}
             writer.writerow([
                 result.run.name, *(point.labels.get(key, "") for key in keys), result.run.seed, "done" if summary else "failed",
                 sweep.metric.of(summary) if summary else "", *(values.get(result.run.name, {}).get(name, "") for name in evaluated),
-                *(summary.get(name, "") for name in costs), "" if result.seconds is None else f"{result.seconds:.1f}", result.folder,
+                *(summary.get(name, "") for name in costs), "" if result.seconds is None else f"{result.seconds:.1f}",
                 result.message or "",
             ])  # fmt: skip
     return text.getvalue()

@@ -40,7 +40,7 @@ def grouped_bars(names: Sequence[str], groups: Sequence[tuple[str, np.ndarray]],
     thick = _BARS / len(groups)
     height = _TOP + len(names) * (_BARS + 12) + _BOTTOM
     left, width = 120, WIDTH - 120 - 60
-    parts = [axis_text(left - 8, _TOP + 16 + n * (_BARS + 12), shortened(name), "end") for n, name in enumerate(names)]
+    parts = [axis_text(left - 8, _TOP + 16 + n * (_BARS + 12), _shortened(name), "end") for n, name in enumerate(names)]
     for kind, (group, amounts) in enumerate(groups):
         for n, share in enumerate((100 * amounts / max(1, amounts.sum())).tolist()):
             y = _TOP + n * (_BARS + 12) + kind * thick
@@ -138,6 +138,5 @@ def figure(parts: Sequence[str], title: str, height: float, keys: str = "") -> s
     )
 
 
-def shortened(name: str) -> str:
-    """Returns a name as long as an axis has room for."""
+def _shortened(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sft_jax.inspection.markup import escape
-from sft_jax.inspection.plots import WIDTH, axis_text, figure, shortened
+from sft_jax.inspection.plots import WIDTH, axis_text, figure
 
-_ROW = 22  # height of a row of `intervals`
+_ROW = 36  # height of a row of `intervals`: a name, and below it what was measured
+_NAME = 64  # characters of a name
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 66, 20, 16, 44, 270
 
 
@@ -32,7 +33,7 @@ class Line(NamedTuple):
 
 def intervals(rows: Sequence[Measured], title: str, x_label: str) -> str:
     """Returns means as dots with their intervals as bars and single runs as rings, one row each from the top."""
-    left, width = 150, WIDTH - 150 - _RIGHT
+    left, width = _RIGHT, WIDTH - 2 * _RIGHT
     numbers = [x for row in rows for x in (*row.values, row.mean, row.low, row.high) if x is not None]
     ticks = _ticks(min(numbers), max(numbers))
     base = _TOP + len(rows) * _ROW
@@ -43,9 +44,10 @@ def intervals(rows: Sequence[Measured], title: str, x_label: str) -> str:
     parts = [f'<line class="grid" x1="{x(at):.1f}" y1="{_TOP}" x2="{x(at):.1f}" y2="{base}"/>' for at in ticks]
     parts += [axis_text(x(at), base + 15, f"{at:g}", "middle") for at in ticks]
     for number, row in enumerate(rows):
-        y = _TOP + (number + 0.5) * _ROW
+        y = _TOP + (number + 0.7) * _ROW
         told = f"{row.mean:.4g}" + (f" [{row.low:.4g}, {row.high:.4g}]" if row.low is not None else "") + f", {len(row.values)} runs"
-        parts.append(f'<g><title>{escape(f"{row.name}: {told}")}</title>{axis_text(left - 8, y + 4, shortened(row.name), "end")}')
+        name = row.name if len(row.name) <= _NAME else f"{row.name[: _NAME - 1]}…"
+        parts.append(f'<g><title>{escape(f"{row.name}: {told}")}</title>{axis_text(left, y - 11, name, "start")}')
         if row.low is not None:
             parts.append(f'<line class="line0" x1="{x(row.low):.1f}" y1="{y:.1f}" x2="{x(row.high):.1f}" y2="{y:.1f}"/>')
         parts += [f'<circle class="ring" cx="{x(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
@@ -63,7 +65,8 @@ def curve(
     """
     width, height, base = WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM, _HEIGHT - _BOTTOM
     xs = [math.log(x) for x in [*(x for x, _ in points), *(line.x if line else ())]]
-    first, last = min(xs), max(max(xs), min(xs) + 1e-9)
+    margin = max(0.03 * (max(xs) - min(xs)), 1e-6)
+    first, last = min(xs) - margin, max(xs) + margin
     ticks = _ticks(*_range([y for _, y in points], line))
 
     def place(x: float, y: float) -> tuple[float, float]:

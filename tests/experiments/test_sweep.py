@@ -173,6 +173,18 @@ def test_what_is_wrong_is_told_before_the_first_run(folder, changes, message):
     assert message in str(error.value)
 
 
+def test_all_runs_are_of_the_day_on_which_the_experiment_began(tmp_path):
+    recipe = {"data": {"date": ""}}
+    today = engine.pinned(recipe, str(tmp_path))["data"]["date"]
+    assert len(today) == 10 and engine.pinned(recipe, None)["data"]["date"] == today
+    engine.open_experiment(str(tmp_path)).close()
+    assert json.loads((tmp_path / "experiment.json").read_text()) == {"date": today}
+    (tmp_path / "experiment.json").write_text('{"date": "2026-01-31"}')
+    engine.open_experiment(str(tmp_path)).close()
+    assert engine.pinned(recipe, str(tmp_path))["data"]["date"] == "2026-01-31" and recipe["data"]["date"] == ""
+    assert engine.pinned({"data": {"date": "2026-02-01"}}, str(tmp_path))["data"]["date"] == "2026-02-01"
+
+
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")

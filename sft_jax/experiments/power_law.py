@@ -35,7 +35,6 @@ class Fit(NamedTuple):
 
     law: Law
     scale: np.ndarray  # [R], standard deviation of a run, relative to the law's value where errors are
-    lost: np.ndarray  # [R], robust sum of squares at the best c
 
 
 def fit(sizes: np.ndarray, values: np.ndarray, *, relative: bool, floor: float | None = None) -> Fit:
@@ -51,7 +50,7 @@ def fit(sizes: np.ndarray, values: np.ndarray, *, relative: bool, floor: float |
     weights, fitted = np.ones_like(values), np.maximum(values, _LEAST_SHARE * np.abs(values).max(axis=1, keepdims=True))
     for number in range(_ROUNDS):
         by = fitted if relative else np.ones_like(values)
-        law, lost = _search(sizes, values, weights / by**2, floor)
+        law = _search(sizes, values, weights / by**2, floor)
         predicted = law.at(sizes)
         if relative:
             fitted = np.maximum(predicted, _LEAST_SHARE * np.abs(values).max(axis=1, keepdims=True))
@@ -61,11 +60,11 @@ def fit(sizes: np.ndarray, values: np.ndarray, *, relative: bool, floor: float |
         if number < _ROUNDS - 1:
             middle = np.maximum(1.4826 * np.median(np.abs(errors), axis=1), 1e-12) * np.sqrt(len(sizes) / (len(sizes) - 3))
             weights = np.minimum(1.0, _HUBER / np.maximum(np.abs(errors) / middle[:, None], 1e-12))
-    return Fit(law, scale, lost)
+    return Fit(law, scale)
 
 
-def _search(sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, floor: float | None) -> tuple[Law, np.ndarray]:
-    """Returns the laws with the least weighted squares and these; c by a grid that is made finer around the best one."""
+def _search(sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, floor: float | None) -> Law:
+    """Returns the laws with the least weighted squares; c by a grid that is made finer around the best one."""
     low, high = np.log(EXPONENTS)
     grid = np.broadcast_to(np.linspace(low, high, _COARSE), (len(values), _COARSE))
     step = (high - low) / (_COARSE - 1)
@@ -76,8 +75,8 @@ def _search(sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, floor: f
         if zoom < _ZOOMS - 1:
             grid = np.clip(chosen + step * np.linspace(-1, 1, _FINE), low, high)
             step *= 2 / (_FINE - 1)
-    pick = lambda array: np.take_along_axis(array, best[:, None], 1)[:, 0]  # noqa: E731
-    return Law(pick(offset), pick(slope), np.exp(chosen[:, 0])), pick(lost)
+    offset, slope = (np.take_along_axis(array, best[:, None], 1)[:, 0] for array in (offset, slope))
+    return Law(offset, slope, np.exp(chosen[:, 0]))
 
 
 def _linear(sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, exponents: np.ndarray, floor: float | None):

@@ -59,7 +59,7 @@ def main() -> None:
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else _WIDTH).print(report(learning))
+        Console(width=None if sys.stdout.isatty() else _WIDTH, soft_wrap=True).print(report(learning))
         print(f"Written: {', '.join(files)}")
     if learning.failed:
         sys.exit(cli.EXIT_FINDINGS)

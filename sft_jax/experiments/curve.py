@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.experiments.power_law import Fit, Law, fit
+from sft_jax.experiments.power_law import Law, fit
 from sft_jax.experiments.statistics import LEVEL, t_quantile
 
 Verdict = Literal["more data helps", "flat", "cannot tell", "more data hurts"]
@@ -89,24 +89,39 @@ def learning_curve(
         raise ValueError("a law of three numbers needs four runs of three sizes")
     floor = None if limit is None else sign * limit
     found = fit(sizes, costs[None], relative=relative, floor=floor)
-    drawn = _draw(sizes, found, relative, floor, seed, resamples)
+    draws = _draw(sizes, found.law.at(sizes), found.scale[0], relative, seed, resamples)
+    drawn = fit(sizes, draws, relative=relative, floor=floor).law
+    misfits = _misfit(sizes, draws, drawn.at(sizes), relative)
+    share = float(np.mean(misfits >= _misfit(sizes, costs[None], found.law.at(sizes), relative)[0]))
     noise = float(found.scale[0]) * (max(float(found.law.at(np.ones(1))[0, 0]), 0.0) if relative else 1.0)
     gains = [_gain(multiple, found.law, drawn) for multiple in MULTIPLES]
     small = min(noise, FLAT * abs(float(found.law.at(np.ones(1))[0, 0])))
-    verdict, why = _verdict(gains[0], small, _trend(sizes, costs, relative))
+    verdict, why = _verdict(gains[0], small, _trend(sizes, costs, relative), share)
     offset, slope, exponent = (float(part[0]) for part in found.law)
     law = sign * offset, sign * slope, exponent
     return Curve(whole, lower, law, noise, gains, verdict, why, Law(sign * drawn.offset, sign * drawn.slope, drawn.exponent))
 
 
-def _draw(sizes: np.ndarray, found: Fit, relative: bool, floor: float | None, seed: int, resamples: int) -> Law:
+def _draw(sizes: np.ndarray, predicted: np.ndarray, scale: float, relative: bool, seed: int, resamples: int) -> np.ndarray:
+    """Returns the values [resamples, N] of runs that scatter around `predicted` [1, N]."""
     rng = np.random.default_rng(seed)
     freedom = len(sizes) - _PARAMETERS
-    predicted = found.law.at(sizes)
-    scale = found.scale[0] * np.sqrt(freedom / rng.chisquare(freedom, (resamples, 1)))
-    errors = scale * rng.standard_normal((resamples, len(sizes)))
-    drawn = predicted * np.exp(errors) if relative else predicted + errors
-    return fit(sizes, drawn, relative=relative, floor=floor).law
+    scales = scale * np.sqrt(freedom / rng.chisquare(freedom, (resamples, 1)))
+    errors = scales * rng.standard_normal((resamples, len(sizes)))
+    return predicted * np.exp(errors) if relative else predicted + errors
+
+
+def _misfit(sizes: np.ndarray, values: np.ndarray, predicted: np.ndarray, relative: bool) -> np.ndarray:
+    """Returns the squares of the mean errors of the sizes over those of runs around these means, [R]: what the F test of lack
+    of fit compares. 0 where no size has two runs, which then tell nothing of it."""
+    errors = (values - predicted) / (predicted if relative else 1.0)
+    between = within = np.zeros(len(values))
+    for size in np.unique(sizes):
+        own = errors[:, sizes == size]
+        mean = own.mean(axis=1)
+        between = between + own.shape[1] * mean**2
+        within = within + ((own - mean[:, None]) ** 2).sum(axis=1)
+    return np.divide(between, within, out=np.zeros_like(between), where=within > 0)
 
 
 def _gain(multiple: int, law: Law, drawn: Law) -> Gain:
@@ -130,8 +145,19 @@ def _trend(sizes: np.ndarray, costs: np.ndarray, relative: bool) -> bool:
     return bool(abs(slope) > t_quantile((1 + LEVEL) / 2, len(x) - 2) * deviation)
 
 
-def _verdict(double: Gain, small: float, trend: bool) -> tuple[Verdict, str]:
-    """Returns what may be said, and by which rule; `small` is what a gain is below that is none."""
+def _verdict(double: Gain, small: float, trend: bool, fits: float) -> tuple[Verdict, str]:
+    """Returns what may be said, and by which rule.
+
+    Args:
+        small: what a gain is below that is none.
+        trend: whether the metric depends on the size at all.
+        fits: share of the draws, in which the law is true, that it fits no better.
+    """
+    if trend and fits < 1 - LEVEL:
+        return "cannot tell", (
+            f"no such law goes through these sizes: were it true, {fits:.1%} of curves would miss it by as much as these runs do (below 5 % "
+            "is a misfit); often the smallest have too few steps to learn at all"
+        )
     interval = f"the 95 % interval [{double.low:.4g}, {double.high:.4g}] of the gain of twice the data"
     if -small < double.low and double.high < small:
         return "flat", (

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,6 +115,7 @@ def _run_all(
         log(f"run {number + 1} of {len(runs)}: {run.name}")
         begun = time.perf_counter()
         results[number] = result = _run(run, work, log)
+        check_same_data([result for result in results if result is not None])  # at once: the next ones would be in vain
         if result.summary and not keep_states:
             shutil.rmtree(result.folder / "checkpoints", ignore_errors=True)
         seconds, tokens = seconds + time.perf_counter() - begun, tokens + costs[number].tokens
@@ -137,8 +137,8 @@ def check_same_data(results: Sequence[Result]) -> str | None:
         changed = [name for name in ("tokens", "eval", "tokenizer") if first.data[name] != other.data[name]]
         if changed:
             raise UserError(
-                f"{shown_path(other.folder)}: its data ({', '.join(changed)}) are not those of {shown_path(first.folder)}: files, template or tokenizer changed "
-                "between the two runs, so they do not compare. Restore them, or use another --workdir."
+                f"{shown_path(other.folder)}: its data ({', '.join(changed)}) are not those of {shown_path(first.folder)}: files, "
+                "template or tokenizer changed between the two runs, so they do not compare. Restore them, or use another --workdir."
             )
     if len({result.data["eval"] for result in done}) > 1:
         return "Held-out rows are not the same in all runs, since a key of theirs was changed, so their losses may not compare."
@@ -147,6 +147,8 @@ def check_same_data(results: Sequence[Result]) -> str | None:
 
 def _data_settings(run: Run) -> tuple[Any, ...]:
     data = to_dict(run.config)["data"]
+    for item in data["train"]:
+        item["cap"] = None  # a sample of the same rows
     return data, run.config.model.path, run.config.adapter.path
 
 

@@ -27,7 +27,7 @@ _PLACES = 64  # of the line of the plot
 _ADVICE = {
     "more data helps": "More data of this kind is worth having.",
     "flat": "More data of this kind is not worth its price: look at its quality, at what it lacks, at the model or the settings.",
-    "cannot tell": "Do not decide by this curve: give more seeds (--seeds), or smaller fractions beside these (--fractions).",
+    "cannot tell": "Do not decide by this curve: give more seeds (--seeds), or other fractions (--fractions); runs that are there stay.",
     "more data hurts": "Something is wrong with the data or the settings: more of these rows makes held-out ones worse.",
 }
 
@@ -40,7 +40,7 @@ def run_lines(plan: CurvePlan) -> list[str]:
         cost = plan.costs[places[0]]
         lines.append(
             f"{str(fraction):>6} of the data  {plan.rows[places[0]]:>10,} rows  {cost.steps:>8,} steps  {cost.tokens:>14,} tokens  "
-            f"x {len(places)} seeds"
+            f"x {len(places)} seed{'s' if len(places) > 1 else ''}"
         )
     return [*lines, str(plan)]
 

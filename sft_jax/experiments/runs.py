@@ -95,9 +95,8 @@ def check_folders(runs: Sequence[Run], work: Workdir) -> None:
         changed = changes(before, run) if before else []
         if changed:
             key, old, new = changed[0]
-            raise UserError(
-                f"{key}: was {old!r} when {shown_path(work.path / RUNS / run.name)} was run and is {new!r} now. Set it back, or use another --workdir."
-            )
+            folder = shown_path(work.path / RUNS / run.name)
+            raise UserError(f"{key}: was {old!r} when {folder} was run and is {new!r} now. Set it back, or use another --workdir.")
 
 
 def changes(before: dict[str, Any], run: Run) -> list[tuple[str, Any, Any]]:

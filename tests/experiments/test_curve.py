@@ -13,7 +13,7 @@ SIZES = np.array([1 / 16] * 3 + [1 / 8] * 3 + [1 / 4] * 2 + [1 / 2] * 2 + [1.0])
 
 
 def drawn(a, b, c, noise, seed, relative=True):
-    errors = noise * np.random.default_rng(seed).standard_normal(len(SIZES))
+    errors = noise * np.random.default_rng(1000 + seed).standard_normal(len(SIZES))
     truth = a + b * SIZES**-c
     return truth * np.exp(errors) if relative else truth + errors
 
@@ -72,13 +72,14 @@ CASES = {
 def test_intervals_hold_the_truth_about_as_often_as_they_say(case):
     known = CASES[case]
     a, b, c, noise = known["a"], known["b"], known["c"], known["noise"]
-    held = np.zeros(2)
+    held, said = np.zeros(2), []
     for seed in range(60):
         found = curve_of(drawn(a, b, c, noise, seed, known["relative"]), known["lower"], known["relative"], known["limit"], seed=seed)
         truth = [abs(b - b * multiple**-c) for multiple in (2, 4)]
         held += [gain.low <= true <= gain.high for gain, true in zip(found.gains, truth, strict=True)]
-        assert found.verdict in ("more data helps", "cannot tell")
+        said.append(found.verdict)
     assert (held / 60 > 0.88).all(), held / 60
+    assert said.count("more data helps") >= 54 and "more data hurts" not in said  # of lack of fit there is an alarm in 20 at most
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,17 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(case):
 def test_what_may_be_said(a, b, c, noise, expected):
     found = [curve_of(drawn(a, b, c, noise, seed), limit=0.0).verdict for seed in range(12)]
     assert found.count(expected) >= 10, found
+
+
+def test_sizes_that_no_law_goes_through_are_told():
+    """The smallest fractions of a run have too few steps to learn at all, as those of the quickstart have."""
+    bent = {1 / 16: 0.6, 1 / 8: 0.18, 1 / 4: 0.093, 1 / 2: 0.068, 1.0: 0.045}
+    said = []
+    for seed in range(10):
+        values = np.array([bent[size] for size in SIZES]) * np.exp(0.03 * np.random.default_rng(seed).standard_normal(len(SIZES)))
+        found = curve_of(values)
+        said.append(found.verdict == "cannot tell" and "no such law goes through these sizes" in found.why)
+    assert sum(said) >= 9
 
 
 def test_the_verdict_gives_its_rule_and_the_same_runs_give_the_same_numbers():

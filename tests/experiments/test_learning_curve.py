@@ -108,7 +108,7 @@ def test_the_table_the_file_and_the_page_say_the_same(learned):
     assert run_lines(learning.plan)[0].split()[0] == "1/4" and "x 2 seeds" in run_lines(learning.plan)[0]
 
 
-def test_it_is_not_run_again_and_too_few_runs_are_said(learned, folder, monkeypatch):
+def test_it_is_not_run_again_and_what_does_not_compare_or_is_too_little_is_said(learned, folder, monkeypatch):
     def fail(config, path):
         raise UserError("no such thing")
 
@@ -119,6 +119,11 @@ def test_it_is_not_run_again_and_too_few_runs_are_said(learned, folder, monkeypa
         for run in again.plan.runs[:2]:
             (folder / "out/runs" / run.name / "summary.json").unlink()
         broken = run_curve(planned(folder), work, False, lambda line: None)
+        manifest = folder / "out/runs" / again.plan.runs[2].name / "manifest.json"
+        told = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**told, "fingerprints": {**told["fingerprints"], "tokens": "of other rows"}}))
+        with pytest.raises(UserError, match=r"its data \(tokens\) are not those of"):
+            run_curve(planned(folder), work, False, lambda line: None)
     assert broken.curve is None and "3 runs of 2 sizes" in broken.notes[-1] and len(broken.failed) == 2
     assert to_dict(broken, [])["verdict"] == "cannot tell"
 

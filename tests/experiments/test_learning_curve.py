@@ -92,6 +92,7 @@ def test_the_curve_is_of_the_runs_and_they_leave_no_checkpoints(learned, folder)
         told = json.loads((result.folder / "data_report.json").read_text())["train"]["sets"]["train"]
         assert told["rows_beyond_cap"] == 96 - rows
         assert not (result.folder / "checkpoints").exists() and not (result.folder / "export").exists()
+    assert len({result.data["tokens"] for result in learning.results}) == 1  # of one store
     value = json.loads((learning.results[-1].folder / "summary.json").read_text())["eval_last"]["held_out"]["loss"]
     assert found["levels"][-1]["values"] == [value]
     assert found["verdict"] in ("more data helps", "flat", "cannot tell", "more data hurts")

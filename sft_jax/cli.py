@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -31,14 +32,19 @@ def read_config(holder: flags.FlagHolder, needs_data: bool = True, model: str | 
 
     Without `needs_data` it may name no training data. `model` takes the place of its model.path.
     """
+    raw = read_raw_config(holder)
+    if model is not None and isinstance(raw.get("model"), dict):
+        raw["model"]["path"] = model
+    return parse_config(raw, needs_data)
+
+
+def read_raw_config(holder: flags.FlagHolder) -> dict[str, Any]:
+    """Returns what `--config` and its overrides say, as `parse_config` takes it; raises UserError where it is missing."""
     try:
         raw = holder.value
         if raw is None:
             raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
-        raw = raw.to_dict()
-        if model is not None and isinstance(raw.get("model"), dict):
-            raw["model"]["path"] = model
-        return parse_config(raw, needs_data)
+        return raw.to_dict()
     except OSError as error:  # ml_collections tells a missing file only when the value is used
         raise UserError(f"--config: {_recipe_name(sys.argv)} cannot be read; name a Python file with get_config().") from error
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sft_jax.inspection.markup import escape
 
-_WIDTH, _HEIGHT = 460, 230
+WIDTH, _HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 22, 44
 _BARS = 28  # bars of a row of grouped bars: height in all
 
@@ -39,22 +39,22 @@ def grouped_bars(names: Sequence[str], groups: Sequence[tuple[str, np.ndarray]],
     """Returns horizontal bars: for each name one of each group, as its per cent of the group's sum."""
     thick = _BARS / len(groups)
     height = _TOP + len(names) * (_BARS + 12) + _BOTTOM
-    left, width = 120, _WIDTH - 120 - 60
-    parts = [_axis_text(left - 8, _TOP + 16 + n * (_BARS + 12), _shortened(name), "end") for n, name in enumerate(names)]
+    left, width = 120, WIDTH - 120 - 60
+    parts = [axis_text(left - 8, _TOP + 16 + n * (_BARS + 12), _shortened(name), "end") for n, name in enumerate(names)]
     for kind, (group, amounts) in enumerate(groups):
         for n, share in enumerate((100 * amounts / max(1, amounts.sum())).tolist()):
             y = _TOP + n * (_BARS + 12) + kind * thick
             tip = f"{names[n]}: {share:.1f}% of {group} ({amounts[n]:,})"
             parts.append(_bar(left, y, width * share / 100, thick - 1, tip, f"bar bar{kind}"))
-            parts.append(_axis_text(left + width * share / 100 + 4, y + thick - 2, f"{share:.1f}%", "start"))
+            parts.append(axis_text(left + width * share / 100 + 4, y + thick - 2, f"{share:.1f}%", "start"))
     base = height - _BOTTOM
     parts += [f'<line class="axis" x1="{left}" y1="{base}" x2="{left + width}" y2="{base}"/>']
-    parts += [_axis_text(left + width * at / 100, base + 15, f"{at}%", "middle") for at in range(0, 101, 25)]
-    parts.append(_axis_text(left + width / 2, base + 34, x_label, "middle"))
+    parts += [axis_text(left + width * at / 100, base + 15, f"{at}%", "middle") for at in range(0, 101, 25)]
+    parts.append(axis_text(left + width / 2, base + 34, x_label, "middle"))
     keys = "".join(
         f'<span class="key"><i class="swatch bar{kind}"></i>{escape(group)}</span>' for kind, (group, _) in enumerate(groups)
     )
-    return _figure(parts, title, height, keys)
+    return figure(parts, title, height, keys)
 
 
 def _histogram(
@@ -68,7 +68,7 @@ def _histogram(
     ranges: Sequence[str],
     marker: tuple[float, str] | None = None,
 ) -> str:
-    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    width, height = WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     base = _TOP + height
     steps = _steps(int(counts.max(initial=0)))
     top = steps[-1]
@@ -81,8 +81,8 @@ def _histogram(
 
     parts = []
     for count in steps:
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y(count):.1f}" x2="{_WIDTH - _RIGHT}" y2="{y(count):.1f}"/>')
-        parts.append(_axis_text(_LEFT - 6, y(count) + 4, f"{count:,}", "end"))
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y(count):.1f}" x2="{WIDTH - _RIGHT}" y2="{y(count):.1f}"/>')
+        parts.append(axis_text(_LEFT - 6, y(count) + 4, f"{count:,}", "end"))
     for number, count in enumerate(counts.tolist()):
         left, right = x(edges[number]), x(edges[number + 1])
         if count:
@@ -90,19 +90,19 @@ def _histogram(
             parts.append(
                 _bar(left + 0.5, shown, right - left - 1, base - shown, f"{ranges[number]}: {count:,} {y_label}", "bar bar0")
             )
-    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{base}" x2="{_WIDTH - _RIGHT}" y2="{base}"/>')
-    parts += [_axis_text(x(at), base + 15, text, "middle") for at, text in ticks]
-    parts.append(_axis_text(_LEFT + width / 2, base + 34, x_label, "middle"))
+    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{base}" x2="{WIDTH - _RIGHT}" y2="{base}"/>')
+    parts += [axis_text(x(at), base + 15, text, "middle") for at, text in ticks]
+    parts.append(axis_text(_LEFT + width / 2, base + 34, x_label, "middle"))
     parts.append(
         f'<text class="label" transform="translate(12 {_TOP + height / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_label)}</text>"
     )
     if marker:
         at = x(marker[0])
-        anchor = "end" if at > _WIDTH / 2 else "start"
+        anchor = "end" if at > WIDTH / 2 else "start"
         parts.append(f'<line class="limit" x1="{at:.1f}" y1="{_TOP - 6}" x2="{at:.1f}" y2="{base}"/>')
         parts.append(f'<text class="limit-label" x="{at:.1f}" y="{_TOP - 9}" text-anchor="{anchor}">{escape(marker[1])}</text>')
-    return _figure(parts, title, _HEIGHT)
+    return figure(parts, title, _HEIGHT)
 
 
 def _steps(most: int) -> list[int]:
@@ -123,15 +123,17 @@ def _bar(x: float, y: float, width: float, height: float, tip: str, kind: str) -
     )
 
 
-def _axis_text(x: float, y: float, text: str, anchor: str) -> str:
+def axis_text(x: float, y: float, text: str, anchor: str) -> str:
+    """Returns a label of an axis; `anchor` is "start", "middle" or "end"."""
     return f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _figure(parts: Sequence[str], title: str, height: float, keys: str = "") -> str:
+def figure(parts: Sequence[str], title: str, height: float, keys: str = "") -> str:
+    """Returns a figure of WIDTH x `height` with the SVG elements `parts`; `keys` is HTML that explains its colours."""
     name = escape(title)
     keys = f'<div class="keys">{keys}</div>' if keys else ""
     return (
-        f'<figure><figcaption>{name}</figcaption>{keys}<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{name}">'
+        f'<figure><figcaption>{name}</figcaption>{keys}<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{name}">'
         f"{''.join(parts)}</svg></figure>"
     )
 

@@ -12,10 +12,13 @@ kernels and embeddings, and to no norm, no bias and nothing else that is no matr
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -26,9 +29,16 @@ from sft_jax.training.average import move_average, start_average
 from sft_jax.training.groups import Choice, choose_groups, parameter_path, variables
 from sft_jax.training.optimizers import OPTIMIZERS
 from sft_jax.training.rounding import round_stochastic
-from sft_jax.training.schedules import Schedule, make_schedule
+from sft_jax.training.schedules import Numbers, make_schedule
 
 CONSTANTS = ("b1", "b2", "eps", "momentum")  # keys of `optim` that some optimizers read
+
+
+class StepNumbers(NamedTuple):
+    """What a compiled step takes as arguments, so that runs which differ in nothing else share it."""
+
+    schedule: Numbers
+    key: np.ndarray  # uint32: the data of the random key of the seed
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,26 @@ class Optimizer:
     """How gradients change parameters. Made by `make_optimizer`."""
 
     transform: optax.GradientTransformation
-    schedule: Schedule  # updates made so far (int32 []) -> learning rate (fp32 []) of the next one
+    schedule: Callable[[jax.Array], jax.Array]  # updates made so far (int32 []) -> learning rate (fp32 []) of the next one
     clip_norm: float  # global norm that the mean gradient is cut to; 0 = never
     seed: int  # of the rounding of bfloat16 parameters, and of what is random in training
     choices: tuple[Choice, ...]  # one a parameter, in the order of the tree
     ema: float = 0.0  # decay of the average of the parameters; 0 = none is kept
+    key_data: jax.Array | None = None  # of the random key, where a step is given it; else it is that of `seed`
+
+    @property
+    def numbers(self) -> StepNumbers:
+        """What this optimizer would have a step be given."""
+        return StepNumbers(self.schedule.numbers, np.asarray(jax.random.key_data(self.key)))
+
+    def given(self, numbers: StepNumbers) -> "Optimizer":
+        """Returns an optimizer that does the same with other numbers."""
+        return dataclasses.replace(self, schedule=self.schedule.given(numbers.schedule), key_data=numbers.key)
+
+    @property
+    def key(self) -> jax.Array:
+        """The random key of all that is random in training."""
+        return jax.random.key(self.seed) if self.key_data is None else jax.random.wrap_key_data(self.key_data)
 
     def trainable(self, path, value) -> bool:
         """A filter for `nnx.split`: whether the parameter at `path` is trained."""
@@ -59,7 +84,7 @@ class Optimizer:
         exact = jax.tree.map(lambda p: p.astype(jnp.float32), params)
         directions, opt_state = self.transform.update(gradients, opt_state, exact)
         learning_rate = self.schedule(step)
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        key = jax.random.fold_in(self.key, step)
         order = {path: index for index, path in enumerate(self._choices)}
 
         def move(path, p, p_exact, direction):

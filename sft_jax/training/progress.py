@@ -57,7 +57,7 @@ class Progress:
             self._bar.update(self._task, completed=step, status="  ".join(parts))
             return
         if timed:
-            parts.append(f"{_duration((self._total - step) * record['seconds_per_step'])} left")
+            parts.append(f"{duration((self._total - step) * record['seconds_per_step'])} left")
         self._print("  ".join([f"step {step}/{self._total}", *parts]))
 
     def print(self, text: str) -> None:
@@ -117,7 +117,8 @@ class _Phase:
         self._phases.leave()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time as "1h05m" or "1m05s"."""
     seconds = int(seconds)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s"

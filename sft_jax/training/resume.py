@@ -88,18 +88,8 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
     Raises:
         UserError: a key changed that may not, with what to do instead.
     """
-    before, now = flat_keys(before), flat_keys(now)
-    for key in ("data.train", "data.eval"):
-        if key in before:
-            before[key] = [
-                {**_SET_DEFAULTS, **item, **({"columns": _COLUMNS | item["columns"]} if "columns" in item else {})} for item in before[key]
-            ]
-    before = {key: value for key, value in _defaults().items() if key in now} | before  # the run may be older than a key
     changes = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if old == new or (key in ("model.path", "adapter.path") and _same_place(old, new)):
-            continue
+    for key, old, new in differences(before, now):
         rule = rule_for(key)
         shorter = rule == "longer" and _is_shorter(old, new)
         if rule == "never":
@@ -114,6 +104,22 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[st
             )
         changes.append(f"{key}: {old!r} -> {new!r}")
     return changes
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns (key, old value, new value) for each key that differs between two `to_dict`, the first of which may be older
+    than a key."""
+    before, now = flat_keys(before), flat_keys(now)
+    for key in ("data.train", "data.eval"):
+        if key in before:
+            before[key] = [
+                {**_SET_DEFAULTS, **item, **({"columns": _COLUMNS | item["columns"]} if "columns" in item else {})} for item in before[key]
+            ]
+    before = {key: value for key, value in _defaults().items() if key in now} | before
+    pairs = ((key, before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys()))
+    return [
+        (key, old, new) for key, old, new in pairs if old != new and not (key in ("model.path", "adapter.path") and _same_place(old, new))
+    ]
 
 
 def _same_place(old: str, new: str) -> bool:

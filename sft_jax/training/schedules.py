@@ -1,16 +1,28 @@
 """Learning-rate schedules: a linear warm-up to the peak, and then one of several shapes."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sft_jax.config import OptimConfig
 from sft_jax.errors import UserError, did_you_mean
 
-Schedule = Callable[[jax.Array], jax.Array]
+_MOST = 2**31 - 1  # updates that an int32 counts
+
+
+class Numbers(NamedTuple):
+    """What of a schedule a compiled step may take as arguments: of a program with these as constants there would be one for
+    every learning rate and every length of a run."""
+
+    learning_rate: np.float32 | jax.Array  # at the peak
+    warmup: np.int32 | jax.Array  # updates, at least 1
+    total: np.int32 | jax.Array  # updates of the run
+    decay: np.int32 | jax.Array  # of "wsd": updates at the end, at least 1
 
 
 class Moment(NamedTuple):
@@ -18,13 +30,12 @@ class Moment(NamedTuple):
 
     number: jax.Array  # int32 [], from 1 on
     progress: jax.Array  # fp32 [], from 0 at the peak to 1, which is reached exactly at the last update and stays
-    warmup: int  # updates, at least 1
-    total: int  # updates of the run
+    numbers: Numbers
 
     @property
     def left(self) -> jax.Array:
         """1 - progress, without the cancellation that a root would show near the end."""
-        return jnp.clip((self.total - self.number) / max(self.total - self.warmup, 1), 0.0, 1.0)
+        return jnp.clip((self.numbers.total - self.number) / jnp.maximum(self.numbers.total - self.numbers.warmup, 1), 0.0, 1.0)
 
 
 def _constant(moment: Moment, config: OptimConfig) -> jax.Array:
@@ -47,14 +58,13 @@ def _polynomial(moment: Moment, config: OptimConfig) -> jax.Array:
 def _inverse_sqrt(moment: Moment, config: OptimConfig) -> jax.Array:
     """sqrt(warm-up / number of the update) (Vaswani et al., arXiv:1706.03762, section 5.3), which is 1 at the end of the
     warm-up. It has no end of its own: `final_fraction` is what it never falls below."""
-    return jnp.maximum(jnp.sqrt(moment.warmup / moment.number), config.final_fraction)
+    return jnp.maximum(jnp.sqrt(moment.numbers.warmup / moment.number), config.final_fraction)
 
 
 def _wsd(moment: Moment, config: OptimConfig) -> jax.Array:
     """Warm-up, stable, decay (Hu et al., arXiv:2404.06395), which is linear here (Hägele et al., arXiv:2405.18392): the
     peak until the last `decay` updates, which fall in equal steps to `final_fraction`."""
-    decay = min(_steps(config.decay, moment.total), moment.total - moment.warmup)
-    left = jnp.clip((moment.total - moment.number) / max(decay, 1), 0.0, 1.0)
+    left = jnp.clip((moment.numbers.total - moment.number) / moment.numbers.decay, 0.0, 1.0)
     return _between(config.final_fraction, left)
 
 
@@ -79,6 +89,29 @@ SCHEDULES: dict[str, ScheduleEntry] = {
     "inverse_sqrt": ScheduleEntry(_inverse_sqrt, ("final_fraction",)),
     "wsd": ScheduleEntry(_wsd, ("final_fraction", "decay")),
 }
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a function of the number of updates made so far; see `make_schedule`."""
+
+    config: OptimConfig
+    numbers: Numbers
+
+    def given(self, numbers: Numbers) -> "Schedule":
+        """Returns the same shape with other numbers, such as those that a compiled step is given."""
+        return dataclasses.replace(self, numbers=numbers)
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        """Returns the learning rate, fp32, of the update after `step` others, int32."""
+        step = jnp.asarray(step, jnp.int32)
+        peak, warmup, total, _ = self.numbers
+        rising = jnp.where(step + 1 == warmup, 1.0, (step + 1) / warmup)  # a compiled quotient may miss 1
+        progress = (step - (warmup - 1)) / jnp.maximum(total - warmup, 1)
+        # Compiled division may miss 1 by a bit, and the end is to be exact.
+        progress = jnp.where(step >= total - 1, 1.0, jnp.clip(progress, 0.0, 1.0))
+        falling = SCHEDULES[self.config.schedule].shape(Moment(step + 1, progress, self.numbers), self.config)
+        return peak * jnp.where(step < warmup, rising, falling).astype(jnp.float32)
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
@@ -113,16 +146,9 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     if "decay" in entry.keys:
         _check_decay(config, warmup, total_steps)
 
-    def schedule(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.int32)
-        rising = jnp.where(step + 1 == warmup, 1.0, (step + 1) / warmup)  # a compiled quotient may miss 1
-        progress = (step - (warmup - 1)) / max(total_steps - warmup, 1)
-        # Compiled division may miss 1 by a bit, and the end is to be exact.
-        progress = jnp.where(step >= total_steps - 1, 1.0, jnp.clip(progress, 0.0, 1.0))
-        falling = entry.shape(Moment(step + 1, progress, warmup, total_steps), config)
-        return config.learning_rate * jnp.where(step < warmup, rising, falling).astype(jnp.float32)
-
-    return schedule
+    decay = max(min(_steps(config.decay, total_steps), total_steps - warmup), 1)
+    counts = (np.int32(min(count, _MOST)) for count in (warmup, total_steps, decay))
+    return Schedule(config, Numbers(np.float32(config.learning_rate), *counts))
 
 
 def _steps(value: float, total_steps: int) -> int:

@@ -31,6 +31,14 @@ class StopSignal:
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.name and error[:1] == (None,):  # too late to act on here, so it is for what is to follow
+            self._pass_on(signal.Signals[self.name])
+
+    def _pass_on(self, number: int) -> None:
+        """Tells the StopSignal outside of this one, where there is one, of a signal."""
+        outside = getattr(self._before.get(number), "__self__", None)
+        if isinstance(outside, StopSignal):
+            outside._note(number, None)
 
     def _note(self, number: int, frame) -> None:
         self._interrupts += number == signal.SIGINT

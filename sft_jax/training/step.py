@@ -17,7 +17,7 @@ from sft_jax.config import LossConfig
 from sft_jax.evaluation.step import gather_documents, replicate
 from sft_jax.model.loss import LossSum, next_token_loss
 from sft_jax.model.sharding import AnyMesh, batch_sharding, shardings
-from sft_jax.training.optim import Optimizer
+from sft_jax.training.optim import Optimizer, StepNumbers
 from sft_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array | dict[str, jax.Array]]
@@ -30,7 +30,8 @@ def make_train_step(
 
     A step whose loss or gradient is not finite, or that has no supervised token, leaves the whole state as it was, bit
     for bit, `step` included. Randomness depends on `optimizer.seed`, `step` and the number of the micro-batch only.
-    Nothing waits for the host: metrics are device arrays, the same on every process,
+    `numbers`, where they are given, take the place of the optimizer's own, so that runs which differ in them alone are one
+    compiled program: (state, batch, StepNumbers). Nothing waits for the host: metrics are device arrays, the same on every process,
 
         loss_sum            fp32, sum of weight * nll; loss_sum / weight is the loss
         loss_terms          name -> fp32, sum of weight * each term that `loss` adds to nll; of a model of experts also
@@ -53,19 +54,20 @@ def make_train_step(
         sums = next_token_loss(decoder, batch, mesh, key, **vars(loss), route=True)
         return sums.total, sums
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(optimizer.seed), state.step)
+    def train_step(state: TrainState, batch: Batch, numbers: StepNumbers | None = None) -> tuple[TrainState, Metrics]:
+        own = optimizer if numbers is None else optimizer.given(numbers)
+        key = jax.random.fold_in(own.key, state.step)
         gradient, losses = _accumulate(jax.grad(loss_sum, has_aux=True), state, batch, key, mesh)
         total, weight = jnp.sum(losses.total), jnp.sum(losses.weight)
         divisor = jnp.where(weight > 0, weight, 1.0)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))) / divisor
-        clip = jnp.minimum(1.0, optimizer.clip_norm / grad_norm) if optimizer.clip_norm else 1.0
+        clip = jnp.minimum(1.0, own.clip_norm / grad_norm) if own.clip_norm else 1.0
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
         def update(params, opt_state, average):
             mean = jax.tree.map(lambda g: g * (clip / divisor), gradient)
-            params, opt_state = optimizer.update(mean, opt_state, params, state.step)
-            return state.step + 1, params, opt_state, optimizer.update_average(average, params, state.step)
+            params, opt_state = own.update(mean, opt_state, params, state.step)
+            return state.step + 1, params, opt_state, own.update_average(average, params, state.step)
 
         def keep(*old):
             return state.step, *old
@@ -81,7 +83,7 @@ def make_train_step(
             "supervised_tokens": jnp.sum(losses.count),
             "real_tokens": jnp.sum(batch.segments > 0, dtype=jnp.int32),
             "grad_norm": grad_norm,
-            "learning_rate": optimizer.schedule(state.step),
+            "learning_rate": own.schedule(state.step),
             "nonfinite": (~finite).astype(jnp.int32),
             "empty": (weight == 0).astype(jnp.int32),
         }

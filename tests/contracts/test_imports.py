@@ -23,6 +23,7 @@ LAYERS = [
     {"training"},
     {"influence"},
     {"planning", "checking", "comparison"},
+    {"experiments"},
     {"cli", "large_pages"},
     {"commands"},
 ]

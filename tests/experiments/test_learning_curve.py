@@ -1,0 +1,168 @@
+"""Runs on nested fractions of the rows, and the command that makes a curve of them."""
+
+import contextlib
+import csv
+import doctest
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from tiny_run import ROOT, environment
+from tiny_sweeps import tiny_recipe
+
+from sft_jax.data.prepare import prepare
+from sft_jax.errors import UserError
+from sft_jax.experiments import engine, fractions
+from sft_jax.experiments.fractions import plan_curve, read_fractions, seed_counts
+from sft_jax.experiments.learning import run_curve
+from sft_jax.experiments.learning_report import conclusions, run_lines, to_dict, write_results
+
+SIZES = ["1/4", "1/2", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("curve")
+
+
+def planned(folder, sizes=SIZES, seeds=2, budget="epochs", metric=None, **changes):
+    recipe = tiny_recipe(folder, train__steps=0, train__epochs=1.0, **changes)
+    return plan_curve(recipe, read_fractions(sizes), seeds, budget, metric, lambda line: None)
+
+
+def trained_lines(run) -> set[int]:
+    """The lines of the file whose examples are in the rows that a run is trained on."""
+    data = prepare(
+        run.config.data, model_path=run.config.model.path, seed=run.seed, epochs=run.config.train.epochs, rows=0, log=lambda line: None
+    )  # fmt: skip
+    examples = np.unique(data.train.read(0, data.train.total_rows).examples)
+    return {data.train.identity(int(example))[2] for example in examples[examples >= 0]}
+
+
+def test_fractions_are_nested_for_each_seed_and_other_samples_for_other_seeds(folder):
+    plan = planned(folder, ["1/8", "1/4", "1/2", "1"], seeds=4)
+    lines = {(str(fraction), run.seed): trained_lines(run) for run, fraction in zip(plan.runs, plan.fractions, strict=True)}
+    assert {key: len(found) for key, found in lines.items()} == {
+        key: round(96 * Fraction(key[0])) for key in lines
+    }  # fmt: skip
+    for smaller, larger in (("1/8", "1/4"), ("1/4", "1/2"), ("1/2", "1")):
+        shared = [seed for size, seed in lines if size == larger]
+        assert shared and all(lines[smaller, seed] < lines[larger, seed] for seed in shared)
+    assert len({frozenset(found) for (size, _), found in lines.items() if size == "1/8"}) == 4
+    assert plan.rows == [len(found) for found in lines.values()] and plan.whole == 96
+
+
+def test_the_cap_of_the_recipe_is_all_data(folder):
+    path = str(folder / "train.jsonl")
+    plan = planned(folder, data__train={"capped": {"path": path, "cap": 40}})
+    assert plan.whole == 40 and plan.rows == [10, 10, 20, 20, 40]
+    lines = [trained_lines(run) for run in plan.runs]
+    assert lines[0] < lines[2] < lines[4]
+
+
+def test_budgets_are_equal_epochs_or_equal_steps(folder):
+    by_epochs, by_steps = planned(folder), planned(folder, budget="steps")
+    steps = [cost.steps for cost in by_epochs.costs]
+    assert steps[0] < steps[2] < steps[4] and [cost.steps for cost in by_steps.costs] == [steps[4]] * 5
+    assert [run.config.train.steps for run in by_steps.runs] == [steps[4]] * 5
+    assert not any(run.config.train.export or run.config.checkpoint.save_last for run in by_epochs.runs)
+
+
+def test_small_fractions_have_more_seeds():
+    assert not doctest.testmod(fractions).failed
+    assert seed_counts(3, 1) == [1, 1, 1] and seed_counts(5, 5) == [5, 4, 3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def learned(folder):
+    plan = planned(folder)
+    with contextlib.closing(engine.open_experiment(str(folder / "out"))) as work:
+        learning = run_curve(plan, work, False, lambda line: None)
+        return learning, write_results(learning, work)
+
+
+def test_the_curve_is_of_the_runs_and_they_leave_no_checkpoints(learned, folder):
+    learning, files = learned
+    found = to_dict(learning, files)
+    assert [len(level["values"]) for level in found["levels"]] == [2, 2, 1]
+    for result, rows in zip(learning.results, learning.plan.rows, strict=True):
+        told = json.loads((result.folder / "data_report.json").read_text())["train"]["sets"]["train"]
+        assert told["rows_beyond_cap"] == 96 - rows
+        assert not (result.folder / "checkpoints").exists() and not (result.folder / "export").exists()
+    assert len({result.data["tokens"] for result in learning.results}) == 1  # of one store
+    value = json.loads((learning.results[-1].folder / "summary.json").read_text())["eval_last"]["held_out"]["loss"]
+    assert found["levels"][-1]["values"] == [value]
+    assert found["verdict"] in ("more data helps", "flat", "cannot tell", "more data hurts")
+    assert [gain["multiple"] for gain in found["gains"]] == [2, 4]
+
+
+def test_the_table_the_file_and_the_page_say_the_same(learned):
+    learning, files = learned
+    rows = list(csv.DictReader(open(files[0])))
+    assert [row["fraction"] for row in rows] == ["1/4", "1/4", "1/2", "1/2", "1"] and all(row["state"] == "done" for row in rows)
+    text = open(files[1]).read()
+    assert text.count("<svg") == 1 and 'class="band"' in text and text.count('class="ring"') == 5
+    assert any(learning.curve.why in line for line in conclusions(learning))
+    assert run_lines(learning.plan)[0].split()[0] == "1/4" and "x 2 seeds" in run_lines(learning.plan)[0]
+
+
+def test_it_is_not_run_again_and_what_does_not_compare_or_is_too_little_is_said(learned, folder, monkeypatch):
+    def fail(config, path):
+        raise UserError("no such thing")
+
+    monkeypatch.setattr(engine, "fit", fail)
+    with contextlib.closing(engine.open_experiment(str(folder / "out"))) as work:
+        again = run_curve(planned(folder), work, False, lambda line: None)
+        assert to_dict(again, []) == to_dict(learned[0], [])
+        for run in again.plan.runs[:2]:
+            (folder / "out/runs" / run.name / "summary.json").unlink()
+        broken = run_curve(planned(folder), work, False, lambda line: None)
+        manifest = folder / "out/runs" / again.plan.runs[2].name / "manifest.json"
+        told = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**told, "fingerprints": {**told["fingerprints"], "tokens": "of other rows"}}))
+        with pytest.raises(UserError, match=r"its data \(tokens\) are not those of"):
+            run_curve(planned(folder), work, False, lambda line: None)
+    assert broken.curve is None and "3 runs of 2 sizes" in broken.notes[-1] and len(broken.failed) == 2
+    assert to_dict(broken, [])["verdict"] == "cannot tell"
+
+
+BAD = [
+    (dict(sizes=["1/4", "x", "1"]), "--fractions: 'x' is no number"),
+    (dict(sizes=["1/4", "2", "1"]), "--fractions: must be above 0 and at most 1, not 2"),
+    (dict(sizes=["1/4", "1"]), "--fractions: must be 3 different ones at least"),
+    (dict(sizes=["1/1000", "1/999", "1"]), "--fractions: of 96 rows some are the same number of rows"),
+    (dict(seeds=0), "--seeds: must be at least 1"),
+    (dict(seeds=1), "--seeds: 3 runs cannot tell noise from a curve"),
+    (dict(metric="bleu"), "--metric: 'bleu' is no metric of the evaluation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[message[:32] for _, message in BAD])
+def test_what_is_wrong_is_told_before_the_first_run(folder, changes, message):
+    with pytest.raises(UserError) as error:
+        planned(folder, **changes)
+    assert message in str(error.value)
+
+
+def test_steps_of_the_recipe_and_equal_epochs_contradict_each_other(folder):
+    with pytest.raises(UserError, match="train.steps: is set, so runs would not make the same epochs"):
+        plan_curve(tiny_recipe(folder), read_fractions(SIZES), 2, "epochs", None, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=x", "--budget=days"], "error: flag --budget=days: value should be one of <epochs|steps>"),
+        pytest.param([], "error: --workdir: is missing", marks=pytest.mark.slow),
+    ],
+)
+def test_bad_input_of_the_command_is_one_message(folder, arguments, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_jax.learning_curve", "--config=configs/quickstart.py", *arguments],
+        env=environment(1, folder / "xdg"), capture_output=True, text=True, cwd=ROOT, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert message in done.stderr

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
@@ -215,14 +217,15 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     stop.at_once = False
     steps = min(total_steps - start.step, config.train.stop_after_steps or total_steps)
     profiler = shown.enter_context(Profiler(work.path / "profile" if first_process else None, config.train.profile, steps))
-    train_step, numbers = make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), optimizer.numbers
+    train_step = votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), donate=(0,))
+    numbers = jax.device_put(optimizer.numbers, NamedSharding(mesh, P()))  # once, not with every step
     watchdog = Watchdog(work.path / "stacks" / f"process_{jax.process_index()}.txt", config.train.hang_seconds)
     with phases("train"), memory_explained(config, mesh, "training"), watchdog:
         outcome = train(
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
-            votes.ride(lambda state, batch: train_step(state, batch, numbers), donate=(0,)),
+            lambda state, batch: train_step(state, batch, numbers),
             config, hooks, start.window(), log, progress, profiler, votes, watchdog,
         )  # fmt: skip
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"influence"},
-    {"planning", "checking"},
+    {"planning", "checking", "diagnosis"},
     {"cli", "large_pages"},
     {"commands"},
 ]

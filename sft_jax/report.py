@@ -7,6 +7,7 @@ that loads nothing. What needs the data, the tokenizer or the models is left out
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -16,6 +17,7 @@ from sft_jax.errors import UserError
 _WIDTH = 160  # of what goes to a file
 
 _JSON = flags.DEFINE_bool("json", False, "Write one JSON object to standard output.")
+_HTML = flags.DEFINE_string("html", None, "Write one page with everything to this file.")
 _QUICK = flags.DEFINE_bool("quick", False, "Read the files of the run alone: no data, no tokenizers and no models.")
 
 
@@ -26,6 +28,10 @@ def main(folders: list[str]) -> None:
     from sft_jax.diagnosis.diagnose import examine
 
     report = examine(folders[0], quick=_QUICK.value, log=_say)
+    if _HTML.value is not None:
+        from sft_jax.diagnosis.page import write_page
+
+        _say(write_page(Path(_HTML.value).expanduser(), report))
     if _JSON.value:
         print(json.dumps(report.to_json(), allow_nan=False))
         return

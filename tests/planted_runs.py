@@ -47,9 +47,9 @@ def train(folder: Path, name: str, **changes) -> Path:
     return folder / name
 
 
-def planted(run: Path, to: Path) -> Path:
-    """Returns a copy of a run, without its checkpoints."""
-    shutil.copytree(run, to, ignore=shutil.ignore_patterns("checkpoints"))
+def planted(run: Path, to: Path, *, checkpoints: bool = False) -> Path:
+    """Returns a copy of a run."""
+    shutil.copytree(run, to, ignore=None if checkpoints else shutil.ignore_patterns("checkpoints"))
     return to
 
 

@@ -16,7 +16,7 @@ class Level(NamedTuple):
 class Curve(NamedTuple):
     """Values in the order of the steps."""
 
-    steps: np.ndarray  # int64 [n], ascending
+    steps: np.ndarray  # int64 [n], ascending; or float64, of what else grows with them
     values: np.ndarray  # float64 [n]
 
     @staticmethod

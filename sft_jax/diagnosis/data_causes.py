@@ -3,6 +3,7 @@
 import math
 
 from sft_jax.diagnosis.finding import Evidence, Finding
+from sft_jax.diagnosis.run_files import RunFiles
 from sft_jax.training.metrics import TRAIN
 
 # A model that knows nothing of its tokens has a loss of ln(vocabulary). Sound ones are far below, whatever their size; one whose
@@ -10,8 +11,8 @@ from sft_jax.training.metrics import TRAIN
 UNIFORM = 0.95
 # Answers of one label behind long documents are 1 % of the tokens or more; below it is hardly anything to learn from.
 LEAST_SHARE = 0.005
-# In rendered chats the headers of turns alone are more than a fiftieth, so prompts are trained on above it.
-MOST_SHARE = 0.98
+# Of all targets. The longest reasoning has some hundred tokens of answer for one of prompt; above it prompts are trained on, too.
+MOST_SHARE = 0.999
 UNSUPERVISED = 0.1  # share of documents without a token that is trained on; hardly any should be
 # Providers of fine-tuning ask for 50 to 100 examples at least; LIMA (arXiv:2305.11206) has 1,000 long ones.
 FEWEST_DOCUMENTS = 50
@@ -20,6 +21,7 @@ FEWEST_TOKENS = 2_000  # that many documents, of 40 tokens each
 # comes from one grammar. Below a tenth of the held-out rows a leak explains no result; `data` of --json has them all.
 LEAKED = 0.1  # training rows that hold held-out ones, by held-out rows
 REPEATED = 0.05  # of the training rows: duplicates of so many weigh as much as a twentieth of an epoch
+CUT = 0.05  # share of documents, or of supervised tokens, that were cut off at the end
 _WHOLE = ("text", "tokens", "segments")  # formats of which all is trained on, or what the rows say
 
 
@@ -55,12 +57,15 @@ def mask_share(evidence: Evidence) -> Finding | None:
     """Nearly nothing is supervised, or the prompts are, too."""
     run = evidence.run
     for name, report in run.training_sets.items():
-        share, whole = report.get("supervised_share"), report.get("format") in _WHOLE
-        if share is None or LEAST_SHARE <= share <= (1.0 if whole else MOST_SHARE):
+        targets = report.get("tokens", 0) - report.get("examples", 0)  # the first token of an example is never one
+        if targets <= 0:
+            continue
+        share, whole = report.get("supervised_tokens", 0) / targets, report.get("format") in _WHOLE
+        if LEAST_SHARE <= share <= (1.0 if whole else MOST_SHARE):
             continue
         given = next((item.supervise for item in run.config.data.train if item.name == name), run.config.data.supervise)
         found = {"set": name, "supervised_share": share, "data.supervise": given, "data.format": report.get("format", "")}
-        seen = f"{share:.1%} of the tokens of '{name}' are supervised (data.supervise={given})."
+        seen = f"{share:.1%} of the targets of '{name}' are supervised (data.supervise={given})."
         look = "look at the weights with python -m sft_jax.inspect_data --config ... --ids."
         if share > MOST_SHARE:
             return Finding(seen, found, "The model is taught to write prompts as well as answers.", f"data.supervise=assistant; {look}")
@@ -68,7 +73,7 @@ def mask_share(evidence: Evidence) -> Finding | None:
             seen, found, "Almost all of the computing goes into tokens that nothing is learnt from.",
             f"Check data.columns and the weights of rows, or shorten prompts; {look}",
         )  # fmt: skip
-    if run.documents is not None and len(run.documents):
+    if run.documents is not None and len(run.documents) and not cut_at_right(run):  # that is told by what it does to answers
         without = float((run.documents.supervised == 0).mean())
         if without > UNSUPERVISED:
             return Finding(
@@ -124,3 +129,16 @@ def duplicates_or_leakage(evidence: Evidence) -> Finding | None:
             "What is there several times is learnt by heart, and an epoch is shorter than it seems.", remedy,
         )  # fmt: skip
     return None
+
+
+def cut_at_right(run: RunFiles) -> dict[str, int]:
+    """Returns how many documents were cut at their end, and the supervised tokens lost by it; nothing where that is little."""
+    documents = cut = lost = supervised = 0
+    for report in run.training_sets.values():
+        length = report.get("over_length", {})
+        documents += report.get("documents", 0)
+        supervised += report.get("supervised_tokens", 0)
+        if length.get("policy") == "truncate_right":
+            cut, lost = cut + length.get("cut", 0), lost + length.get("supervised_tokens_lost", 0)
+    much = cut > CUT * max(documents, 1) or lost > CUT * max(supervised, 1)
+    return {"cut_documents": cut, "supervised_tokens_lost": lost} if much else {}

@@ -17,7 +17,7 @@ from sft_jax.dynamics.analysis import Analysis, analyse, open_ledger
 from sft_jax.errors import UserError
 
 Log = Callable[[str], None]
-Measure = Callable[[RunFiles], tuple[Any, list[str]]]  # -> (Measured with healths, notes)
+Measure = Callable[[Evidence], tuple[Evidence, list[str]]]  # -> the evidence with what the models say, notes
 MOST_ROWS = 200_000  # of data that are looked at; more take minutes, which inspect_data --check is for
 LISTED = 5  # examples of each kind of the ledger
 

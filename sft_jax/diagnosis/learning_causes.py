@@ -15,7 +15,9 @@ RATIO_LOW_ADAPTER = 3e-4
 ROSE = 0.1  # of the training loss, above its lowest part
 HARDLY_FELL = 0.1  # of the training loss
 HELD_OUT_ROSE = 0.02  # of the held-out loss, above its best
-STILL_FALLS = 0.12  # share of the fall between the last two fifths of the run: one with a time constant of 0.7 runs leaves 0.127
+# Share of the fall between the last two fifths of the run, by the sum of its learning rates: a schedule that ends near zero flattens
+# every curve. A fall with a time constant of one run leaves 0.152, and has more than a third of its way before it.
+STILL_FALLS = 0.15
 SURE = 4.0  # standard errors
 _PARTS = 10  # of the training curve, at most; each of four records or more
 _FEWEST = 12  # records below which a curve is not judged
@@ -33,12 +35,12 @@ def learning_rate_too_high(evidence: Evidence) -> Finding | None:
         return Finding(f"{skipped:,} steps had a loss or a gradient that was not finite, and were left out.", found, why, remedy)
     curve = run.curve("loss")
     if len(curve.steps) >= _FEWEST:
-        levels, first = curve.levels(min(_PARTS, len(curve.steps) // 4)), start_of(run, curve)
+        levels, first = curve.levels(min(_PARTS, len(curve.steps) // 4)), float(curve.values[0])
         end, lowest = levels[-1], min(levels)
         found |= {"first_loss": first, "lowest_loss": lowest.mean, "last_loss": end.mean}
         if end.mean - lowest.mean > max(ROSE * first, SURE * float(np.hypot(end.error, lowest.error))):
             return Finding(f"The training loss fell to {lowest.mean:.3f} and rose to {end.mean:.3f} again.", found, why, remedy)
-        if min(end.mean, lowest.mean) > first * (1 + ROSE):
+        if lowest.mean > first * (1 + ROSE):
             return Finding(f"The training loss rose from {first:.3f} to {end.mean:.3f}.", found, why, remedy)
     if ratio is not None and ratio > RATIO_HIGH and run.config.adapter.name == "none":
         return Finding(f"An update moved the parameters by {ratio:.1%} of their norm (median); 0.01% to 1% is usual.", found, why, remedy)
@@ -53,7 +55,7 @@ def learning_rate_too_low(evidence: Evidence) -> Finding | None:
     usual = RATIO_LOW_ADAPTER if adapted else RATIO_LOW
     if ratio is None or ratio >= usual or not curve:
         return None
-    first, last = start_of(run, curve), end_of(curve)
+    first, last = float(curve.values[0]), end_of(curve)
     fell = (first - last) / first if first > 0 else 0.0
     if fell > HARDLY_FELL:
         return None
@@ -102,15 +104,16 @@ def under_training(evidence: Evidence) -> Finding | None:
     run, curve = evidence.run, evidence.run.curve("loss")
     if len(curve.steps) < _FEWEST:
         return None
-    before, after = curve.level(0.6, 0.8), curve.level(0.8, 1.0)
+    moved = _by_learning_rate(run, curve)
+    before, after = moved.level(0.6, 0.8), moved.level(0.8, 1.0)
     if before is None or after is None:
         return None
-    fell, lately = start_of(run, curve) - after.mean, before.mean - after.mean
+    fell, lately = float(curve.values[0]) - after.mean, before.mean - after.mean
     if fell <= 0 or lately < STILL_FALLS * fell or lately < SURE * float(np.hypot(before.error, after.error)):
         return None
     found = {**_rate(run, median_ratio(run)), "fell": fell, "fell_lately": lately, "share": lately / fell, "last_loss": after.mean}
     return Finding(
-        f"{lately / fell:.0%} of the fall of the training loss came between the last two fifths of {run.steps:,} steps.", found,
+        f"{lately / fell:.0%} of the fall of the training loss came between the last two fifths of the learning (the sum of the learning rates of {run.steps:,} steps).", found,
         "The run ended before the task was learnt; the numbers would be better with more steps.",
         f"train.epochs={2 * run.config.train.epochs:g} (or train.steps), or a larger optim.learning_rate; a new run, since the schedule has ended.",
     )  # fmt: skip
@@ -122,12 +125,6 @@ def median_ratio(run: RunFiles) -> float | None:
     return float(np.median(found)) if found else None
 
 
-def start_of(run: RunFiles, curve: Curve) -> float:
-    """Returns the loss that training began with: the highest of the first record, a mean over some steps, and of step 0."""
-    held_out = [run.eval_curve(name) for name in run.evals]
-    return max([float(curve.values[0]), *(float(one.values[0]) for one in held_out if one and one.steps[0] == 0)])
-
-
 def end_of(curve: Curve) -> float:
     """Returns the loss of the last tenth of a curve that is not empty."""
     level = curve.level(0.9, 1.0)
@@ -136,3 +133,12 @@ def end_of(curve: Curve) -> float:
 
 def _rate(run: RunFiles, ratio: float | None) -> dict[str, float]:
     return {"optim.learning_rate": run.config.optim.learning_rate, **({"update_ratio": ratio} if ratio is not None else {})}
+
+
+def _by_learning_rate(run: RunFiles, curve: Curve) -> Curve:
+    """Returns a curve over the sum of the learning rates so far in place of the steps, where these are known."""
+    rates = run.curve("learning_rate")
+    if not rates or not rates.values.max() > 0:
+        return curve
+    sums = np.cumsum(rates.values * np.diff(rates.steps, prepend=0))
+    return Curve(np.interp(curve.steps, rates.steps, sums), curve.values)

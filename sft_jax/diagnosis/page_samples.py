@@ -27,16 +27,17 @@ def samples_section(samples: Iterable[Record]) -> str:
     return f'<h3>Side by side</h3>{more}<div class="samples">{table(head, rows, where=1, tall=True)}</div>'
 
 
-def _values(sample: Record) -> dict[str, float]:
+def values_of(sample: Record) -> dict[str, float]:
+    """Returns the scores of an answer, by scorer."""
     return {name: value for name, value in sample.items() if name not in _NO_SCORES and isinstance(value, (int, float))}
 
 
 def _score(sample: Record) -> float:
-    return sum(_values(sample).values())
+    return sum(values_of(sample).values())
 
 
 def _scores(sample: Record) -> str:
-    shown = [f"{name} {value:.4g}" for name, value in _values(sample).items()]
+    shown = [f"{name} {value:.4g}" for name, value in values_of(sample).items()]
     return ", ".join([*shown, *([] if sample.get("finished") else ["did not end"])])
 
 

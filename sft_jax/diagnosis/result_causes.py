@@ -2,17 +2,17 @@
 
 import math
 
+from sft_jax.diagnosis.data_causes import cut_at_right
 from sft_jax.diagnosis.finding import Evidence, Finding
-from sft_jax.hf.files import read_json
-from sft_jax.hf.source import EXPORT, PROVENANCE, best_step
 from sft_jax.errors import UserError
+from sft_jax.hf.files import read_json
+from sft_jax.hf.source import PROVENANCE, best_step
 
 UNENDED = 0.1  # share of answers that did not end; a sound model ends nearly all
 FEWEST_ANSWERS = 8
-CUT = 0.05  # share of documents, or of supervised tokens, that were cut off
-# Rounding to bfloat16 moves an export by some 1e-4 nats a token. What tells two models apart is a share of what training has changed.
-EXPORT_KL = 0.01
-EXPORT_SHARE = 0.1
+EXPORT_KL = 0.01  # nats a token; rounding to bfloat16 moves an export by 1e-4 to 1e-3, and answers begin to differ at some hundredths
+ROUNDING_KL = 1e-3  # above it an export is also another model where it is more than
+EXPORT_SHARE = 0.5  # of the way from the trained model that training has gone from the base
 FORGOTTEN = 0.1  # rise of the loss on general text, as a share of what it was
 
 
@@ -50,18 +50,18 @@ def export_differs(evidence: Evidence) -> Finding | None:
         )  # fmt: skip
     found = evidence.measured.export
     moved = evidence.measured.from_base.kl if evidence.measured.from_base else math.inf
-    if found is None or found.kl <= max(EXPORT_KL, EXPORT_SHARE * min(moved, 10 * EXPORT_KL)):
+    if found is None or found.kl <= EXPORT_KL and (found.kl <= ROUNDING_KL or found.kl <= EXPORT_SHARE * moved):
         return None
     return Finding(
-        f"{run.exported.name}/ is {found.kl:.3g} nats a token away from the checkpoint (KL over {found.tokens:,} tokens); rounding makes less "
-        f"than {EXPORT_KL:g}.",
+        f"{run.exported.name}/ is {found.kl:.3g} nats a token away from the checkpoint (KL over {found.tokens:,} tokens); rounding to "
+        f"bfloat16 makes up to {ROUNDING_KL:g}.",
         {"kl_from_checkpoint": found.kl, "standard_error": found.error, "tokens": found.tokens}, why, remedy,
     )  # fmt: skip
 
 
 def truncated_answers(evidence: Evidence) -> Finding | None:
     """Answers do not end, or were cut in the training data."""
-    run, cut = evidence.run, _cut(evidence)
+    run, cut = evidence.run, cut_at_right(evidence.run)
     for name, health in evidence.health.items():
         if health.answers < FEWEST_ANSWERS or 1 - health.ended <= UNENDED:
             continue
@@ -103,19 +103,6 @@ def forgetting(evidence: Evidence) -> Finding | None:
         "What the base could do is lost, also where the task needs it.",
         "A lower optim.learning_rate, fewer train.epochs, adapter.name=lora, or general rows beside the task in data.train.",
     )  # fmt: skip
-
-
-def _cut(evidence: Evidence) -> dict[str, int]:
-    """Returns how much of the training data was cut at the right, nothing where that is little."""
-    documents = cut = lost = supervised = 0
-    for report in evidence.run.training_sets.values():
-        length = report.get("over_length", {})
-        documents += report.get("documents", 0)
-        supervised += report.get("supervised_tokens", 0)
-        if length.get("policy") == "truncate_right":
-            cut, lost = cut + length.get("cut", 0), lost + length.get("supervised_tokens_lost", 0)
-    much = cut > CUT * max(documents, 1) or lost > CUT * max(supervised, 1)
-    return {"cut_documents": cut, "supervised_tokens_lost": lost} if much else {}
 
 
 def _shown(text: str, most: int = 120) -> str:

@@ -11,7 +11,7 @@ from sft_jax.dynamics.parts import FOLDER, Documents, read_documents
 from sft_jax.errors import UserError
 from sft_jax.hf.load import spec_of
 from sft_jax.hf.restore import model_source
-from sft_jax.hf.source import ADAPTER, EXPORT, is_adapter, has_export
+from sft_jax.hf.source import ADAPTER, EXPORT, has_export, is_adapter
 from sft_jax.training.metrics import METRICS_FILE, SAMPLES_FILE, TRAIN, Record
 from sft_jax.training.workdir import Workdir
 

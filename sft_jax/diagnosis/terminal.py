@@ -18,7 +18,7 @@ def report_text(report: Report) -> RenderableType:
     """Returns what rich prints of a report."""
     run = report.run
     parts: list[RenderableType] = [Text(printable(f"{run.shown}: {run.steps:,} steps{'' if run.summary else ', not finished'}"))]
-    parts += [_finding(place, name, report) for place, name in enumerate(report.findings, 1)] or [Text("No cause was found.")]
+    parts += [finding_text(place, name, report) for place, name in enumerate(report.findings, 1)] or [Text("No cause was found.")]
     parts += [table for table in (_losses(report), _health(report)) if table is not None]
     parts += [Text(line) for line in measured_lines(report)]
     return Group(*parts, *(Text(printable(f"Note: {note}")) for note in report.notes))
@@ -41,7 +41,8 @@ def measured_lines(report: Report) -> list[str]:
     return lines
 
 
-def _finding(place: int, name: str, report: Report) -> RenderableType:
+def finding_text(place: int, name: str, report: Report) -> RenderableType:
+    """Returns a cause with its evidence; `place` is its number in the list."""
     finding = report.findings[name]
     head = Text(f"{place}. {name}", "bold red").append(f"  {CAUSES[name].about}", "default")
     shown = ", ".join(f"{key} {number(value)}" for key, value in finding.evidence.items())

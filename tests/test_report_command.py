@@ -17,7 +17,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(json.dumps(to_dict(parse_config(tiny_config(folder)))))
-    write_rows(folder / "run" / "metrics.jsonl", [{"step": step, "split": "train", "loss": 3 / step, "learning_rate": 1e-3, "update_ratio": 1e-3} for step in (1, 2)])
+    record = {"split": "train", "learning_rate": 1e-3, "update_ratio": 1e-3}
+    write_rows(folder / "run" / "metrics.jsonl", [{"step": step, "loss": 3 / step, **record} for step in (1, 2)])
     return folder / "run"
 
 

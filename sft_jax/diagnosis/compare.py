@@ -59,7 +59,8 @@ def compare(first: Report, second: Report) -> Comparison:
     reports = (first, second)
     flat = [dict(_flat(to_dict(report.run.config))) for report in reports]
     config = {key: (flat[0].get(key), flat[1].get(key)) for key in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(key) != flat[1].get(key)}
-    values = {key: tuple(_last(report.run).get(key) for report in reports) for key in dict.fromkeys(key for report in reports for key in _last(report.run))}
+    last = [_last(report.run) for report in reports]
+    values = {key: (last[0].get(key), last[1].get(key)) for key in dict.fromkeys([*last[0], *last[1]])}
     return Comparison(reports, config, values, _answers(first.run, second.run))
 
 
@@ -97,7 +98,8 @@ def write_comparison(path: Path, comparison: Comparison) -> str:
     return write(path, f"{first.run.shown} and {second.run.shown}", [
         Section("curves", "Curves", f'<div class="plots">{plots}</div>'),
         Section("differences", "Differences", tables or "<p>None.</p>"),
-        *(Section(f"causes{number}", f"Causes: {name}", causes_section(report)) for number, (name, report) in enumerate(zip(names, comparison.reports, strict=True))),
+        Section("causes0", f"Causes: {names[0]}", causes_section(first)),
+        Section("causes1", f"Causes: {names[1]}", causes_section(second)),
     ])  # fmt: skip
 
 

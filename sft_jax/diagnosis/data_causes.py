@@ -46,7 +46,8 @@ def first_loss(evidence: Evidence) -> Finding | None:
         f"Before training the loss on '{name}' was {loss:.3f}; guessing among {run.vocabulary:,} tokens has {uniform:.3f}.",
         {"first_loss": loss, "uniform_loss": uniform, "vocabulary": run.vocabulary, "model.init": run.config.model.init},
         "The base knows nothing of these tokens, so tuning has to teach a language beside the task."
-        + (" It was drawn at random." if drawn else " Weights, tokenizer and template do not belong together, or the data are in none of its languages."),
+        + (" It was drawn at random." if drawn
+           else " Weights, tokenizer and template do not belong together, or the data are in none of its languages."),
         "model.init=checkpoint, with a pre-trained model in model.path." if drawn else
         "Check that model.path has its own tokenizer and whole weights (python -m sft_jax.chat --model BASE), and look at what is trained on "
         "with python -m sft_jax.inspect_data; data.chat_template names another template.",

@@ -94,7 +94,7 @@ def over_fitting(evidence: Evidence) -> Finding | None:
             "Every row came up once at most, so the held-out rows are of another kind than the training rows." if once
             else "Training rows are learnt by heart, and what is said of others gets worse.",
             f"Rows in data.train that are like '{name}'." if once
-            else "checkpoint.best=loss exports the best state, with eval.every and train.patience; fewer train.epochs, more rows, or adapter.name=lora.",
+            else "checkpoint.best=loss with eval.every exports the best state, train.patience ends there; fewer train.epochs, more rows.",
         )  # fmt: skip
     return None
 
@@ -113,7 +113,9 @@ def under_training(evidence: Evidence) -> Finding | None:
         return None
     found = {**_rate(run, median_ratio(run)), "fell": fell, "fell_lately": lately, "share": lately / fell, "last_loss": after.mean}
     return Finding(
-        f"{lately / fell:.0%} of the fall of the training loss came between the last two fifths of the learning (the sum of the learning rates of {run.steps:,} steps).", found,
+        f"{lately / fell:.0%} of the fall of the training loss came between the last two fifths of {run.steps:,} steps, by the sum of their learning "
+        "rates.",
+        found,
         "The run ended before the task was learnt; the numbers would be better with more steps.",
         f"train.epochs={2 * run.config.train.epochs:g} (or train.steps), or a larger optim.learning_rate; a new run, since the schedule has ended.",
     )  # fmt: skip

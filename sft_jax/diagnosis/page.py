@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,7 +59,8 @@ def causes_section(report: Report) -> str:
         evidence = table(("evidence", "value"), [(key, number(value)) for key, value in finding.evidence.items()], numbers={1})
         parts.append(
             f'<article><header><h3>{place}. {escape(name)}</h3>{escape(CAUSES[name].about)}</header><p class="problem">{escape(finding.says)}</p>'
-            f'<div class="document"><p class="meta">{escape(finding.why)}</p><p class="meta">Remedy: {escape(finding.remedy)}</p>{evidence}</div></article>'
+            f'<div class="document"><p class="meta">{escape(finding.why)}</p><p class="meta">Remedy: {escape(finding.remedy)}</p>'
+            f"{evidence}</div></article>"
         )
     return "".join(parts)
 
@@ -105,10 +105,12 @@ def _time(run: RunFiles) -> str:
         ) if isinstance(summary.get(key), (int, float))
     ]  # fmt: skip
     seconds = {name: value for name, value in (summary.get("seconds") or {}).items() if isinstance(value, (int, float)) and value > 0}
-    plots = plot([("real", run.curve("real_tokens_per_second")), ("supervised", run.curve("supervised_tokens_per_second"))], "Tokens a second", "tokens/s")
+    rates = [(name, run.curve(f"{name}_tokens_per_second")) for name in ("real", "supervised")]
+    plots = plot(rates, "Tokens a second", "tokens/s")
     if seconds:
         whole = np.array([round(value) for value in seconds.values()], np.int64)
-        plots += grouped_bars(list(seconds), [("seconds", whole)], f"Where {sum(seconds.values()):,.0f} s went", "share of the time of the last start")
+        title = f"Where {sum(seconds.values()):,.0f} s went"
+        plots += grouped_bars(list(seconds), [("seconds", whole)], title, "share of the time of the last start")
     boxes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return f'<dl class="facts">{boxes}</dl><p></p><div class="plots">{plots}</div>'
 
@@ -120,7 +122,8 @@ def _data(report: Report) -> str:
         for name, found in sets.items():
             length = found.get("over_length", {})
             rows.append([
-                f"{name} ({split})", str(found.get("format", "")), *(f"{found.get(key, 0):,}" for key in ("rows_read", "documents", "used_tokens", "used_supervised_tokens")),
+                f"{name} ({split})", str(found.get("format", "")),
+                *(f"{found.get(key, 0):,}" for key in ("rows_read", "documents", "used_tokens", "used_supervised_tokens")),
                 f"{found.get('supervised_share', 0):.1%}", f"{found.get('rows_left_out', {}).get('total', 0):,}",
                 f"{length.get('dropped', 0):,} / {length.get('cut', 0):,} / {length.get('split', 0):,}",
             ])  # fmt: skip
@@ -148,7 +151,8 @@ def _ledger(analysis: Analysis) -> str:
     parts = [f"<p>{analysis.examples:,} examples came up {analysis.exposures:,} times.</p>"]
     rows = [[name, kind.about, f"{kind.count:,}"] for name, kind in analysis.kinds.items()]
     parts.append(table(("kind", "what it is", "examples"), rows, numbers={2}))
-    shown: list[list[Any]] = [[name, entry.where, entry.prompt, entry.answer, entry.detail] for name, kind in analysis.kinds.items() for entry in kind.examples]
+    found = [(name, entry) for name, kind in analysis.kinds.items() for entry in kind.examples]
+    shown = [[name, entry.where, entry.prompt, entry.answer, entry.detail] for name, entry in found]
     if shown:
         parts.append("<p></p>" + table(("kind", "example", "prompt", "answer", "loss"), shown, where=1, tall=True))
     return "".join(parts)

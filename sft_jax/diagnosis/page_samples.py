@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from sft_jax.inspection.markup import escape
 from sft_jax.inspection.page_numbers import table
 from sft_jax.training.metrics import Record
 

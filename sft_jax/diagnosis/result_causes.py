@@ -10,6 +10,7 @@ from sft_jax.hf.source import PROVENANCE, best_step
 
 UNENDED = 0.1  # share of answers that did not end; a sound model ends nearly all
 FEWEST_ANSWERS = 8
+_WHOLE_ANSWERS = "data.overlength=split or drop, or a larger data.max_length."
 EXPORT_KL = 0.01  # nats a token; rounding to bfloat16 moves an export by 1e-4 to 1e-3, and answers begin to differ at some hundredths
 ROUNDING_KL = 1e-3  # above it an export is also another model where it is more than
 EXPORT_SHARE = 0.5  # of the way from the trained model that training has gone from the base
@@ -67,25 +68,31 @@ def truncated_answers(evidence: Evidence) -> Finding | None:
             continue
         found = {
             "set": name, "answers": health.answers, "ended": health.ended, "median_length": health.length,
-            "median_reference_length": health.reference_length, "repeating": health.repeating, "eval.max_new_tokens": run.config.eval.max_new_tokens, **cut,
+            "median_reference_length": health.reference_length, "repeating": health.repeating,
+            "eval.max_new_tokens": run.config.eval.max_new_tokens, **cut,
         }  # fmt: skip
         short = health.length < health.reference_length and not cut
+        if short:
+            why = "Answers are cut before their end, so they are scored, and served, as half of what was meant."
+            remedy = f"eval.max_new_tokens={2 * run.config.eval.max_new_tokens}."
+        elif cut:
+            why = "The model has been shown answers without an end, and has not learnt when to end."
+            remedy = _WHOLE_ANSWERS
+        else:
+            why = "The model has not learnt when to end, so servers cut its answers."
+            remedy = "More train.epochs; python -m sft_jax.inspect_data --config ... --ids shows whether the end of turn is supervised."
         return Finding(
             f"{1 - health.ended:.0%} of {health.answers:,} answers to '{name}' did not end within {run.config.eval.max_new_tokens:,} tokens; their "
             f"median is {health.length:,.0f} characters, that of the references {health.reference_length:,.0f}"
             + (f". {cut['cut_documents']:,} training documents were cut." if cut else "."),
-            found,
-            "Answers are cut before their end, so they are scored, and served, as half of what was meant." if short
-            else "The model has not learnt when to end, so servers cut its answers." + (" It was shown answers without an end." if cut else ""),
-            f"eval.max_new_tokens={2 * run.config.eval.max_new_tokens}." if short
-            else f"{'data.overlength=split or drop, or a larger data.max_length' if cut else 'more train.epochs, and check with inspect_data --ids that the end of turn is supervised'}.",
+            found, why, remedy,
         )  # fmt: skip
     if not cut:
         return None
     return Finding(
         f"{cut['cut_documents']:,} documents were cut at data.max_length={run.config.data.max_length:,}, with {cut['supervised_tokens_lost']:,} "
         "supervised tokens.",
-        cut, "Answers without their end teach not to end.", "data.overlength=split or drop, or a larger data.max_length.",
+        cut, "Answers without their end teach not to end.", _WHOLE_ANSWERS,
     )  # fmt: skip
 
 

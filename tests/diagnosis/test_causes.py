@@ -142,7 +142,7 @@ def test_every_cause_is_planted():
     assert {*PLANTED, "forgetting"} == {*CAUSES}  # that one needs models, see test_measure
 
 
-@pytest.mark.parametrize(("cause", "edit"), cases())
+@pytest.mark.parametrize(("cause", "edit"), list(cases()))
 def test_a_planted_cause_is_named_first(healthy, tmp_path, cause, edit):
     run = planted(healthy, tmp_path / "run")
     edit(run)

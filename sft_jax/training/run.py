@@ -221,7 +221,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
             state, start.step, start.position, total_steps,
             batches(data.train, start.position, config.train.batch_size, micro_rows, index, count),
             partial(place_local, mesh=mesh, batch_dim=1),
-            votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), donate=(0,)),
+            votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger, config.log.update_ratio), donate=(0,)),
             config, hooks, start.window(), log, progress, profiler, votes, watchdog,
         )  # fmt: skip
 

@@ -203,7 +203,6 @@ TRAINED = {
     "few_tokens": {"data__cap": 40, "train__epochs": 1.0},
     "learning_rate_too_high": {"optim__learning_rate": 0.5, "optim__clip_norm": 0.0, "log__every": 1, "train__epochs": 1.0, "train__nonfinite": "skip"},
     "learning_rate_too_low": {"optim__learning_rate": 1e-8, "log__every": 1, "train__epochs": 0.5},
-    "under_training": {"optim__learning_rate": 5e-5, "log__every": 1, "train__epochs": 0.7},
     "truncated_answers": {"data__max_length": 48, "data__overlength": "truncate_right"},
 }
 

@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 the user's input is wrong; 3 data with more faults than al
 state saved, or before there was anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its traceback.
 """
 
+import functools
 import os
 import re
 import sys
@@ -59,16 +60,20 @@ def _recipe_name(argv: Sequence[str]) -> str:
     return "the recipe"
 
 
-def run(main: Callable[[], None], usage: str) -> None:
+def run(main: Callable[..., None], usage: str, arguments: int = 0) -> None:
     """Parses the flags, runs `main` and ends the process with the exit code that its outcome asks for.
 
     Args:
-        main: The command; reads its flags from their holders.
+        main: The command; reads its flags from their holders. With `arguments` it is given a list of them.
         usage: The text that precedes the list of flags in `--help`.
+        arguments: How many there may be that are no flags.
     """
     sys.modules["__main__"].__doc__ = usage
     sys.unraisablehook = _show_unraisable
-    app.run(lambda argv: _exit(main, argv), flags_parser=_parse_flags)
+    app.run(
+        lambda argv: _exit(functools.partial(main, list(argv[1:])) if arguments else main, argv),
+        flags_parser=functools.partial(_parse_flags, arguments=arguments),
+    )
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -81,7 +86,7 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], arguments: int) -> list[str]:
     for argument in argv[1:]:
         key = argument.removeprefix("--config.").split("=", 1)[0]
         if argument.startswith("--config.") and not is_key(key):
@@ -97,8 +102,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, NameError, OSError) as error:
         # A recipe is the user's code, and ml_collections lets its errors through as they are.
         _fail(f"--config: {_recipe_name(argv)}: {type(error).__name__}: {error}")
-    if len(rest) > 1:
-        _fail(f"'{rest[1]}' is not a flag; write --NAME=VALUE.")
+    if len(rest) > 1 + arguments:
+        _fail(f"'{rest[1 + arguments]}' is not a flag; write --NAME=VALUE.")
     return rest
 
 

@@ -3,6 +3,7 @@
 // They are in the address after "#", so that a view can be shared: #search=text&set=name&only=problem
 (() => {
   const form = document.getElementById("filters");
+  if (!form) return;  // a page without examples
   const examples = [...document.querySelectorAll("article.example")];
   const texts = examples.map((example) => example.textContent.toLowerCase());
   const selects = [...form.querySelectorAll("select")];

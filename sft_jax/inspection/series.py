@@ -49,7 +49,7 @@ def intervals(rows: Sequence[Measured], title: str, x_label: str) -> str:
         name = row.name if len(row.name) <= _NAME else f"{row.name[: _NAME - 1]}…"
         parts.append(f'<g><title>{escape(f"{row.name}: {told}")}</title>{axis_text(left, y - 11, name, "start")}')
         if row.low is not None:
-            parts.append(f'<line class="line0" x1="{x(row.low):.1f}" y1="{y:.1f}" x2="{x(row.high):.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<line class="curve line0" x1="{x(row.low):.1f}" y1="{y:.1f}" x2="{x(row.high):.1f}" y2="{y:.1f}"/>')
         parts += [f'<circle class="ring" cx="{x(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
         parts.append(f'<circle class="bar0" cx="{x(row.mean):.1f}" cy="{y:.1f}" r="4"/></g>')
     parts.append(axis_text(left + width / 2, base + 34, x_label, "middle"))
@@ -82,7 +82,7 @@ def curve(
         there, back = zip(line.x, line.high, strict=True), reversed(list(zip(line.x, line.low, strict=True)))
         parts.append(f'<polygon class="band" points="{_path([place(*at) for at in (*there, *back)])}"/>')
     if line:
-        parts.append(f'<polyline class="line0" points="{_path([place(*at) for at in zip(line.x, line.y, strict=True)])}"/>')
+        parts.append(f'<polyline class="curve line0" points="{_path([place(*at) for at in zip(line.x, line.y, strict=True)])}"/>')
     for x, y in points:
         at = place(x, y)
         parts.append(f'<circle class="ring" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3.5"><title>{escape(f"{x:,g}: {y:.4g}")}</title></circle>')

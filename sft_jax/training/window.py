@@ -9,7 +9,7 @@ from typing import Any
 
 NAMES = ("loss_sum", "weight", "correct", "supervised_tokens", "real_tokens", "attention_pairs", "nonfinite", "empty")
 _LOSS = ("loss_sum", "weight", "correct")
-_AS_THEY_ARE = ("grad_norm", "learning_rate", "expert_load_peak")  # of the last step, the last of a model of experts only
+_AS_THEY_ARE = ("grad_norm", "learning_rate", "update_ratio", "expert_load_peak")  # of the last step, the last of a model of experts only
 
 
 @dataclass

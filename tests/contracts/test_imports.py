@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"influence"},
-    {"planning", "checking", "comparison"},
+    {"planning", "checking", "comparison", "diagnosis"},
     {"experiments"},
     {"cli", "large_pages"},
     {"commands"},

@@ -1,0 +1,217 @@
+"""Every cause is named first where it was planted, and none in a sound run.
+
+Faults are written into copies of a run that was trained, in the form in which a run writes them; those that a training run
+makes by itself are trained in the slow tests.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from planted_runs import ROOT, edit_json, edit_lines, noise, planted, rows_of, train, write_rows
+
+from sft_jax.diagnosis.causes import CAUSES
+from sft_jax.diagnosis.diagnose import examine
+from sft_jax.errors import UserError
+
+
+def causes(run, **options):
+    return list(examine(run, **options).findings)
+
+
+def test_a_sound_run_has_no_cause(healthy):
+    report = examine(healthy)
+    assert not report.findings
+    assert not [note for note in report.notes if "cannot" in note or "missing" in note]
+    assert report.evidence.data is not None and report.ledger is not None
+    found = report.to_json()
+    assert json.loads(json.dumps(found, allow_nan=False))["causes"] == []
+    records = [json.loads(line) for line in (healthy / "metrics.jsonl").read_text().splitlines()]
+    held_out = [record for record in records if record["split"] == "held_out"]
+    assert found["losses"]["held_out"]["first"] == held_out[0]["loss"] and found["losses"]["held_out"]["last"] == held_out[-1]["loss"]
+    ratios = [record["update_ratio"] for record in records if record["split"] == "train" and record["learning_rate"]]
+    assert 1e-5 < np.median(ratios) < 0.1
+
+
+def of_training(change):
+    """An edit of training records, given the record, its share of the steps, and a number that is noise."""
+
+    def edit(run):
+        last = max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+        edit_lines(
+            run / "metrics.jsonl",
+            lambda record: change(record, record["step"] / last, noise(record["step"], 0.01)) if record["split"] == "train" else None,
+        )
+
+    return edit
+
+
+def first_loss(run):
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=7.2) if record["step"] == 0 else None)
+
+
+def supervised(share):
+    """An edit after which so many of the targets are supervised."""
+
+    def change(report):
+        found = report["train"]["sets"]["train"]
+        found.update(supervised_tokens=round(share * (found["tokens"] - found["examples"])))
+
+    return lambda run: edit_json(run / "data_report.json", change)
+
+
+def few_tokens(run):
+    edit_json(run / "data_report.json", lambda report: report["train"]["sets"]["train"].update(documents=30, used_supervised_tokens=700))
+
+
+def other_data(rows):
+    """An edit that gives the run other training rows, as if they had been those."""
+
+    def edit(run):
+        path = write_rows(run / "rows.jsonl", rows)
+        edit_json(run / "config.json", lambda config: config["data"]["train"][0].update(path=[path]))
+
+    return edit
+
+
+def other_template(run):
+    (run / "export" / "chat_template.jinja").write_text((run / "export" / "chat_template.jinja").read_text().replace("<|assistant|>", "Answer:"))
+
+
+def old_export(run):
+    edit_json(run / "export" / "sft_jax.json", lambda values: values.update(steps=values["steps"] - 8))
+
+
+diverged = of_training(lambda record, share, noise: record.update(loss=5.0 - 8 * share + noise if share < 0.5 else 1 + 6 * (share - 0.5) + noise))
+not_finite = of_training(lambda record, share, noise: record.update(nonfinite_steps=1.0) if 0.2 < share < 0.25 else None)
+giant_steps = of_training(lambda record, share, noise: record.update(update_ratio=0.4 * (1 - share)))
+still = of_training(lambda record, share, noise: record.update(loss=5.8 + noise, update_ratio=2e-7))
+falling = of_training(lambda record, share, noise: record.update(loss=5.0 - 4 * share + noise))
+
+
+def over_fitted(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    last = json.loads(lines[-1])
+    middle = len(lines) // 3
+    best = {**last, "step": json.loads(lines[middle])["step"], "loss": 0.3}
+    lines[-1] = json.dumps({**last, "loss": 0.8}) + "\n"
+    (run / "metrics.jsonl").write_text("".join([*lines[: middle + 1], json.dumps(best) + "\n", *lines[middle + 1 :]]))
+
+
+def unended(run):
+    edit_lines(run / "samples.jsonl", lambda sample: sample.update(finished=False, generation=sample["generation"] + " and so on" * 9))
+
+
+def cut_rows(run):
+    def change(report):
+        report["train"]["sets"]["train"]["over_length"].update(policy="truncate_right", over_length=90, cut=90, tokens_lost=2000, supervised_tokens_lost=1500)
+
+    edit_json(run / "data_report.json", change)
+
+
+PLANTED = {
+    "first_loss": [first_loss],
+    "mask_share": [pytest.param(supervised(1.0), id="all"), pytest.param(supervised(0.002), id="hardly")],
+    "few_tokens": [few_tokens],
+    "duplicates_or_leakage": [
+        pytest.param(other_data(rows_of("train.jsonl", 400) + rows_of("held_out.jsonl", 24)), id="leaked"),
+        pytest.param(other_data(rows_of("train.jsonl", 200) * 2), id="repeated", marks=pytest.mark.slow),
+    ],
+    "template": [other_template],
+    "export_differs": [old_export],
+    "learning_rate_too_high": [pytest.param(diverged, id="diverged"), pytest.param(not_finite, id="skipped"), pytest.param(giant_steps, id="giant")],
+    "learning_rate_too_low": [pytest.param(still, id="still")],
+    "over_fitting": [over_fitted],
+    "under_training": [pytest.param(falling, id="falling")],
+    "truncated_answers": [unended, cut_rows],
+}
+
+
+def cases():
+    for cause, edits in PLANTED.items():
+        for edit in edits:
+            edit = edit if hasattr(edit, "values") else pytest.param(edit, id=edit.__name__)
+            yield pytest.param(cause, *edit.values, id=f"{cause}-{edit.id}", marks=edit.marks)
+
+
+OF_DATA = ("duplicates_or_leakage", "template")  # what --quick does not look at
+
+
+def test_every_cause_is_planted():
+    assert {*PLANTED, "forgetting"} == {*CAUSES}  # that one needs models, see test_measure
+
+
+@pytest.mark.parametrize(("cause", "edit"), list(cases()))
+def test_a_planted_cause_is_named_first(healthy, tmp_path, cause, edit):
+    run = planted(healthy, tmp_path / "run")
+    edit(run)
+    assert causes(run, quick=cause not in OF_DATA)[0] == cause
+
+
+def test_evidence_is_what_was_planted(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    first_loss(run)
+    unended(run)
+    report = examine(run, quick=True)
+    assert list(report.findings) == ["first_loss", "truncated_answers"]
+    assert report.findings["first_loss"].evidence["first_loss"] == 7.2
+    assert report.findings["first_loss"].evidence["uniform_loss"] == pytest.approx(np.log(1024))
+    answers = report.findings["truncated_answers"].evidence
+    assert (answers["ended"], answers["answers"]) == (0, 12) and answers["repeating"] > 0
+
+
+def test_what_is_missing_or_torn_is_said(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    for name in ("summary.json", "manifest.json", "samples.jsonl"):
+        (run / name).unlink()
+    (run / "data_report.json").write_text('{"train": ')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "spl')
+    shutil.rmtree(run / "export")
+    report = examine(run, quick=True)
+    notes = "\n".join(report.notes)
+    for text in ("has not finished", "manifest.json is missing", "data_report.json cannot be read", "metrics.jsonl: 1 lines are torn"):
+        assert text in notes
+    assert not report.findings and report.run.steps > 0
+
+
+def test_rows_that_have_gone_are_a_note(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    edit_json(run / "config.json", lambda config: config["data"]["train"][0].update(path=[str(tmp_path / "gone.jsonl")]))
+    report = examine(run)
+    assert not report.findings
+    assert any("The data were not looked at" in note and "gone.jsonl" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "model"])
+def test_a_folder_that_is_no_run_is_one_message(tmp_path, make):
+    folder = tmp_path / "folder"
+    if make == "empty":
+        folder.mkdir()
+    elif make == "model":
+        shutil.copytree(ROOT / "models/nano", folder)
+    with pytest.raises(UserError, match="there is no such folder" if make == "nothing" else "is no run"):
+        examine(folder)
+
+
+# ---- trained with the fault
+
+TRAINED = {
+    "first_loss": {"model__init": "random", "train__epochs": 0.3},
+    "mask_share": {"data__supervise": "all", "train__epochs": 0.3},
+    "few_tokens": {"data__cap": 40, "train__epochs": 1.0},
+    "learning_rate_too_high": {"optim__learning_rate": 0.5, "optim__clip_norm": 0.0, "log__every": 1, "train__epochs": 1.0, "train__nonfinite": "skip"},
+    "learning_rate_too_low": {"optim__learning_rate": 1e-8, "log__every": 1, "train__epochs": 0.5},
+    "truncated_answers": {"data__max_length": 48, "data__overlength": "truncate_right"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", TRAINED)
+def test_a_cause_that_was_trained_is_named_first(tmp_path, cause):
+    changes = {"eval__generate": 8, **TRAINED[cause]}
+    if cap := changes.pop("data__cap", 0):
+        write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", cap))
+        changes["data__train"] = str(tmp_path / "few.jsonl")
+    assert causes(train(tmp_path, "run", **changes), quick=True)[0] == cause

@@ -1,0 +1,49 @@
+"""Two runs beside each other."""
+
+import json
+
+import numpy as np
+import pytest
+from planted_runs import edit_json, edit_lines, planted
+
+from sft_jax.diagnosis.compare import compare, write_comparison
+from sft_jax.diagnosis.diagnose import examine
+
+
+@pytest.fixture
+def pair(healthy, tmp_path):
+    """The sound run, and one with another learning rate whose answers are all right."""
+    other = planted(healthy, tmp_path / "other")
+    edit_json(other / "config.json", lambda config: config["optim"].update(learning_rate=1e-3))
+    edit_json(other / "config.json", lambda config: config["data"]["train"][0].update(cap=400))
+    edit_lines(other / "samples.jsonl", lambda sample: sample.update(exact_match=1.0))
+    edit_lines(other / "metrics.jsonl", lambda record: record.update(loss=record["loss"] * 2) if record["split"] != "train" else None)
+    return healthy, other
+
+
+def test_keys_values_and_answers_that_differ_are_told(pair):
+    comparison = compare(*(examine(run, quick=True) for run in pair))
+    assert comparison.config == {"optim.learning_rate": (2e-3, 1e-3), "data.train.train.cap": (None, 400)}
+    first, second = comparison.values["held_out", "loss"]
+    assert second == pytest.approx(2 * first)
+    samples = [json.loads(line) for line in (pair[0] / "samples.jsonl").read_text().splitlines()]
+    last = [sample["exact_match"] for sample in samples if sample["step"] == max(sample["step"] for sample in samples)]
+    found = comparison.answers["held_out", "exact_match"]
+    assert found.mean == pytest.approx(1 - np.mean(last)) and found.prompts == len(last)
+    assert found.interval is None or found.interval[0] <= found.mean <= found.interval[1]
+    assert len(json.loads(json.dumps(comparison.to_json(), allow_nan=False))["runs"]) == 2
+
+
+def test_a_run_beside_itself_has_no_differences(healthy):
+    report = examine(healthy, quick=True)
+    comparison = compare(report, report)
+    assert comparison.config == {} and all(first == second for first, second in comparison.values.values())
+    assert all(found.mean == 0 for found in comparison.answers.values())
+
+
+def test_the_page_has_both_curves(pair, tmp_path):
+    path = tmp_path / "page.html"
+    write_comparison(path, compare(*(examine(run, quick=True) for run in pair)))
+    text = path.read_text()
+    assert text.count('class="curve') == 4 + 4 * 2  # two losses of each run, and each of them in four other plots
+    assert "optim.learning_rate" in text

@@ -1,0 +1,62 @@
+"""The report command as a user runs it; what it finds is tested in tests/diagnosis."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from planted_runs import write_rows
+from tiny_run import ROOT, environment, metrics, tiny_config
+
+from sft_jax.config import parse_config, to_dict
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The files of a run that has just begun, as it writes them."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(json.dumps(to_dict(parse_config(tiny_config(folder)))))
+    record = {"split": "train", "learning_rate": 1e-3, "update_ratio": 1e-3}
+    write_rows(folder / "run" / "metrics.jsonl", [{"step": step, "loss": 3 / step, **record} for step in (1, 2)])
+    return folder / "run"
+
+
+def report(run, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "sft_jax.report", *map(str, arguments)], env=environment(1, run.parent / "cache"), capture_output=True,
+        text=True, cwd=ROOT, timeout=600,
+    )  # fmt: skip
+
+
+def test_json_is_one_object_and_nothing_else_and_a_page_is_written(run, tmp_path):
+    result = report(run, run, "--quick", "--json", f"--html={tmp_path / 'page.html'}")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["run"] == str(run) and found["steps"] == metrics(run)[-1]["step"] and found["causes"] == []
+    assert "is written" in result.stderr and (tmp_path / "page.html").is_file()
+
+
+@pytest.mark.slow
+def test_text_is_for_people(run):
+    for folders in ([run], [run, run]):
+        result = report(run, *folders, "--quick")
+        assert result.returncode == 0, result.stderr
+        assert "No cause was found" in result.stdout and "not finished" in result.stdout
+
+
+BAD = [
+    (["no/such/run"], "no/such/run: there is no such folder"),
+    ([], "the folder of a run is missing"),
+    (["models/nano"], "models/nano: is no run"),
+    (["a", "b", "c"], "'c' is not a flag"),
+    (["models/nano", "--quick", "--general=README.md"], "--general: is read with the models"),
+    (["models/nano", "--html=no/such/page.html"], "--html: there is no folder no/such"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [BAD[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in BAD[1:])])
+def test_bad_input_is_one_message(run, arguments, message):
+    result = report(run, *arguments)
+    assert result.returncode == 2 and result.stdout == "", result.stderr
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1

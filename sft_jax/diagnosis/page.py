@@ -18,7 +18,8 @@ from sft_jax.inspection.markup import escape
 from sft_jax.inspection.page import Section, page
 from sft_jax.inspection.page_faults import fault_section
 from sft_jax.inspection.page_numbers import table
-from sft_jax.inspection.plots import grouped_bars, line_plot
+from sft_jax.inspection.plots import grouped_bars
+from sft_jax.inspection.series import line_plot
 
 _POINTS = 1_000  # of a curve; more are finer than a pixel, and are averaged
 

@@ -1,14 +1,17 @@
-"""Plots of measured numbers as SVG: values with intervals, a row each, and values over a number, with a line and a band."""
+"""Plots of measured numbers as SVG: values with intervals, a row each; values over a number, with a line and a band; curves of a run."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from sft_jax.inspection.markup import escape
 from sft_jax.inspection.plots import WIDTH, axis_text, figure
 
 _ROW = 36  # height of a row of `intervals`: a name, and below it what was measured
 _NAME = 64  # characters of a name
+_FEW_POINTS = 40  # of a curve whose points are drawn as well
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 66, 20, 16, 44, 270
 
 
@@ -98,6 +101,48 @@ def curve(
     )
     return figure(parts, title, _HEIGHT)
 
+def line_plot(
+    series: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str, x_label: str, y_label: str, *, logarithmic: bool = False
+) -> str:
+    """Returns curves over a common axis that begins at 0.
+
+    Args:
+        series: (name, x float [n], y float [n]) of each curve; a single point is drawn as a dot. With more than one curve there is a key.
+        logarithmic: of the vertical axis; values that are not above 0 are left out.
+    """
+    kept = [(name, *(part[np.isfinite(y) & ((not logarithmic) | (y > 0))] for part in (x, y))) for name, x, y in series]
+    kept = [(name, x, y) for name, x, y in kept if len(x)]
+    width, height = WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    base, right = _TOP + height, max((float(x.max()) for _, x, _ in kept), default=1.0) or 1.0
+    values = np.concatenate([y for _, _, y in kept]) if kept else np.ones(1)
+    ticks = _decades(float(values.min()), float(values.max())) if logarithmic else _ticks(float(values.min()), float(values.max()))
+    scale = np.log10 if logarithmic else np.asarray
+    low, high = float(scale(ticks[0])), float(scale(ticks[-1]))
+
+    def place(x, y) -> tuple[np.ndarray, np.ndarray]:
+        return _LEFT + width * x / right, base - height * (scale(y) - low) / (high - low)
+
+    parts = []
+    for tick in ticks:
+        _, at = place(0.0, tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{at:.1f}" x2="{WIDTH - _RIGHT}" y2="{at:.1f}"/>')
+        parts.append(axis_text(_LEFT - 6, float(at) + 4, f"{tick:.4g}", "end"))
+    for number, (name, x, y) in enumerate(kept):
+        across, down = place(x, y)
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
+        tip = f"<title>{escape(name)}: {y[0]:.4g} at {x[0]:g}, {y[-1]:.4g} at {x[-1]:g}</title>"
+        parts.append(f'<polyline class="curve line{number % 4}" points="{points}">{tip}</polyline>')
+        if len(x) <= _FEW_POINTS:
+            parts += [f'<circle class="bar{number % 4}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in zip(across, down, strict=True)]
+    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{base}" x2="{WIDTH - _RIGHT}" y2="{base}"/>')
+    parts += [axis_text(_LEFT + width * tick / right, base + 15, f"{tick:,.4g}", "middle") for tick in _ticks(0.0, right) if tick <= right]
+    parts.append(axis_text(_LEFT + width / 2, base + 34, x_label, "middle"))
+    parts.append(
+        f'<text class="label" transform="translate(12 {_TOP + height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    keys = "".join(f'<span class="key"><i class="swatch bar{n % 4}"></i>{escape(name)}</span>' for n, (name, _, _) in enumerate(kept))
+    return figure(parts, title, _HEIGHT, keys if len(kept) > 1 else "")
+
 
 def _range(values: list[float], line: Line | None) -> tuple[float, float]:
     """Returns what the y axis shows: all values and the line; of the band as much as leaves them half of the height."""
@@ -134,3 +179,13 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= (high - low) / 7)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
+
+def _decades(low: float, high: float) -> list[float]:
+    """Returns powers of ten around two positive numbers, at most six.
+
+    >>> _decades(0.02, 3)
+    [0.01, 0.1, 1.0, 10.0]
+    """
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    step = max(1, -(-(last - first) // 5))
+    return [float(f"1e{power}") for power in range(first, max(last, first + 1) + step, step)]

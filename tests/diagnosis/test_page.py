@@ -10,7 +10,7 @@ from planted_runs import edit_lines, planted
 
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.page import write_page
-from sft_jax.inspection.plots import line_plot
+from sft_jax.inspection.series import line_plot
 
 HOSTILE = "</td></script><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">\x1b[1m"
 

@@ -31,7 +31,7 @@ def test_means_and_runs_lie_on_one_scale_and_names_are_escaped():
     means, runs = places(figure, "bar0"), places(figure, "ring")
     per_unit = (means[1, 0] - means[0, 0]) / 2
     np.testing.assert_allclose(runs[1, 0] - runs[0, 0], 2 * per_unit, atol=0.2)
-    [bar] = [line for line in svg(figure).iter("line") if line.get("class") == "line0"]
+    [bar] = [line for line in svg(figure).iter("line") if line.get("class") == "curve line0"]
     np.testing.assert_allclose(float(bar.get("x2")) - float(bar.get("x1")), 3 * per_unit, atol=0.2)
     assert "<b>" not in figure and "&lt;b&gt;" in figure
 

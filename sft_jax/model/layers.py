@@ -12,9 +12,9 @@ from sft_jax.model.lookup import look_up
 from sft_jax.model.low_rank import LowRank
 from sft_jax.model.options import Options
 from sft_jax.model.product import product
-from sft_jax.model.rounding import widened
 from sft_jax.model.qat import Unrounded
 from sft_jax.model.quant import Kernel, QuantisedKernel, kernel_product
+from sft_jax.model.rounding import widened
 from sft_jax.model.spec import DecoderSpec, NormSpec
 from sft_jax.model.token_rows import TokenRows
 

@@ -15,6 +15,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.config_checks import check_template_arguments
+from sft_jax.decoding_flags import define_decoding_flags
 from sft_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, or workdir of a run.")
@@ -26,10 +27,7 @@ _TEMPLATE_KWARGS = flags.DEFINE_string(
     "chat_template_kwargs", None, "Arguments of the template as JSON; default: those that a run was trained with."
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "Tokens of an answer, at most.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0 = all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities reach p; 1 = all.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_DECODING = define_decoding_flags("Of the draws.")
 _TENSOR = flags.DEFINE_integer("tensor", 1, "Devices over which the model is split.")
 
 _NEW = "/new"
@@ -40,11 +38,10 @@ def main() -> None:
         raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
 
     from sft_jax.evaluation.prompts import prompt_options_of
-    from sft_jax.evaluation.sampling import sampling
     from sft_jax.evaluation.session import ChatSession
     from sft_jax.training.platform import set_up_platform
 
-    options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)  # refused before anything is loaded
+    options = _DECODING.checked()  # refused before anything is loaded
     given = _template_kwargs()
     if _PROMPT.value is None and sys.stdin is None:
         raise UserError("standard input: is closed, so nothing can be typed; give the message with --prompt.")
@@ -56,7 +53,7 @@ def main() -> None:
     model, tokenizer = _load()
     session = ChatSession(
         model, tokenizer, system=_SYSTEM.value, chat_template=_TEMPLATE.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_SEED.value, **asked,
+        max_new_tokens=_MAX_NEW_TOKENS.value, options=options, seed=_DECODING.seed.value, stop=_DECODING.texts, **asked,
     )  # fmt: skip
     if _PROMPT.value is not None:
         _print(session, _PROMPT.value)

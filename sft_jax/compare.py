@@ -17,6 +17,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.config import AdapterConfig, Config, parse_config
+from sft_jax.decoding_flags import define_decoding_flags
 from sft_jax.errors import UserError
 
 _MODELS = flags.DEFINE_multi_string(
@@ -37,10 +38,7 @@ _SCORERS = flags.DEFINE_multi_string(
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer, at most. Default: eval.max_new_tokens.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Answers that are computed together. Default: eval.batch_size.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities reach p; 1 = all.")
-_STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; several times.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws of tokens. Rows, examples and resamples follow the configuration's seed.")
+_DECODING = define_decoding_flags("Of the draws of tokens. Rows, examples and resamples follow the configuration's seed.")
 _LATENCY = flags.DEFINE_integer("latency", 8, "Prompts that are answered one at a time to measure seconds; 0 = none.")
 _PRICE_IN = flags.DEFINE_multi_float("price_in", [], "Price of a million prompt tokens: once for all, or once for each --model.")
 _PRICE_OUT = flags.DEFINE_multi_float("price_out", [], "Price of a million answer tokens, likewise.")
@@ -59,15 +57,12 @@ def main() -> None:
     from sft_jax.comparison.contenders import make_contenders, read_examples
     from sft_jax.comparison.run import Request, comparable_scorers, compare
     from sft_jax.comparison.systems import read_systems
-    from sft_jax.evaluation.sampling import sampling
-    from sft_jax.evaluation.text import StopStrings
     from sft_jax.versions import check_versions
 
     check_versions()
     systems = read_systems(_SYSTEM.value) if _SYSTEM.value else []
     contenders = make_contenders(_MODELS.value, read_examples(_SHOTS.value, _RETRIEVE.value), systems, _EACH.value)
-    options = sampling(_TEMPERATURE.value, top_p=_TOP_P.value)
-    StopStrings(None, _STOP.value)
+    options = _DECODING.checked()
     subjects = _subjects()
     prices = _prices()
     config = _config(subjects)
@@ -89,7 +84,7 @@ def main() -> None:
     say = _say if first else lambda line: None
     batch = config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
     request = Request(
-        subjects, contenders, config.eval.scorers, Decoding(config.eval.max_new_tokens, batch, options, _SEED.value, tuple(_STOP.value)),
+        subjects, contenders, config.eval.scorers, Decoding(config.eval.max_new_tokens, batch, options, _DECODING.seed.value, _DECODING.texts),
         _SET.value, None if _GENERATE.value < 0 else _GENERATE.value, _POOL.value, _VALIDATION.value, _LATENCY.value, prices,
         of_run=_CONFIG.value is None,
     )  # fmt: skip

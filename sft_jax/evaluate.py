@@ -17,6 +17,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.config import AdapterConfig, Config, parse_config
+from sft_jax.decoding_flags import define_decoding_flags
 from sft_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, adapter, workdir of a run or RUN/checkpoints/STEP.")
@@ -29,13 +30,7 @@ _SCORERS = flags.DEFINE_multi_string(
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer, at most. Default: eval.max_new_tokens.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows, and answers, that are computed together. Default: eval.batch_size.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0 = all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens whose probabilities reach p; 1 = all.")
-_MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least so many times as probable as the most probable one; 0 = all.")
-_PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Above 1, tokens that are there already are less probable.")
-_STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; several times.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws. The prompts follow the configuration's seed.")
+_DECODING = define_decoding_flags("Of the draws. The prompts follow the configuration's seed.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Write prompts, references, answers and scores to this file, a JSON object a line.")
 _TASKS = flags.DEFINE_list("tasks", [], "Benchmarks of lm-evaluation-harness by name, or files of tasks (.yaml).")
 _FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "With --tasks: examples in each prompt. Default: what the task says.")
@@ -48,20 +43,17 @@ def main() -> None:
     if not _MODEL.value:
         raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
 
-    from sft_jax.evaluation.sampling import sampling
     from sft_jax.evaluation.scorers import find_scorers
-    from sft_jax.evaluation.text import StopStrings
     from sft_jax.hf.source import run_and_step
     from sft_jax.versions import check_versions
 
     check_versions()
     path, step = run_and_step(_MODEL.value)
     config = _config(path)
-    options = sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _PENALTY.value)
+    options = _DECODING.checked()
     _check_flags(config)
     benchmark = _benchmark(config) if _TASKS.value else None
     find_scorers(config.eval.scorers, "--scorer")  # what is wrong is told before anything is loaded
-    StopStrings(None, _STOP.value)
     samples = Path(_SAMPLES.value).expanduser() if _SAMPLES.value else None
     if samples is not None and not samples.parent.is_dir():
         raise UserError(f"--samples: there is no folder {samples.parent}; make it, or name a file in another one.")
@@ -81,7 +73,7 @@ def main() -> None:
     first = jax.process_index() == 0
     config = resolved(config)
     mesh = make_mesh(**vars(config.mesh))
-    decoding = Decoding(config.eval.max_new_tokens, _batch_size(config), options, _SEED.value, tuple(_STOP.value))
+    decoding = Decoding(config.eval.max_new_tokens, _batch_size(config), options, _DECODING.seed.value, _DECODING.texts)
     with LoadProgress(_MODEL.value, shown=first) as loading, EvaluationProgress(shown=first) as progress:
         evaluation = evaluate_model(
             Subject(path, step, _BASE.value), config, mesh, decoding=decoding, slices=_SLICES.value,
@@ -132,8 +124,7 @@ def _config(path: str) -> Config:
 def _check_flags(config: Config) -> None:
     """Raises UserError for flags that change nothing, and where nothing is to be evaluated."""
     answers = {
-        "--scorer": _SCORERS, "--max_new_tokens": _MAX_NEW_TOKENS, "--temperature": _TEMPERATURE, "--top_k": _TOP_K, "--top_p": _TOP_P,
-        "--min_p": _MIN_P, "--repetition_penalty": _PENALTY, "--stop": _STOP, "--samples": _SAMPLES,
+        "--scorer": _SCORERS, "--max_new_tokens": _MAX_NEW_TOKENS, **_DECODING.named, "--samples": _SAMPLES,
     }  # fmt: skip
     tasks = {"--num_fewshot": _FEWSHOT, "--limit": _LIMIT, "--apply_chat_template": _CHAT}
     for name, holder in answers.items():
@@ -165,7 +156,7 @@ def _benchmark(config: Config):
 
     def run(decoder, tokenizer, progress) -> dict:
         model = HarnessModel(
-            decoder, tokenizer, batch_size=_batch_size(config), seed=_SEED.value, chat_template=config.data.chat_template,
+            decoder, tokenizer, batch_size=_batch_size(config), seed=_DECODING.seed.value, chat_template=config.data.chat_template,
             chat_template_kwargs=config.data.chat_template_kwargs, progress=progress,
         )  # fmt: skip
         return run_benchmarks(model, asked, tasks, _say)

@@ -1,6 +1,6 @@
 """A chat with a model, whose answers come as text piece by piece."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sft_jax.data.tokenizers.tokens import Tokenizer
@@ -8,7 +8,7 @@ from sft_jax.errors import UserError
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
 from sft_jax.evaluation.sampling import Sampling, sampling
 from sft_jax.evaluation.slots import NumberedPrompt, Slots
-from sft_jax.evaluation.text import TextStream
+from sft_jax.evaluation.text import TextStream, TextUntilStop
 from sft_jax.model.decoder import Decoder
 
 _GREEDY = sampling()
@@ -35,8 +35,12 @@ class ChatSession:
         max_new_tokens: int = 512,
         options: Sampling = _GREEDY,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ):
-        """Raises UserError for a system message without a chat template, and where an answer may have no tokens."""
+        """`stop` are texts that end an answer, and are not part of it.
+
+        Raises UserError for a system message without a chat template, and where an answer may have no tokens.
+        """
         self._model, self._tokenizer = model, tokenizer
         self._reader = PromptReader(tokenizer, chat_template, chat_template_kwargs, allow_special_tokens)
         if system is not None and not self.is_chat:
@@ -47,6 +51,7 @@ class ChatSession:
         self._stop_ids = stop_ids_of(source, tokenizer, self._reader)
         self.context: int | None = None if source is None else source.config_dict().get("max_position_embeddings")
         self._system, self._max_new_tokens, self._options, self._seed = system, max_new_tokens, options, seed
+        self._stop = tuple(stop)
         self._answers = 0
         self.finished = True
         self.clear()
@@ -80,15 +85,18 @@ class ChatSession:
         self._answers += 1
         self.finished = False
         stream = TextStream(self._tokenizer, prompt)
-        given, seen = "", 0
+        until, given, seen = TextUntilStop(self._stop), "", 0
         try:
             while True:
                 (answer,), running = slots.answers([0]), not slots.done()[0]
                 self.finished = answer.finished
-                piece = stream.push(answer.ids[seen:])
+                piece = until.push(stream.push(answer.ids[seen:]))
                 seen = len(answer.ids)
-                if not running:
-                    piece += stream.finish()
+                if not running and not until.stopped:
+                    piece += until.push(stream.finish())
+                    piece += until.finish()
+                if until.stopped:
+                    self.finished, running = True, False
                 if piece:
                     given += piece
                     yield piece

@@ -78,6 +78,38 @@ def cut_before(text: str, strings: Sequence[str]) -> str:
     return text[: min((place for string in strings if (place := text.find(string)) >= 0), default=len(text))]
 
 
+class TextUntilStop:
+    """Hands on a text that comes piece by piece up to the first of some stop strings, and nothing that may be one's beginning.
+
+    Attributes:
+        stopped: whether a stop string has come.
+    """
+
+    def __init__(self, strings: Sequence[str]):
+        self._strings = tuple(strings)
+        self._waiting = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """Takes the next piece, and returns what can be given."""
+        text = self._waiting + piece
+        given = cut_before(text, self._strings)
+        self.stopped |= len(given) < len(text)
+        if not self.stopped:
+            given = text[: len(text) - self._begun(text)]
+            self._waiting = text[len(given) :]
+        return given
+
+    def finish(self) -> str:
+        """Returns what was held back, once no more text comes."""
+        return "" if self.stopped else self._waiting
+
+    def _begun(self, text: str) -> int:
+        """Returns how many characters at the end are the beginning of a stop string."""
+        most = min(len(text), max(map(len, self._strings), default=1) - 1)
+        return next((size for size in range(most, 0, -1) if any(string.startswith(text[-size:]) for string in self._strings)), 0)
+
+
 class StopStrings:
     """Texts that end an answer."""
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"influence"},
     {"planning", "checking", "comparison", "diagnosis"},
     {"experiments"},
-    {"cli", "large_pages"},
+    {"cli", "decoding_flags", "large_pages"},
     {"commands"},
 ]
 # The packages of data. One may import its own, those before it that are not beside it, and the modules beside the packages

@@ -29,6 +29,15 @@ def test_answers_are_those_of_generate_and_go_into_the_history(stories):
     assert session.turns == asked[:1]
 
 
+def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(stories):
+    whole = "".join(chat(stories, chat_template="auto", max_new_tokens=40).answer("Once upon a time"))
+    stop = whole[20:26]  # in the middle of the answer, over several tokens
+    session = chat(stories, max_new_tokens=40, chat_template="auto", stop=["never said", stop])
+    answer = "".join(session.answer("Once upon a time"))
+    assert answer == whole[: whole.index(stop)] and session.finished
+    assert [answer] == generate(*stories, ["Once upon a time"], max_new_tokens=40, stop=["never said", stop])
+
+
 def test_what_was_said_of_an_answer_that_is_cut_off_stays(stories):
     session = chat(stories, system="Be kind.")
     answer = session.answer("Hi")

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sft_jax.data.tokenizers.tokens import load_tokenizer
-from sft_jax.evaluation.text import TextStream, continuation_text
+from sft_jax.evaluation.text import TextStream, TextUntilStop, continuation_text, cut_before
 
 
 class Backend:
@@ -70,3 +70,21 @@ def test_special_tokens_are_left_out_unless_asked_for(assets):
     ids = tokenizer.encode("hello<|im_end|>")
     assert continuation_text(tokenizer, [], ids) == "hello"
     assert continuation_text(tokenizer, [], ids, skip_special_tokens=False) == "hello<|im_end|>"
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces=st.lists(st.text("ab.\n", max_size=4), max_size=8), strings=st.lists(st.text("ab.\n", min_size=1, max_size=4), max_size=3))
+def test_a_text_ends_before_the_first_stop_string_that_is_complete(pieces, strings):
+    """Whatever the pieces, what is given is a beginning of what is given in the end, which the whole text so far says."""
+    until, given_text = TextUntilStop(strings), ""
+    for number, piece in enumerate(pieces):
+        given_text += until.push(piece)
+        so_far = "".join(pieces[: number + 1])
+        assert until.stopped == any(string in so_far for string in strings)
+        if until.stopped:
+            assert given_text == cut_before(so_far, strings)
+            break
+        held = so_far.removeprefix(given_text)
+        assert so_far.startswith(given_text) and (not held or any(string.startswith(held) for string in strings))
+    given_text += until.finish()
+    assert until.stopped or given_text == "".join(pieces)

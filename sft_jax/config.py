@@ -221,7 +221,6 @@ class LogConfig:
     every: int = 10  # steps
     tensorboard: bool = True
     wandb: str = ""  # project on Weights & Biases; empty = none
-    update_ratio: bool = False  # the norm of each update over that of the parameters; keeps a second copy of what is trained in the step
     ledger: bool = True  # the loss of every example whenever it comes up, in WORKDIR/ledger
 
 

@@ -34,7 +34,6 @@ def quickstart(folder: Path, **changes):
     config.optim.learning_rate, config.optim.b2 = 2e-3, 0.98
     config.eval.generate, config.eval.max_new_tokens, config.eval.batch_size = 12, 48, 12
     config.checkpoint.every, config.log.every, config.log.tensorboard = 0, 4, False
-    config.log.update_ratio = True
     for key, value in changes.items():
         section, name = key.split("__")
         config[section][name] = value

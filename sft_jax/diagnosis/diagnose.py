@@ -70,7 +70,7 @@ def examine(path: str | Path, *, quick: bool = False, measure: Measure | None = 
     run = read_run(path)
     notes = list(run.notes)
     if not any(record.get("update_ratio") for record in run.train):
-        notes.append("metrics.jsonl has no update_ratio (log.update_ratio=True), so learning rates are judged by the curves alone.")
+        notes.append("metrics.jsonl has no update_ratio, as that of an older run, so learning rates are judged by the curves alone.")
     data, ledger, prompts = None, None, None
     evidence = Evidence(run, health_of(run.samples), health_of(run.samples, last=False))
     if quick:

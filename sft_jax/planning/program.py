@@ -63,8 +63,7 @@ def make_programs(config: Config, base: Source, mesh: AnyMesh, log: Callable[[st
     return Programs(
         composed, optimizer, state, batch_shapes(config, mesh, config.train.batch_size // micro, micro),
         batch_shapes(config, mesh, eval_rows),
-        make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger, config.log.update_ratio),
-        make_eval_step(graphdef, mesh),
+        make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), make_eval_step(graphdef, mesh),
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Hooks:
     describe: Callable[[Batch], str]  # names the examples of a batch, for the message about a step that went wrong
     attention_pairs: Callable[[Batch], int]  # of a batch, over all processes, as this one's part tells
     keep_examples: Callable[[int, int, dict[str, Any]], None]  # (step, position after it, metrics), of every step in order
+    begin_update: Callable[[Any], Callable[[Any], jax.Array]]  # (state before a step) -> (state after it) -> its update ratio
     used: Callable[[int], dict[str, float]]  # what so many rows of the stream are: epochs, and counts of each data set
     is_best: Callable[[int], bool] = lambda step: False  # whether the state of this step, just evaluated, is to be kept as one of the best
     ended: Callable[[], bool] = lambda: False  # whether evaluations have said that it is not worth going on
@@ -122,10 +123,13 @@ def train(
                 )
             hooks.keep_examples(number, started.position, metrics)
             window.add(metrics, None if number == first + 1 else seconds)  # the first one compiles
-            if number % config.log.every == 0 or number == total_steps:
+            if is_recorded(number):
                 with votes.deferred():
                     record(number, started.position)
         votes.count(len(pending))
+
+    def is_recorded(number: int) -> bool:
+        return number % config.log.every == 0 or number == total_steps
 
     def record(number: int, position: int) -> None:
         values = {**hooks.used(position), **window.take()}
@@ -155,8 +159,11 @@ def train(
             settle(0)
             with votes.deferred():
                 profiler.start()
-        outcome.state, metrics = train_step(outcome.state, to_device(batch))
         outcome.step += 1
+        end_update = hooks.begin_update(outcome.state) if is_recorded(outcome.step) else None
+        outcome.state, metrics = train_step(outcome.state, to_device(batch))
+        if end_update is not None:
+            metrics["update_ratio"] = end_update(outcome.state)
         outcome.position = next_position
         pending.append(_Started(outcome.step, next_position, batch, metrics))
         look()

@@ -40,6 +40,7 @@ from sft_jax.training.ledger import Ledger, cut_ledger_back, describe_documents
 from sft_jax.training.loop import Hooks, train
 from sft_jax.training.memory import memory_explained
 from sft_jax.training.metrics import METRICS_FILE, MetricsLog, cut_logs_back
+from sft_jax.training.movement import make_movement
 from sft_jax.training.peers import Peers
 from sft_jax.training.placement import check_length, check_rows, place_local, row_share
 from sft_jax.training.platform import join_processes, set_up_platform
@@ -202,10 +203,16 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
         with phases("checkpoint"):
             checkpoints.save(step, saved_arrays(state, adapters), manifest, best.steps)
 
+    movement = make_movement(state.params, mesh)
+
+    def begin_update(before):
+        compare = movement(before.params)
+        return lambda after: compare(after.params)
+
     hooks = Hooks(
         evaluate, save, checkpoints.check, partial(report.resume_point, checkpoints), partial(report.describe_rows, data.train),
         lambda batch: attention_pairs(batch, abstract.spec.layers) * count, ledger.add if ledger else lambda *_: None,
-        partial(report.used_data, data.train),
+        begin_update, partial(report.used_data, data.train),
         lambda step: step in best.steps, lambda: best.ended,
     )  # fmt: skip
 
@@ -217,7 +224,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     stop.at_once = False
     steps = min(total_steps - start.step, config.train.stop_after_steps or total_steps)
     profiler = shown.enter_context(Profiler(work.path / "profile" if first_process else None, config.train.profile, steps))
-    train_step = votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger, config.log.update_ratio), donate=(0,))
+    train_step = votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), donate=(0,))
     numbers = jax.device_put(optimizer.numbers, NamedSharding(mesh, P()))  # once, not with every step
     watchdog = Watchdog(work.path / "stacks" / f"process_{jax.process_index()}.txt", config.train.hang_seconds)
     with phases("train"), memory_explained(config, mesh, "training"), watchdog:

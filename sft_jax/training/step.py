@@ -24,8 +24,7 @@ Metrics = dict[str, jax.Array | dict[str, jax.Array]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig(), per_example: bool = True,
-    update_ratio: bool = False,
+    graphdef: nnx.GraphDef, optimizer: Optimizer, mesh: AnyMesh | None = None, loss: LossConfig = LossConfig(), per_example: bool = True
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step (state, Batch [A, B, ...]) -> (state, metrics); the state that goes in is overwritten.
 
@@ -45,8 +44,6 @@ def make_train_step(
         real_tokens         int32, positions that are no padding
         grad_norm           fp32, of the mean gradient over all trained parameters, before clipping
         learning_rate       fp32, that this update used or would have used
-        update_ratio        with `update_ratio` only, which keeps the old parameters beside the new ones: fp32, norm of what this
-                            update changed / norm of the trained parameters before it; 0 where it was left out
         nonfinite, empty    int32, 1 where the update was left out for that reason
         per_example_loss, per_example_weight, per_example_correct   with `per_example` only: fp32 [A, B, S], what adds up to
                             loss_sum, weight and correct, of each segment; with NEFTune and dropout as noisy as the loss is
@@ -67,20 +64,17 @@ def make_train_step(
         clip = jnp.minimum(1.0, own.clip_norm / grad_norm) if own.clip_norm else 1.0
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        def ratio(old, new):
-            return _relative_change(old, new) if update_ratio else None
-
         def update(params, opt_state, average):
             mean = jax.tree.map(lambda g: g * (clip / divisor), gradient)
-            new, opt_state = own.update(mean, opt_state, params, state.step)
-            return state.step + 1, new, opt_state, own.update_average(average, new, state.step), ratio(params, new)
+            params, opt_state = own.update(mean, opt_state, params, state.step)
+            return state.step + 1, params, opt_state, own.update_average(average, params, state.step)
 
         def keep(*old):
-            return state.step, *old, jnp.float32(0) if update_ratio else None
+            return state.step, *old
 
         # A branch, not a select of new and old values, for which XLA copies the moments on the CPU.
         old = state.params, state.opt_state, state.average
-        step, params, opt_state, average, changed = jax.lax.cond(finite & (weight > 0), update, keep, *old)
+        step, params, opt_state, average = jax.lax.cond(finite & (weight > 0), update, keep, *old)
         metrics = {
             "loss_sum": jnp.sum(losses.nll),
             "loss_terms": jax.tree.map(jnp.sum, losses.terms),
@@ -93,8 +87,6 @@ def make_train_step(
             "nonfinite": (~finite).astype(jnp.int32),
             "empty": (weight == 0).astype(jnp.int32),
         }
-        if update_ratio:
-            metrics["update_ratio"] = changed
         if per_example:
             sums = gather_documents(losses, mesh)
             metrics |= {"per_example_loss": sums.nll, "per_example_weight": sums.weight, "per_example_correct": sums.correct}
@@ -133,14 +125,6 @@ def _accumulate(
         return gradient, jax.tree.map(lambda x: x[None], loss)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     return jax.lax.scan(micro_step, _keep_layout(zeros, mesh), numbered)
-
-
-def _relative_change(old: nnx.State, new: nnx.State) -> jax.Array:
-    """Returns fp32 [], the norm of new - old over all arrays / the norm of old; 0 where old is all zero."""
-    exact = lambda tree: [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]  # noqa: E731
-    changed = sum(jnp.sum(jnp.square(y - x)) for x, y in zip(exact(old), exact(new), strict=True))
-    size = sum(jnp.sum(jnp.square(x)) for x in exact(old))
-    return jnp.where(size > 0, jnp.sqrt(changed / jnp.where(size > 0, size, 1.0)), 0.0)
 
 
 def _keep_layout(tree, mesh: AnyMesh | None):

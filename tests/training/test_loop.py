@@ -37,7 +37,10 @@ def test_metrics_are_fetched_two_steps_late(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_get", get)
     none = np.zeros((1, 1, 4), np.int32)
     batches = iter([(number, Batch(*[none] * len(Batch._fields))) for number in range(1, STEPS + 1)])
-    hooks = loop.Hooks(*[lambda *_: None] * 5, attention_pairs=lambda batch: 1, keep_examples=lambda *_: None, used=lambda rows: {"epoch": rows / STEPS})
+    hooks = loop.Hooks(
+        *[lambda *_: None] * 5, attention_pairs=lambda batch: 1, keep_examples=lambda *_: None,
+        begin_update=lambda state: lambda state: jnp.float32(0.5), used=lambda rows: {"epoch": rows / STEPS},
+    )  # fmt: skip
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     outcome = loop.train(
         jnp.zeros(()), 0, 0, STEPS, batches, lambda batch: batch, train_step, parse_config(tiny_config(tmp_path, log__every=2, checkpoint__every=0)),

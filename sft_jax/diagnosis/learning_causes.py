@@ -1,5 +1,7 @@
 """Causes that lie in how the run went: learning rate and length, by the curves and by how far updates moved the parameters."""
 
+import math
+
 import numpy as np
 
 from sft_jax.diagnosis.curves import Curve
@@ -36,12 +38,13 @@ def learning_rate_too_high(evidence: Evidence) -> Finding | None:
     curve = run.curve("loss")
     if len(curve.steps) >= _FEWEST:
         levels, first = curve.levels(min(_PARTS, len(curve.steps) // 4)), float(curve.values[0])
-        end, lowest = levels[-1], min(levels)
-        found |= {"first_loss": first, "lowest_loss": lowest.mean, "last_loss": end.mean}
+        end, lowest, highest = levels[-1], min(levels), max(levels)
+        found |= {"first_loss": first, "highest_loss": highest.mean, "lowest_loss": lowest.mean, "last_loss": end.mean}
         if end.mean - lowest.mean > max(ROSE * first, SURE * float(np.hypot(end.error, lowest.error))):
             return Finding(f"The training loss fell to {lowest.mean:.3f} and rose to {end.mean:.3f} again.", found, why, remedy)
-        if lowest.mean > first * (1 + ROSE):
-            return Finding(f"The training loss rose from {first:.3f} to {end.mean:.3f}.", found, why, remedy)
+        one_record = end.error * math.sqrt(len(curve.steps) / len(levels))  # the first loss is one record, as noisy as those of the end
+        if highest.mean - first > max(ROSE * first, SURE * one_record):
+            return Finding(f"The training loss rose from {first:.3f} to {highest.mean:.3f}; at the end it was {end.mean:.3f}.", found, why, remedy)
     if ratio is not None and ratio > RATIO_HIGH and run.config.adapter.name == "none":
         return Finding(f"An update moved the parameters by {ratio:.1%} of their norm (median); 0.01% to 1% is usual.", found, why, remedy)
     return None

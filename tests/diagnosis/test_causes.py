@@ -84,6 +84,7 @@ def old_export(run):
 
 
 diverged = of_training(lambda record, share, noise: record.update(loss=5.0 - 8 * share + noise if share < 0.5 else 1 + 6 * (share - 0.5) + noise))
+jumped = of_training(lambda record, share, noise: record.update(loss=5.8 if share < 0.04 else 4 + 16 * (1 - share) ** 4 + noise))
 not_finite = of_training(lambda record, share, noise: record.update(nonfinite_steps=1.0) if 0.2 < share < 0.25 else None)
 giant_steps = of_training(lambda record, share, noise: record.update(update_ratio=0.4 * (1 - share)))
 still = of_training(lambda record, share, noise: record.update(loss=5.8 + noise, update_ratio=2e-7))
@@ -120,7 +121,7 @@ PLANTED = {
     ],
     "template": [other_template],
     "export_differs": [old_export],
-    "learning_rate_too_high": [pytest.param(diverged, id="diverged"), pytest.param(not_finite, id="skipped"), pytest.param(giant_steps, id="giant")],
+    "learning_rate_too_high": [pytest.param(diverged, id="diverged"), pytest.param(jumped, id="jumped"), pytest.param(not_finite, id="skipped"), pytest.param(giant_steps, id="giant")],
     "learning_rate_too_low": [pytest.param(still, id="still")],
     "over_fitting": [over_fitted],
     "under_training": [pytest.param(falling, id="falling")],
@@ -203,7 +204,7 @@ TRAINED = {
     "few_tokens": {"data__cap": 40, "train__epochs": 1.0},
     "learning_rate_too_high": {"optim__learning_rate": 0.5, "optim__clip_norm": 0.0, "log__every": 1, "train__epochs": 1.0, "train__nonfinite": "skip"},
     "learning_rate_too_low": {"optim__learning_rate": 1e-8, "log__every": 1, "train__epochs": 0.5},
-    "truncated_answers": {"data__max_length": 48, "data__overlength": "truncate_right"},
+    "truncated_answers": {"data__max_length": 56, "data__overlength": "truncate_right"},
 }
 
 
@@ -214,4 +215,5 @@ def test_a_cause_that_was_trained_is_named_first(tmp_path, cause):
     if cap := changes.pop("data__cap", 0):
         write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", cap))
         changes["data__train"] = str(tmp_path / "few.jsonl")
-    assert causes(train(tmp_path, "run", **changes), quick=True)[0] == cause
+    found = causes(train(tmp_path, "run", **changes), quick=True)
+    assert found[0] == cause, found

@@ -4,6 +4,7 @@ Means are made once, from sums: a window's loss is the total over its supervised
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,8 @@ class Window:
         if metrics["nonfinite"]:
             metrics, terms = metrics | dict.fromkeys(_LOSS, 0.0), {}
         else:
-            self._last = {name: metrics[name] for name in _AS_THEY_ARE if name in metrics}
+            # An update of the size of what float32 holds has no ratio, and JSON no infinity.
+            self._last = {name: metrics[name] if math.isfinite(metrics[name]) else None for name in _AS_THEY_ARE if name in metrics}
         for sums in (self._window, self.run):
             sums.add(metrics, terms, seconds)
 

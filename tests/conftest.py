@@ -11,11 +11,6 @@ from xla_flags import xla_flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
-# Programs that were compiled before, in another module or an earlier run, are read again: a second run takes a fraction of the time.
-COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
-COMPILED_BYTES = 4 << 30  # above which they are made anew
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -26,12 +21,6 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--cluster", action="store_true", help="also run the tests marked cluster")
     parser.addoption("--minutes", type=float, help="skip tests marked slow that would begin later than so many minutes from the start")
-
-
-def pytest_configure(config):
-    if not hasattr(config, "workerinput") and COMPILED.is_dir():
-        if sum(file.stat().st_size for file in COMPILED.iterdir()) > COMPILED_BYTES:
-            shutil.rmtree(COMPILED)
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

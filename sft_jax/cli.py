@@ -5,6 +5,7 @@ state saved, or before there was anything to save: start again; 130 ended at onc
 """
 
 import functools
+import json
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ EXIT_USER_ERROR = 2
 EXIT_FINDINGS = 3  # the answer is no: data with more faults than allowed, a plan that does not fit
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
+_FILE_WIDTH = 160  # of tables that go to a file
 
 
 def define_config_flag() -> flags.FlagHolder:
@@ -58,6 +60,22 @@ def _recipe_name(argv: Sequence[str]) -> str:
         if argument == "--config" and place + 1 < len(argv):
             return argv[place + 1]
     return "the recipe"
+
+
+def show_results(found: dict[str, Any], text: Any, files: Sequence[str], *, as_json: bool, failed: bool) -> None:
+    """Prints what several runs have shown, as one JSON object or as `text`, which rich prints, with the files that were written.
+
+    Ends the process with EXIT_FINDINGS where a run has `failed`.
+    """
+    if as_json:
+        print(json.dumps(found))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, soft_wrap=True).print(text)
+        print(f"Written: {', '.join(files)}")
+    if failed:
+        sys.exit(EXIT_FINDINGS)
 
 
 def run(main: Callable[..., None], usage: str, arguments: int = 0) -> None:

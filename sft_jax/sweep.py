@@ -29,8 +29,6 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say which runs there would be an
 _RETRY = flags.DEFINE_bool("retry", False, "Start runs that have failed before again.")
 _JSON = flags.DEFINE_bool("json", False, "Write one JSON object to standard output.")
 
-_WIDTH = 160  # of tables that go to a file
-
 
 def main() -> None:
     raw = cli.read_raw_config(_CONFIG)
@@ -61,15 +59,7 @@ def main() -> None:
     with contextlib.closing(open_experiment(_WORKDIR.value)) as work:
         sweep = run_sweep(plan, work, _RETRY.value, _say)
         files = write_results(sweep, work)
-    if _JSON.value:
-        print(json.dumps(to_dict(sweep, files)))
-    else:
-        from rich.console import Console
-
-        Console(width=None if sys.stdout.isatty() else _WIDTH, soft_wrap=True).print(report(sweep))
-        print(f"Written: {', '.join(files)}")
-    if sweep.failed:
-        sys.exit(cli.EXIT_FINDINGS)
+    cli.show_results(to_dict(sweep, files), report(sweep), files, as_json=_JSON.value, failed=bool(sweep.failed))
 
 
 def _say(line: str) -> None:

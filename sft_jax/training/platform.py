@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 import time
 
@@ -85,11 +86,15 @@ def _initialize(place: Place, heartbeat_seconds: float, **arguments) -> None:
 
 
 def set_up_platform(deterministic: bool) -> None:
-    """Turns on the persistent compilation cache, and deterministic GPU kernels where asked.
+    """Turns on the persistent compilation cache where it can be, and deterministic GPU kernels where asked.
 
-    A cache folder that the user chose (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is.
+    A cache folder that the user chose (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is. Several CPU devices of one
+    process have no cache, whoever chose it.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if several_cpu_devices():
+        # A program that was read from the cache can wait for ever, or abort, in its collectives (seen with jax 0.10.2).
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     if deterministic and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
@@ -99,3 +104,12 @@ def set_up_platform(deterministic: bool) -> None:
                 f"start Python with XLA_FLAGS='{_DETERMINISTIC}', or call fit first."
             )
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
+
+
+def several_cpu_devices() -> bool:
+    """Whether this process will compute on more than one CPU device; asks no device, which would come too early."""
+    if not (jax.config.jax_platforms or "cpu").startswith("cpu"):
+        return False
+    asked = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))  # the last one counts
+    number = jax.config.jax_num_cpu_devices
+    return (number if number > 0 else int(asked[-1]) if asked else 1) > 1

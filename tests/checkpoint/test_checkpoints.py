@@ -199,10 +199,12 @@ def test_a_disk_that_fails_while_reading_is_damage(saved, monkeypatch):
 
 def test_what_was_saved_last_is_not_asked_of_the_disk(tmp_path, monkeypatch):
     """Of several processes one may see a commit before another does; asked twice for a step, all must do the same."""
-    monkeypatch.setattr(manifest_lib, "write_manifest", lambda folder, body: time.sleep(0.2))
+    may_end = threading.Event()
+    monkeypatch.setattr(manifest_lib, "write_manifest", lambda folder, body: may_end.wait(60))
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         checkpoints.save(3, state_on(mesh_of(1)), {})
         assert checkpoints.last == 3 and committed_steps(tmp_path) == []
+        may_end.set()
         checkpoints.save(3, state_on(mesh_of(1)), {})
         assert checkpoints._pending is None  # no second save was begun
 

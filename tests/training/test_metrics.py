@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import time
+import types
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from sft_jax.config import Config, LogConfig
 from sft_jax.errors import UserError
 from sft_jax.training.metrics import MetricsLog, cut_logs_back, evaluations, is_evaluated, last_training_record
+from sft_jax.training import progress as progress_lib
 from sft_jax.training import tensorboard
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Phases, Progress
@@ -121,18 +123,25 @@ def test_rates_are_shown_where_a_step_was_timed(capsys):
     assert third.endswith("50 real and 5 supervised tokens/s  1m00s left")
 
 
-def test_phases_add_up_to_the_life_of_the_process():
+def test_phases_add_up_to_the_life_of_the_process(monkeypatch):
+    born = psutil.Process().create_time()
+    now = types.SimpleNamespace(seconds=40.0)
+    clock = types.SimpleNamespace(time=lambda: born + now.seconds, perf_counter=lambda: 1e6 + now.seconds)
+    monkeypatch.setattr(progress_lib, "time", clock)
+
+    def passes(seconds: float) -> None:
+        now.seconds += seconds
+
     phases = Phases()
     with phases("train"):
-        time.sleep(0.05)
+        passes(5)
         with phases("evaluate"):
-            time.sleep(0.1)
+            passes(10)
+        passes(1)
         with phases("evaluate"):
-            time.sleep(0.1)
-    time.sleep(0.02)
-    seconds = phases.seconds
-    assert 0.05 <= seconds["train"] < 0.15 and 0.2 <= seconds["evaluate"] and 0.02 <= seconds["other"]
-    assert sum(seconds.values()) == pytest.approx(time.time() - psutil.Process().create_time(), abs=0.2)
+            passes(20)
+    passes(2)
+    assert phases.seconds == pytest.approx({"start": 40, "train": 6, "evaluate": 30, "other": 2})
 
 
 @pytest.mark.parametrize("count, steps, traced", [(2, 9, [2, 3]), (2, 3, [1, 2]), (5, 3, [0, 1, 2]), (0, 9, [])])

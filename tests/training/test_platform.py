@@ -1,6 +1,7 @@
 """How the processes of a run find each other."""
 
 import socket
+import types
 
 import jax
 import pytest
@@ -66,3 +67,29 @@ def test_processes_that_do_not_find_each_other_are_one_message(joined, monkeypat
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"the Slurm step 7\.: .*DEADLINE_EXCEEDED: barrier timed out"):
         platform.join_processes(100)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "flags", "number", "several"),
+    [
+        ("cpu", "", -1, False),
+        ("cpu", "--xla_force_host_platform_device_count=8", -1, True),
+        ("cpu", "--xla_force_host_platform_device_count=8 --xla_force_host_platform_device_count=1", -1, False),
+        ("cpu", "", 4, True),
+        ("cpu", "--xla_force_host_platform_device_count=8", 1, False),
+        (None, "--xla_force_host_platform_device_count=2", -1, True),
+        ("tpu,cpu", "--xla_force_host_platform_device_count=8", -1, False),
+    ],
+)
+def test_programs_are_kept_but_for_several_devices_on_the_cpu(monkeypatch, tmp_path, platforms, flags, number, several):
+    """XLA for CPUs can wait for ever in the collectives of a program that it has read from the cache."""
+    options = {
+        "jax_platforms": platforms, "jax_num_cpu_devices": number, "jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True,
+    }  # fmt: skip
+    config = types.SimpleNamespace(**options, update=lambda name, value: setattr(config, name, value))
+    monkeypatch.setattr(platform, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    platform.set_up_platform(deterministic=False)
+    assert config.jax_enable_compilation_cache is not several
+    assert config.jax_compilation_cache_dir == (None if several else str(tmp_path / "sft_jax/compiled"))

@@ -3,9 +3,9 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from tiny_run import environment, make_base, run_command, tiny_config
@@ -28,10 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def command(folder: Path, name: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"sft_jax.{name}", *map(str, arguments)],
-        env=environment(1, folder / "xdg"), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    return commands.run(name, *arguments, env=environment(1, folder / "xdg"))
 
 
 def logits(path, **options) -> np.ndarray:

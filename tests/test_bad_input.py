@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_run import ROOT, environment, make_model, make_rows, run_command, tiny_config, train_command
+from tiny_run import ROOT, environment, make_model, make_rows, run_command, tiny_config, train_command, train_flags
 
 WEIGHTS = "model.safetensors"
 
@@ -235,14 +236,13 @@ def test_one_message_and_exit_code_2(name, case, folder):
     ],
 )
 def test_wrong_flags(flags, words, case, folder):
-    command = [*train_command(tiny_config(case), case / "run"), *flags]
-    result = subprocess.run(command, env=environment(1, folder / "xdg"), capture_output=True, text=True, timeout=120)
+    result = commands.run("train", *train_flags(tiny_config(case), case / "run"), *flags, env=environment(1, folder / "xdg"))
     ends_with_one_message(result, words, case / "run")
 
 
 def test_a_recipe_that_is_missing(case, folder):
-    command = [sys.executable, "-m", "sft_jax.train", "--config=configs/no_such.py", f"--workdir={case / 'run'}"]
-    result = subprocess.run(command, env=environment(1, folder / "xdg"), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    arguments = ["--config=configs/no_such.py", f"--workdir={case / 'run'}"]
+    result = commands.run("train", *arguments, env=environment(1, folder / "xdg"), cwd=ROOT)
     ends_with_one_message(result, "configs/no_such.py cannot be read", case / "run")
 
 
@@ -280,8 +280,7 @@ def test_a_damaged_newest_checkpoint_is_named_by_the_export_of_the_one_before(ca
     result = run_command(tiny_config(case, train__steps=2, checkpoint__every=1, mesh__fsdp=1), case / "run", folder / "xdg")
     assert result.returncode == 0, result.stderr
     (case / "run/checkpoints/2/manifest.json").write_text("{}")
-    command = [sys.executable, "-m", "sft_jax.export", "--model", "run", "--out", "out"]
-    result = subprocess.run(command, env=environment(1, folder / "xdg") | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, cwd=case)
+    result = commands.run("export", "--model", "run", "--out", "out", env=environment(1, folder / "xdg"), cwd=case)
     assert result.returncode == 0 and "Wrote out" in result.stdout
     assert "checkpoints/2 is damaged, the one before it is taken" in result.stderr and "Traceback" not in result.stderr
     assert "| optimizer steps | 1 |" in (case / "out/README.md").read_text()

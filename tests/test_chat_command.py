@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import pytest
 from xla_flags import xla_flags
 
@@ -74,8 +75,7 @@ def test_a_conversation_in_a_terminal(model, environment):
 
 
 def test_one_prompt_from_a_script(model, environment):
-    arguments = command("--model", model, "--prompt", "Once upon a time", "--max_new_tokens", 500)
-    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
+    result = commands.run("chat", "--model", model, "--prompt", "Once upon a time", "--max_new_tokens", 500, env=environment)
     assert result.returncode == 0 and result.stdout.startswith(", there was a little girl named Lily.")
     assert "cut" in result.stderr and "Traceback" not in result.stderr
 
@@ -87,7 +87,7 @@ def test_one_prompt_from_a_script(model, environment):
     ids=["path", "missing", "range", "template arguments"],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(arguments, message, environment):
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, timeout=240)
+    result = commands.run("chat", *arguments, env=environment)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
 

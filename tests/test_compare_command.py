@@ -1,9 +1,8 @@
 """The compare command as a user runs it, on the model of the quickstart."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import pytest
 from tiny_run import ROOT, environment, make_base
 
@@ -19,10 +18,7 @@ def folder(tmp_path_factory):
 
 
 def compare(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "sft_jax.compare", *map(str, arguments)], env=environment(1, folder / "cache"), capture_output=True,
-        text=True, cwd=ROOT, timeout=600,
-    )  # fmt: skip
+    return commands.run("compare", *arguments, env=environment(1, folder / "cache"), cwd=ROOT)
 
 
 RECIPE = ["--model=models/nano", "--config=configs/sft.py"]

@@ -4,17 +4,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
+import commands
 import pytest
 from tiny_run import make_rows, tiny_config
 
 from sft_jax.config import parse_config
 from sft_jax.errors import UserError
 from sft_jax.training.resolved import data_model
-
-COMMAND = [sys.executable, "-m", "sft_jax.prepare_data", "--config", "configs/sft.py"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def command(folder, tmp_path):
         values = {"model.path": folder / model, "data.train": folder / train, "data.cache_dir": tmp_path / "cache", "data.max_length": 96}
         arguments = [f"--config.{key}={value}" for key, value in {**values, "data.workers": 1, "train.epochs": 2}.items()]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-        done = subprocess.run([*COMMAND, *arguments, *more], env=environment, capture_output=True, text=True)
+        done = commands.run("prepare_data", "--config=configs/sft.py", *arguments, *more, env=environment)
         return done.returncode, done.stdout, done.stderr
 
     return go

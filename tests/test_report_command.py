@@ -1,9 +1,8 @@
 """The report command as a user runs it; what it finds is tested in tests/diagnosis."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import pytest
 from planted_runs import write_rows
 from tiny_run import ROOT, environment, metrics, tiny_config
@@ -23,10 +22,7 @@ def run(tmp_path_factory):
 
 
 def report(run, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "sft_jax.report", *map(str, arguments)], env=environment(1, run.parent / "cache"), capture_output=True,
-        text=True, cwd=ROOT, timeout=600,
-    )  # fmt: skip
+    return commands.run("report", *arguments, env=environment(1, run.parent / "cache"), cwd=ROOT)
 
 
 def test_json_is_one_object_and_nothing_else_and_a_page_is_written(run, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 from xla_flags import xla_flags
 
@@ -96,8 +97,12 @@ def as_flags(config) -> list[str]:
     return list(changes(config.to_dict(), default_config().to_dict(), ""))
 
 
+def train_flags(config, workdir: Path) -> list[str]:
+    return [f"--config={ROOT / 'configs/sft.py'}", f"--workdir={workdir}", *as_flags(config)]
+
+
 def train_command(config, workdir: Path) -> list[str]:
-    return [sys.executable, "-m", "sft_jax.train", f"--config={ROOT / 'configs/sft.py'}", f"--workdir={workdir}", *as_flags(config)]
+    return [sys.executable, "-m", "sft_jax.train", *train_flags(config, workdir)]
 
 
 def environment(devices: int, cache: Path) -> dict[str, str]:
@@ -106,8 +111,8 @@ def environment(devices: int, cache: Path) -> dict[str, str]:
             "XDG_CACHE_HOME": str(cache)}  # fmt: skip
 
 
-def run_command(config, workdir: Path, cache: Path, devices: int = 1, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(train_command(config, workdir), env=environment(devices, cache), capture_output=True, text=True, timeout=600, **options)
+def run_command(config, workdir: Path, cache: Path, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    return commands.run("train", *train_flags(config, workdir), env=environment(devices, cache))
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -1,9 +1,8 @@
 """The contracts of selfcheck hold of a sound run, on a mesh and with adapters, and each fails where its fault is planted."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,8 +164,8 @@ def test_the_command(folder):
     config = tiny_config(folder, optim__learning_rate=1e-9)
 
     def run(*arguments):
-        command = [sys.executable, "-m", "sft_jax.selfcheck", f"--config={ROOT / 'configs/sft.py'}", *as_flags(config), *arguments]
-        return subprocess.run(command, env=environment(1, folder / "xdg"), capture_output=True, text=True, timeout=300)
+        flags = [f"--config={ROOT / 'configs/sft.py'}", *as_flags(config), *arguments]
+        return commands.run("selfcheck", *flags, env=environment(1, folder / "xdg"))
 
     result = run("--only=isolation,overfitting,layout", "--json")
     assert result.returncode == 3, result.stderr

@@ -3,9 +3,8 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 
+import commands
 import pytest
 from planted_faults import write_rows
 from rich.console import Console
@@ -104,8 +103,6 @@ def test_steps_without_a_ledger_are_counted(folder, tmp_path):
 )
 def test_bad_flags_end_the_command_with_one_message(folder, flags, message):
     flags = [flag.replace("RUN", str(folder / "run")) for flag in flags]
-    result = subprocess.run(
-        [sys.executable, "-m", "sft_jax.ledger", *flags], env=environment(1, folder / "xdg"), cwd=ROOT, capture_output=True, text=True
-    )
+    result = commands.run("ledger", *flags, env=environment(1, folder / "xdg"), cwd=ROOT)
     assert result.returncode == 2 and not result.stdout
     assert [line for line in result.stderr.splitlines() if line.startswith("error: ")][0].startswith(f"error: {message}"), result.stderr

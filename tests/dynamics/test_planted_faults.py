@@ -1,9 +1,8 @@
 """Faults that were planted are found, on the embedded model: the worst by ledger, contradictions, and a slice that is bad."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import pytest
 from planted_faults import action_of, answered, plant_wrong_answers, read_rows, write_rows
 from tiny_run import ROOT, environment
@@ -84,9 +83,8 @@ def test_numbers_of_slices_add_up_to_those_of_the_set(analysis):
 
 
 def test_the_command_writes_one_object_or_tables(folder, planted):
-    command = [sys.executable, "-m", "sft_jax.ledger", f"--workdir={folder / 'run'}", "--limit=2", "--slice=meta.action"]
-    options = dict(env=environment(1, folder / "xdg"), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    written, shown = (subprocess.run([*command, *flags], **options) for flags in (["--json"], []))
+    ledger = [f"--workdir={folder / 'run'}", "--limit=2", "--slice=meta.action"]
+    written, shown = (commands.run("ledger", *ledger, *flags, env=environment(1, folder / "xdg"), cwd=ROOT) for flags in (["--json"], []))
     assert (written.returncode, shown.returncode) == (0, 0), written.stderr + shown.stderr
     found = json.loads(written.stdout)
     assert found["influence"] is None and len(found["worst"]) == 2 and len(found["kinds"]["never_learnt"]["examples"]) == 2

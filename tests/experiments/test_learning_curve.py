@@ -4,10 +4,9 @@ import contextlib
 import csv
 import doctest
 import json
-import subprocess
-import sys
 from fractions import Fraction
 
+import commands
 import numpy as np
 import pytest
 from tiny_run import ROOT, environment
@@ -160,9 +159,6 @@ def test_steps_of_the_recipe_and_equal_epochs_contradict_each_other(folder):
     ],
 )
 def test_bad_input_of_the_command_is_one_message(folder, arguments, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_jax.learning_curve", "--config=configs/quickstart.py", *arguments],
-        env=environment(1, folder / "xdg"), capture_output=True, text=True, cwd=ROOT, timeout=600,
-    )  # fmt: skip
+    done = commands.run("learning_curve", "--config=configs/quickstart.py", *arguments, env=environment(1, folder / "xdg"), cwd=ROOT)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert message in done.stderr

@@ -7,9 +7,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
+import commands
 import jax
 import pytest
 from tiny_run import ROOT, as_flags, environment, final_checksums, metrics, tiny_config
@@ -206,10 +205,7 @@ def test_several_processes_are_refused(monkeypatch):
 
 
 def command(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "sft_jax.sweep", *map(str, arguments)], env=environment(8, folder / "xdg"), capture_output=True,
-        text=True, cwd=ROOT, timeout=600,
-    )  # fmt: skip
+    return commands.run("sweep", *arguments, env=environment(8, folder / "xdg"), cwd=ROOT)
 
 
 def test_the_command_writes_one_object_and_says_with_3_that_runs_have_failed(swept, folder):

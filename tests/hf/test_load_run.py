@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from typing import NamedTuple
 
+import commands
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-import huggingface_hub
 import pytest
 import safetensors.numpy
 from flax import nnx
@@ -126,8 +125,8 @@ def test_the_export_command_names_base_and_data(run, tmp_path):
     save_checkpoint(run, 1200, scaled(1 / 3))
     export(run, scaled(1 / 3), dtype="bfloat16")
     for source, out in ((run, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
-        command = [sys.executable, "-m", "sft_jax.export", f"--model={source}", f"--out={out}", "--dtype=float32"]
-        subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": xla_flags()})
+        done = commands.run("export", f"--model={source}", f"--out={out}", "--dtype=float32", env={**os.environ, "XLA_FLAGS": xla_flags()})
+        assert done.returncode == 0, done.stderr
         readme = (out / "README.md").read_text()
         for part in (f"| base model | `{tmp_path / 'base'}` |", "| data fingerprint | `rows of run` |", "steps | 1,200 |"):
             assert part in readme, readme

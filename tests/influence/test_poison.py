@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 from planted_faults import action_of, plant_poison, read_rows, write_rows
@@ -65,9 +64,8 @@ def run(tmp_path_factory):
 
 
 def test_the_command_lists_both_ends_and_is_the_same_again(run):
-    flags = ["--influence", "--influence_where=topic=odd", "--failing=3", "--limit=4", "--json"]
-    command = [sys.executable, "-m", "sft_jax.ledger", f"--workdir={run}", *flags]
-    written = subprocess.run(command, env=environment(1, run.parent / "xdg"), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    flags = [f"--workdir={run}", "--influence", "--influence_where=topic=odd", "--failing=3", "--limit=4", "--json"]
+    written = commands.run("ledger", *flags, env=environment(1, run.parent / "xdg"), cwd=ROOT)
     assert written.returncode == 0, written.stderr
     found = json.loads(written.stdout)["influence"]
     assert found["looked_at"] == 6 and len(found["failing"]) == 3 and all(entry["line"] % 2 == 0 for entry in found["failing"])

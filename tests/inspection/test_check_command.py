@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +18,7 @@ def check(model, cache, written, tmp_path):
 
     def go(rows, *flags):
         keys = [f"--config.model.path={model}", f"--config.data.train={written(rows)}", "--config.data.chat_template=none", f"--config.data.cache_dir={cache}"]
-        command = [sys.executable, "-m", "sft_jax.inspect_data", "--config", str(ROOT / "configs/sft.py"), *keys, *flags]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return commands.run("inspect_data", "--config", ROOT / "configs/sft.py", *keys, *flags, env=os.environ, cwd=tmp_path)
 
     return go
 

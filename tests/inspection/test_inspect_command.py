@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 from inspected_rows import PLAIN, ROWS
 
@@ -25,17 +26,18 @@ def inspect(model, cache, written, tmp_path):
     )
 
     def go(*arguments, keys=(), popen=False):
-        command = [
-            sys.executable, "-m", "sft_jax.inspect_data", "--config", str(ROOT / "configs" / "sft.py"),
+        flags = [
+            "--config", str(ROOT / "configs" / "sft.py"),
             f"--config.model.path={model}", f"--config.data.train={data}", f"--config.data.cache_dir={cache}",
             f"--config.data.chat_template={model / 'template.jinja'}",
             "--config.data.add_tokens=<|im_start|>,<|im_end|>", "--config.data.workers=1", *keys, *arguments,
         ]  # fmt: skip
         if popen:
+            command = [sys.executable, "-m", "sft_jax.inspect_data", *flags]
             return subprocess.Popen(
                 command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return commands.run("inspect_data", *flags, env=environment, cwd=tmp_path)
 
     return go
 

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
+import os
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -275,8 +275,7 @@ def test_a_platform_that_is_not_here_is_traced_for():
     ],
 )
 def test_the_command(model, flags, code, message):
-    command = [sys.executable, "-m", "sft_jax.plan", "--config", "configs/sft.py", f"--config.model.path={model}", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run("plan", "--config", "configs/sft.py", f"--config.model.path={model}", *flags, env=os.environ, cwd=ROOT)
     assert done.returncode == code, done.stderr
     if message is None:
         values = json.loads(done.stdout)

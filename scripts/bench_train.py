@@ -18,6 +18,7 @@ TPUs have no such variable, so leave it out there.
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -169,17 +170,7 @@ def cases(arguments, model: Path, work: Path, round_number: int):
 
 def run_case(name: str, command: list[str], environment: dict[str, str], arguments, matmul: float) -> dict:
     """Runs one case as a process; returns its record. A case that fails ends the benchmark with its output."""
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.time()
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment, "BENCH_START": str(start)}, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.time() - start
-        if process.returncode != 0:
-            output.seek(0)
-            sys.exit(f"{name} failed:\n{output.read()[-4000:]}")
-        output.seek(0)
-        text = output.read()
+    text, seconds, usage = run_process(name, command, environment)
     if name.startswith("sft_jax"):
         workdir = next(part.split("=", 1)[1] for part in command if part.startswith("--workdir="))
         summary = json.loads((Path(workdir) / "summary.json").read_text())
@@ -194,6 +185,21 @@ def run_case(name: str, command: list[str], environment: dict[str, str], argumen
         "steps": arguments.steps, **report, "mfu_of_matmul_rate": flops and round(flops / matmul, 3),
         "matmul_flops_per_second": round(matmul), "peak_memory_bytes": usage.ru_maxrss * 1024, "process_seconds": round(seconds, 1),
     }  # fmt: skip
+
+
+def run_process(name: str, command: list[str], environment: dict[str, str]) -> tuple[str, float, resource.struct_rusage]:
+    """Runs a command to its end; returns its output, seconds and resources. One that fails ends the benchmark with its output."""
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.time()
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment, "BENCH_START": str(start)}, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.time() - start
+        if process.returncode != 0:
+            output.seek(0)
+            sys.exit(f"{name} failed:\n{output.read()[-4000:]}")
+        output.seek(0)
+        return output.read(), seconds, usage
 
 
 def ratios(results: dict[str, list[dict]]) -> dict:

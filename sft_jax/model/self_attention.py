@@ -129,5 +129,6 @@ def new_sinks(spec: DecoderSpec, dtype) -> nnx.Param | None:
 def mix_heads(q, k, v, mask: MaskSpec, sinks: nnx.Param | None, options: Options) -> jax.Array:
     """Returns what the heads read, side by side, [B, Lq, H * Cv]."""
     scores = None if sinks is None else widened(sinks[...])
-    out = attend(q, k, v, mask, options.attention, options.dot_precision, sinks=scores, mesh=options.mesh)
+    with jax.named_scope("attend"):
+        out = attend(q, k, v, mask, options.attention, options.dot_precision, sinks=scores, mesh=options.mesh)
     return out.reshape(*out.shape[:2], -1)

@@ -60,7 +60,8 @@ def make_train_step(
         gradient, losses = _accumulate(jax.grad(loss_sum, has_aux=True), state, batch, key, mesh)
         total, weight = jnp.sum(losses.total), jnp.sum(losses.weight)
         divisor = jnp.where(weight > 0, weight, 1.0)
-        grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))) / divisor
+        with jax.named_scope("optimizer"):
+            grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient))) / divisor
         clip = jnp.minimum(1.0, own.clip_norm / grad_norm) if own.clip_norm else 1.0
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
@@ -74,7 +75,8 @@ def make_train_step(
 
         # A branch, not a select of new and old values, for which XLA copies the moments on the CPU.
         old = state.params, state.opt_state, state.average
-        step, params, opt_state, average = jax.lax.cond(finite & (weight > 0), update, keep, *old)
+        with jax.named_scope("optimizer"):
+            step, params, opt_state, average = jax.lax.cond(finite & (weight > 0), update, keep, *old)
         metrics = {
             "loss_sum": jnp.sum(losses.nll),
             "loss_terms": jax.tree.map(jnp.sum, losses.terms),

@@ -97,10 +97,10 @@ run(Path(sys.argv[1]), Path(sys.argv[2]))
         pytest.param("ShardWriter", "append", 1, "before", 0, marks=pytest.mark.slow),
         ("ShardWriter", "append", 13, "after", 3),  # there are four chunks in a shard
         pytest.param("", "_write_record", 3, "after", 2, marks=pytest.mark.slow),
-        ("", "_move", 5, "before", 4),
+        pytest.param("", "_move", 5, "before", 4, marks=pytest.mark.slow),
         pytest.param("", "_move", 5, "after", 5, marks=pytest.mark.slow),
         ("", "_write_record", 7, "after", 6),  # of the manifest, before it is in place
-        ("", "_sync_folder", 7, "after", 6),  # the manifest is in place
+        pytest.param("", "_sync_folder", 7, "after", 6, marks=pytest.mark.slow),  # the manifest is in place
     ],
 )
 def test_a_build_that_was_killed_goes_on_from_whole_shards(rows, whole, tmp_path, owner, name, calls, when, finished):

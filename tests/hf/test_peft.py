@@ -87,8 +87,7 @@ WRITTEN = {
 }  # fmt: skip
 QUICK = (
     "llama", "dora and a head", "biases", "tokens of both sides", "tied tokens and norms", "tied head with an adapter",
-    "tied head trained whole", "rows that are no tokens", "tied rows that are no tokens",
-    "conv1d", "fused in part", "one projection of experts", "beside a vision tower",
+    "rows that are no tokens", "conv1d", "fused in part", "one projection of experts",
 )  # fmt: skip
 IN_JAX_TOO = ("dora and a head", "rows that are no tokens", "tokens beside rows that are none", "tied rows that are no tokens", "tied head with an adapter", "fused in part")
 
@@ -230,7 +229,7 @@ def peft_adapter(name: str, folder, **settings):
     return model
 
 
-@pytest.mark.parametrize("case", cases(READ, READ.keys() - {"alternating experts", "fused dora", "norms", "dora on some layers"}))
+@pytest.mark.parametrize("case", cases(READ, list(READ)[::3]))
 def test_what_peft_writes_is_read(case, hf_folder, tmp_path):
     name, settings = READ[case]
     theirs = torch_logits(peft_adapter(name, tmp_path / "adapter", **settings))

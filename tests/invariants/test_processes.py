@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from several_processes import finish, run_processes, start_processes
+from slow_values import slow
 from tiny_run import ROOT, assert_same_exposures, final_checksums, make_base, metrics, run_command, tiny_config
 
 LAYOUT_TOLERANCE = 1e-5
@@ -166,7 +167,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, count):
     assert final_checksums(workdir) == final_checksums(whole) and metrics(workdir) == metrics(whole)
 
 
-@pytest.mark.parametrize("lost, count", [(1, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("lost, count", [*slow((1, 2), (0, 2)), pytest.param(2, 4, marks=pytest.mark.cluster)])
 def test_a_killed_process_ends_the_others_and_a_restart_continues(folder, lost, count):
     """In bounded time, with one message and exit code 1; the first process is also what all of them meet through."""
     config = tiny_config(folder, train__heartbeat_seconds=6.0, checkpoint__every=2, train__epochs=4.0)

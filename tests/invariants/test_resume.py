@@ -12,12 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from slow_values import slow
 from tiny_run import assert_same_exposures, environment, final_checksums, metrics, run_command, tiny_config, train_command
 
 from sft_jax import fit
+from sft_jax.data import prepare as prepare_module
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.evaluation import evals
-from sft_jax.data import prepare as prepare_module
 
 
 def config_of(folder, **changes):
@@ -148,6 +149,7 @@ def test_checkpoints_that_cannot_be_used_are_never_trained_over(folder):
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3.damaged", "3.backup"}
 
 
+@pytest.mark.slow
 def test_a_run_whose_template_writes_the_date_continues_on_another_day(folder, monkeypatch):
     """The rows stay those of the day on which the run began."""
     template = folder / "dated.jinja"
@@ -196,6 +198,7 @@ def test_a_finished_run_stays_as_it_is(folder, whole, capsys):
     assert "has finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_longer_run_begins_with_the_shorter_one(folder, whole):
     """Extending from 1 to 2 epochs gives the rows of a run of 2 epochs; only the schedule may differ."""
     workdir = folder / "extended"
@@ -265,7 +268,7 @@ def test_changed_data_is_refused(folder):
         fit(config_of(folder, data__train=str(rows)), workdir)
 
 
-@pytest.mark.parametrize("batch", [4, 16])
+@pytest.mark.parametrize("batch", [4, *slow(16)])
 def test_another_batch_size_goes_on_with_the_next_row(folder, batch):
     workdir = folder / f"batch{batch}"
     with pytest.raises(StoppedBySignal):

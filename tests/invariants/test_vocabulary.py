@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from random_batches import random_batch
+from slow_values import slow
 from tiny_models import ALL_CONFIGS, randomized
 
 from sft_jax.config import LossConfig, OptimConfig
@@ -30,7 +31,7 @@ def build(name: str, mesh) -> Decoder:
     return randomized(jax.eval_shape(lambda: Decoder(spec, options, jax.random.key(0))))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", *slow("gemma2")])
 def test_it_is_cut_over_devices(name):
     """A head of its own, and a tied one with a cap: loss, its terms and gradient as of one device, and of float64."""
     mesh, batch = make_mesh(2, 2, 2), random_batch(8, 24, vocab=97)
@@ -40,11 +41,7 @@ def test_it_is_cut_over_devices(name):
     assert dense.holds, dense
 
 
-def others(*names):
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", ["adamw", *others(*sorted(OPTIMIZERS.keys() - {"adamw"}))])
+@pytest.mark.parametrize("name", ["adamw", *slow(*sorted(OPTIMIZERS.keys() - {"adamw"}))])
 def test_no_optimizer_moves_what_fills_it_up(name):
     """Zeros stay zeros, and every row of the head of a token moves."""
     mesh = make_mesh(1, 4, 2)

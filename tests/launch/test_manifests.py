@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import yaml
 from launch_tools import tool, validate
+from slow_values import slow
 from tiny_run import ROOT
 
 LAUNCH = ROOT / "scripts/launch"
@@ -96,7 +97,7 @@ def test_a_set_starts_again_as_a_whole_but_not_on_wrong_input(path):
     assert (ROOT / re.split("[=:]", config)[1]).is_file()
 
 
-@pytest.mark.parametrize("path", SKYPILOT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [SKYPILOT[0], *slow(*SKYPILOT[1:])], ids=lambda path: path.stem)
 def test_tasks_are_what_skypilot_takes(path):
     """Its own schemas, of the task and of its resources."""
     task = yaml.safe_load(path.read_text())

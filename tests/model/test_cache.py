@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_values import slow
 from tiny_models import KINDS, abstract, random_decoder
 
 from sft_jax.model.cache import slots_of
@@ -34,7 +35,10 @@ def ragged(starts, counts, left=False):
     return tokens, positions, segments
 
 
-@pytest.mark.parametrize("name", KINDS)
+QUICK = ("gemma3", "gpt2", "gpt_oss", "deepseek_v3")  # windows, learned positions, sinks and experts, latent attention
+
+
+@pytest.mark.parametrize("name", [*QUICK, *slow(*(name for name in KINDS if name not in QUICK))])
 def test_decoding_equals_the_whole_sequence(name):
     """Ragged prompts, single tokens past every window, a further turn of several tokens, and single tokens again."""
     decoder = random_decoder(name)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from attention_kernels import ANYWHERE
 from random_batches import random_batch
+from slow_values import slow
 from tiny_models import CONFIGS, FAMILY_CONFIGS, packed_rows, to_tensors, torch_model, twin
 
 from sft_jax.model.block import Block
 from sft_jax.model.cross_entropy import chunk_rows
-from sft_jax.model.mlp import ACTIVATIONS
 from sft_jax.model.loss import next_token_loss
 from sft_jax.model.mask import MaskSpec
+from sft_jax.model.mlp import ACTIVATIONS
 from sft_jax.model.options import Options
 from sft_jax.model.rope import RopeTable, apply_rope, rope_table
 from sft_jax.model.runs import layer_places
@@ -55,7 +56,7 @@ def test_logits(name, kernel, tokens):
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*FAMILY_CONFIGS, "llama_tied_biases", "llama3_rope"])
+@pytest.mark.parametrize("name", ["gemma3", "llama_tied_biases", *slow("llama", "mistral", "gemma2", "llama3_rope")])
 def test_loss_and_gradient(name):
     """The trainer's own loss on packed rows of several blocks and chunks: theirs is of each document alone.
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import transformers
+from slow_values import slow
 from tiny_models import CONFIGS
 from tiny_run import final_checksums, make_model, make_rows, metrics, tiny_config
 
@@ -53,7 +54,7 @@ def embedding_of(folder) -> np.ndarray:
     return open_tensors(folder).read("model.embed_tokens.weight")
 
 
-@pytest.mark.parametrize("name, size, tied", [("llama2", 32000, False), ("mistral_v3", 32768, True)])
+@pytest.mark.parametrize("name, size, tied", [("llama2", 32000, False), *slow(("mistral_v3", 32768, True))])
 def test_a_base_learns_a_template_that_it_has_no_tokens_for(assets, tmp_path, name, size, tied, capsys):
     """Two tokenizers, of each implementation one, over a mesh that cuts the vocabulary; the export against transformers."""
     torch = pytest.importorskip("torch")

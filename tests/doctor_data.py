@@ -7,7 +7,9 @@ from rich.console import Console
 from row_files import lines, write
 
 from sft_jax.config import default_config, parse_config
+from sft_jax.data.formats.conversation import Conversation, Message
 from sft_jax.doctor.check import run_check
+from sft_jax.doctor.texts import texts_of
 
 MAIL = "someone.real@mail.example.org"
 
@@ -30,6 +32,16 @@ def row(seed, **fields):
 
 def rows(count, first=0):
     return [row(seed) for seed in range(first, first + count)]
+
+
+def pair(answer, prompt="What do you think of that?"):
+    """Returns the texts of a prompt and its answer."""
+    return texts_of(Conversation(prompt=prompt, completion=answer))
+
+
+def chat(*turns):
+    """Returns the texts of turns, (role, content) each."""
+    return texts_of(Conversation(messages=tuple(Message(*turn) for turn in turns)))
 
 
 def configure(folder, train, held_out=None, /, **data):

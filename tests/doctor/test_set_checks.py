@@ -63,6 +63,26 @@ def changed(text, count, seed=0):
     return " ".join(parts)
 
 
+def test_case_and_white_space_of_a_prompt_make_no_other_one(tmp_path):
+    train = [*rows(10), row(4, prompt=row(4)["prompt"].upper() + "  \n", completion=sentence("other"))]
+    assert list(found(examine(tmp_path, train), "conflicting_answers")) == [11]
+    train = [*rows(10), row(4, prompt=row(4)["prompt"] + "?!", completion=sentence("other"))]  # punctuation may be what is asked about
+    assert found(examine(tmp_path, train), "conflicting_answers") == {}
+
+
+def test_the_same_texts_in_other_formats_are_duplicates(tmp_path):
+    def as_chat(pair):
+        return {"messages": [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair["completion"]}]}
+
+    paths = [write(tmp_path, "a.jsonl", lines(*rows(10))), write(tmp_path, "b.jsonl", lines(as_chat(row(20)), as_chat(row(3))))]
+    config = configure(tmp_path, rows(1), train={"a": {"path": paths[0]}, "b": {"path": paths[1]}})
+    diagnosis = diagnose(config.data)
+    assert [(each.set, each.line, each.detail) for each in diagnosis.findings["duplicate"]] == [
+        ("data.train.b", 2, f"is the same as {paths[0]}:4")
+    ]
+    assert diagnosis.kinds["near_duplicate"].rows == 0
+
+
 def test_near_duplicates_are_verified_on_the_texts(tmp_path):
     long = row(1, completion=sentence("long", 200))
     near = {**long, "completion": changed(long["completion"], 5)}
@@ -313,6 +333,37 @@ def test_answers_that_are_no_json_in_a_set_of_json(tmp_path):
     )
 
 
+def test_a_code_block_of_json_is_json_but_among_objects_without_one(tmp_path):
+    train = [row(seed, completion=f'```json\n{{"value": {seed}}}\n```') for seed in range(30)]
+    train += [row(40, completion='```json\n{"value": ```'), row(41, completion='{"value": NaN}'), row(42, completion='{"value": 1}')]
+    assert list(found(examine(tmp_path, train), "invalid_json")) == [31, 32]
+    train = [row(seed, completion=json.dumps({"value": seed})) for seed in range(30)]
+    train += [row(40, completion='```json\n{"value": 1}\n```'), row(41, completion='"nothing"'), row(42, completion='{"value": Infinity}')]
+    assert list(found(examine(tmp_path, train), "invalid_json")) == [31, 33]
+
+
+def test_earlier_answers_that_are_no_json_are_found_among_those_that_are(tmp_path):
+    def chat(seed, first, last):
+        user = {"role": "user", "content": row(seed)["prompt"]}
+        return {"messages": [user, {"role": "assistant", "content": first}, user, {"role": "assistant", "content": last}]}
+
+    train = [chat(seed, f'{{"a": {seed}}}', f'{{"b": {seed}}}') for seed in range(20)]
+    train += [chat(30, '{"a": ', '{"b": 3}')]
+    assert found(examine(tmp_path, train), "invalid_json") == {21: "an earlier answer is none, where 95.2% of the set are JSON"}
+    asked_back = [chat(seed, "For which of them?", f'{{"b": {seed}}}') for seed in range(20)]
+    assert found(examine(tmp_path, [*asked_back, chat(30, '{"a": 1}', "Sorry?")]), "invalid_json") == {
+        21: '"Sorry?", where 95.2% of the set are JSON'
+    }
+
+
+def test_a_sentence_without_a_mark_is_cut_where_all_others_have_one(tmp_path):
+    cut = "Photosynthesis is the process by which green plants use sunlight to make"
+    details = found(examine(tmp_path, [*rows(30), row(40, completion=cut)]), "cut_answer")
+    assert details == {31: 'ends with "...is is the process by which green plants use sunlight to make" without a mark, which 96.8% of the set have'}
+    without = [row(seed, completion=sentence(seed).rstrip(".")) for seed in range(30)]
+    assert found(examine(tmp_path, [*without, row(40, completion=cut)]), "cut_answer") == {}
+
+
 def test_one_word_answers_count_where_the_set_has_longer_ones(tmp_path):
     assert found(examine(tmp_path, [*rows(30), row(40, completion="Yes.")]), "one_word_answer") == {31: 'the answer is "Yes."'}
     labels = [row(seed, completion=("positive", "negative", "72")[seed % 3]) for seed in range(30)]
@@ -371,3 +422,17 @@ def test_rows_of_tokens_are_compared_as_they_are(tmp_path):
     diagnosis = diagnose(configure(tmp_path, rows).data)
     assert list(found(diagnosis, "duplicate")) == [3]
     assert {kind for kind, result in diagnosis.kinds.items() if result.rows} == {"duplicate"}
+
+
+def test_rows_of_tokens_are_compared_with_held_out_ones(tmp_path):
+    held = [{"input_ids": [seed, 5, 6]} for seed in range(10)]
+    train = [{"input_ids": [seed, 7, 8]} for seed in range(10)] + held
+    diagnosis = examine(tmp_path, train, held)
+    file = tmp_path / "eval.jsonl"
+    assert found(diagnosis, "overlap") == {11 + seed: f"is the same as {file}:{1 + seed}" for seed in range(10)}
+    assert {kind for kind, result in diagnosis.kinds.items() if result.rows} == {"overlap"}
+
+
+def test_rows_without_words_are_compared_with_held_out_ones(tmp_path):
+    smiles = {"prompt": "🙂?", "completion": "🙃!"}
+    assert list(found(examine(tmp_path, [*rows(5), smiles], [smiles]), "overlap")) == [6]

@@ -17,7 +17,7 @@ _MARKS = re.compile(
     r'<\|["/\w][^\s<>|]{0,39}\|>|<\|"\|>'  # <|im_start|>, of most models
     r"|<\|\w{1,30}>|<\w{1,30}\|>"  # <|turn> and <turn|>
     r"|<｜[^｜\n]{1,40}｜>"
-    r"|<(?:start|end|begin)_of_\w{1,20}>|<(?:bos|eos|pad|sop|eop)>|\[gMASK\]"
+    r"|<(?:start|end|begin)_of_\w{1,20}>|<(?:bos|eos|pad|sop|eop|用户)>|\[gMASK\]"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT)\]|\[CALL_ID\]|<</?SYS>>"
     r"|^###\s?(?:Instruction|Response|Human|Assistant|Input):|^Human: ?|(?:^|[.!?] |</s> ?)(?:ASSISTANT|USER): ?"
     r"|\A\s{0,20}Assistant: ",

@@ -3,8 +3,6 @@
 Patterns have bounded repetition: a hostile row of megabytes takes linear time.
 """
 
-import re
-
 import ftfy.badness
 
 from sft_jax.doctor.endings import FENCE

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from doctor_data import changed, configure, examine, found, row, rows, sentence
+from doctor_data import WORDS, changed, configure, examine, found, row, rows, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from row_files import lines, write

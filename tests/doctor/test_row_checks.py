@@ -9,6 +9,7 @@ from sft_jax.config import ColumnsConfig
 from sft_jax.data.formats.registry import FORMATS
 from sft_jax.doctor import endings, row_checks
 from sft_jax.doctor.facts import ROW_CHECKS
+from sft_jax.doctor.json_forms import json_forms
 from sft_jax.doctor.texts import texts_of
 
 USER, ASSISTANT, SYSTEM, TOOL = ("user", "a"), ("assistant", "b"), ("system", "s"), ("tool", "t")
@@ -118,14 +119,16 @@ HOSTILE = [
     "-----BEGIN PRIVATE KEY-----" * 37_000, "eyJaaaaaaaaaaaa." * 62_000, "sorry " * 166_000,
     "i'm sorry, i cannot " * 50_000, "sk-" * 333_000,
     "<s>" * 333_000, "as an ai " * 111_000, "\u0301" * 500_000, "- " * 500_000, "~~~ `" * 200_000, "我" * 1_000_000,
-    "$\\{}" * 250_000,
+    "$\\{}" * 250_000, "</s>" * 250_000, "<s></s>" * 140_000, "<think>" * 140_000, "```json\n" * 120_000, "{" * 1_000_000,
+    "at least " * 110_000,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
 def test_hostile_text_of_a_megabyte_takes_linear_time(text):
     texts = pair(text, text)
-    for kind, check in ROW_CHECKS.items():
+    further = {"open_ending": endings.open_ending, "json_forms": json_forms}
+    for kind, check in {**ROW_CHECKS, **further}.items():
         begin = time.process_time()
         check(texts)
         assert time.process_time() - begin < 5, kind

@@ -30,15 +30,15 @@ def define_config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().", lock_config=True)
 
 
-def read_config(holder: flags.FlagHolder, needs_data: bool = True, model: str | None = None) -> Config:
+def read_config(holder: flags.FlagHolder, needs_data: bool = True, model: str | None = None, needs_model: bool = True) -> Config:
     """Returns the checked configuration of `--config`; raises UserError where it is missing or wrong.
 
-    Without `needs_data` it may name no training data. `model` takes the place of its model.path.
+    Without `needs_data` it may name no training data, without `needs_model` no model. `model` takes the place of its model.path.
     """
     raw = read_raw_config(holder)
     if model is not None and isinstance(raw.get("model"), dict):
         raw["model"]["path"] = model
-    return parse_config(raw, needs_data)
+    return parse_config(raw, needs_data, needs_model)
 
 
 def read_raw_config(holder: flags.FlagHolder) -> dict[str, Any]:

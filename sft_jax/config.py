@@ -279,10 +279,10 @@ def to_dict(config: Config) -> dict[str, Any]:
     return plain(config)
 
 
-def parse_config(raw: ml_collections.ConfigDict | dict[str, Any], needs_data: bool = True) -> Config:
+def parse_config(raw: ml_collections.ConfigDict | dict[str, Any], needs_data: bool = True, needs_model: bool = True) -> Config:
     """Returns the checked configuration. Raises UserError naming the key that is unknown, mistyped or contradictory.
 
-    Without `needs_data` there may be no training data, for what does not read them.
+    Without `needs_data` there may be no training data, for what does not read them; without `needs_model` no model.path.
     """
     if isinstance(raw, ml_collections.ConfigDict):
         raw = raw.to_dict()
@@ -295,7 +295,7 @@ def parse_config(raw: ml_collections.ConfigDict | dict[str, Any], needs_data: bo
     config = _build(Config, {**raw, "data": data}, "")
     sets = {split: _data_sets(value, split, config.data) for split, value in sets.items()}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **sets))
-    _check(config, needs_data)
+    _check(config, needs_data, needs_model)
     return config
 
 
@@ -423,7 +423,7 @@ def data_set_key(split: str, index: int, name: str, count: int) -> str:
     return f"data.{split}[{index}]" if name == f"{split}_{index}" else f"data.{split}.{name}"
 
 
-def _check(config: Config, needs_data: bool) -> None:
+def _check(config: Config, needs_data: bool, needs_model: bool) -> None:
     """Raises UserError for values out of range and for keys that contradict each other."""
 
     def require(condition: bool, message: str) -> None:
@@ -431,7 +431,7 @@ def _check(config: Config, needs_data: bool) -> None:
             raise UserError(message)
 
     model, data, optim, train, mesh = config.model, config.data, config.optim, config.train, config.mesh
-    require(bool(model.path), "model.path: is missing; name a Hugging Face directory, a hub id or a run's workdir.")
+    require(bool(model.path) or not needs_model, "model.path: is missing; name a Hugging Face directory, a hub id or a run's workdir.")
     require(bool(data.train) or not needs_data, "data.train: is missing; name a file or glob of training rows.")
     if data.cache_dir:
         check_local("data.cache_dir", data.cache_dir)

@@ -3,8 +3,8 @@
 The recipe and its keys are those of training. Examples as they are rendered, with the weight of every token; with --rows the
 packed rows of training; with --html FILE both in one page, with statistics of all data; with --json one object an example. It
 needs a tokenizer and no weights. Rows that cannot be used are shown with the reason. With --check it looks for faults: duplicates,
-overlap with held-out data, empty and cut answers and more, by file and line; --fix DIR writes a cleaned copy. Exit codes:
-0 done; 2 wrong input; 3 more faults than --allow says.
+overlap with held-out data, empty and cut answers and more, by file and line, and needs no model; --fix DIR writes a cleaned copy.
+Exit codes: 0 done; 2 wrong input; 3 more faults than --allow says.
 """
 
 import sys
@@ -46,9 +46,10 @@ _TERMINAL_LIMIT, _PAGE_LIMIT, _PAGE_ROWS = 10, 500, 20
 
 
 def main() -> None:
-    config = cli.read_config(_CONFIG)
+    judged_only = _CHECK.value and _HTML.value is None
+    config = cli.read_config(_CONFIG, needs_model=not judged_only)
     _check_flags()
-    if _CHECK.value and _HTML.value is None:
+    if judged_only:
         from sft_jax.doctor.check import run_check
 
         sys.exit(run_check(
@@ -147,7 +148,7 @@ def _write_page(subject, filters, config) -> None:
         from sft_jax.inspection.page_faults import fault_section
 
         limits = parse_limits(_ALLOW.value, tuple(CHECKS))
-        diagnosis = diagnose(config.data, _BENCHMARK.value, _say)
+        diagnosis = diagnose(config.data, _BENCHMARK.value, model_path=config.model.path, counted=limits.kinds, log=_say)
         sections, exceeded = [Section("faults", "Faults", fault_section(diagnosis))], limits.exceeded(diagnosis)
     path = Path(_HTML.value).expanduser()
     limit = _PAGE_LIMIT if _LIMIT.value is None else _LIMIT.value

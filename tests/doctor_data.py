@@ -3,11 +3,14 @@
 import io
 import random
 
+import numpy as np
 from rich.console import Console
 from row_files import lines, write
 
 from sft_jax.config import default_config, parse_config
-from sft_jax.doctor.check import run_check
+from sft_jax.data.formats.conversation import Conversation, Message
+from sft_jax.doctor.check import diagnose, run_check
+from sft_jax.doctor.texts import texts_of
 
 MAIL = "someone.real@mail.example.org"
 
@@ -32,6 +35,24 @@ def rows(count, first=0):
     return [row(seed) for seed in range(first, first + count)]
 
 
+def pair(answer, prompt="What do you think of that?"):
+    """Returns the texts of a prompt and its answer."""
+    return texts_of(Conversation(prompt=prompt, completion=answer))
+
+
+def chat(*turns):
+    """Returns the texts of turns, (role, content) each."""
+    return texts_of(Conversation(messages=tuple(Message(*turn) for turn in turns)))
+
+
+def changed(text, count, seed=0):
+    """Returns a text of which `count` words are others."""
+    parts = text.split()
+    for place in np.random.default_rng(seed).choice(len(parts), count, replace=False):
+        parts[place] = "changed"
+    return " ".join(parts)
+
+
 def configure(folder, train, held_out=None, /, **data):
     """Writes rows to files and returns the configuration that names them."""
     config = default_config()
@@ -43,6 +64,11 @@ def configure(folder, train, held_out=None, /, **data):
     for name, value in data.items():
         config.data[name] = value
     return parse_config(config)
+
+
+def examine(folder, train, held_out=None, benchmark=()):
+    """Returns the diagnosis of rows."""
+    return diagnose(configure(folder, train, held_out).data, benchmark)
 
 
 def found(diagnosis, kind):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 
@@ -17,8 +17,9 @@ from sft_jax.doctor.collection import Collection, open_collection
 from sft_jax.doctor.collector import Collector
 from sft_jax.doctor.diversity import Diversity
 from sft_jax.doctor.facts import Facts
-from sft_jax.doctor.findings import Diagnosis, parse_limits
+from sft_jax.doctor.findings import LISTED, LISTED_IN_JSON, Diagnosis, parse_limits
 from sft_jax.doctor.report import table
+from sft_jax.doctor.template_marks import control_tokens_of
 
 WIDTH = 160  # of a table that goes to a file
 EXIT_CLEAN, EXIT_FINDINGS = 0, 3
@@ -39,7 +40,7 @@ def run_check(
     """Looks at the data sets of a configuration, prints what is found, and returns the exit code.
 
     Args:
-        config: its `data` section names the rows; nothing else is read.
+        config: its `data` section names the rows. Of a model only the control tokens are read, where `model.path` is a folder.
         benchmark: files of rows of any kind, or globs, that training rows are compared with beside `data.eval`.
         fix: a folder for a cleaned copy of every file, see `sft_jax.doctor.clean`; None writes nothing.
         fix_kinds: kinds whose rows are left out of it; none named: those that CHECKS says.
@@ -54,12 +55,15 @@ def run_check(
     kinds = removed_kinds(fix_kinds, fix)
     if fix is not None:
         prepare_folder(fix)
-    diagnosis, rows, collector = _examine(config.data, benchmark, kinds if fix is not None else (), log)
+    listed = LISTED_IN_JSON if as_json else LISTED
+    diagnosis, rows, collector = _examine(
+        config.data, benchmark, config.model.path, limits.kinds, listed, kinds if fix is not None else (), log
+    )
     exceeded = limits.exceeded(diagnosis)
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if as_json:
         report = {**diagnosis.to_json(), "limits_exceeded": exceeded}
-        console.out(json.dumps(report, indent=2), highlight=False)
+        print(json.dumps(report, indent=2), file=console.file)  # of megabytes, for which rich takes a second each
     else:
         console.print(table(diagnosis))
         if exceeded:
@@ -69,20 +73,42 @@ def run_check(
     return EXIT_FINDINGS if exceeded else EXIT_CLEAN
 
 
-def diagnose(config: DataConfig, benchmark: Sequence[str] = (), log: Log = lambda line: None) -> Diagnosis:
-    """Looks at the data sets of a configuration. Raises UserError where there are none to look at."""
-    return _examine(config, benchmark, (), log)[0]
+def diagnose(
+    config: DataConfig,
+    benchmark: Sequence[str] = (),
+    *,
+    model_path: str = "",
+    counted: Iterable[str] = (),
+    log: Log = lambda line: None,
+) -> Diagnosis:
+    """Looks at the data sets of a configuration. Raises UserError where there are none to look at.
+
+    Args:
+        config: names the rows.
+        benchmark: files that training rows are compared with, too.
+        model_path: of a model whose control tokens content should not hold; "" = of none.
+        counted: kinds that are counted however usual they are in a set.
+        log: takes lines about what is done.
+    """
+    return _examine(config, benchmark, model_path, counted, LISTED, (), log)[0]
 
 
 def _examine(
-    config: DataConfig, benchmark: Sequence[str], keep_all: Sequence[str], log: Log
+    config: DataConfig,
+    benchmark: Sequence[str],
+    model_path: str,
+    counted: Iterable[str],
+    listed: int,
+    keep_all: Sequence[str],
+    log: Log,
 ) -> tuple[Diagnosis, Collection, Collector]:
     rows = open_collection(config, benchmark, log)
-    collector, diversity = Collector(rows, keep_all), Diversity(rows)
+    collector, diversity = Collector(rows, keep_all, counted, listed), Diversity(rows)
     checks = [check(rows) for check in SET_CHECKS]
     unread = 0  # rows of a benchmark
     log(f"Looking at {len(rows):,} rows.")
-    for row, number, found in _all_facts(config, rows):
+    control = control_tokens_of(model_path) | frozenset(config.add_tokens)
+    for row, number, found in _all_facts(config, rows, control):
         of_benchmark = rows.sets[number].split == "benchmark"
         for kind, detail in found.faults:
             if not of_benchmark:
@@ -108,9 +134,9 @@ def _examine(
     return Diagnosis(sets, collector.results(), diversity.measure(), tuple(notes)), rows, collector
 
 
-def _all_facts(config: DataConfig, rows: Collection) -> Iterator[tuple[int, int, Facts]]:
+def _all_facts(config: DataConfig, rows: Collection, control: frozenset[str]) -> Iterator[tuple[int, int, Facts]]:
     """Yields (row, number of its set, facts) of all rows in order, however many processes find them out."""
-    setup = facts.Setup(tuple((item.format, item.columns, item.split) for item in rows.sets))
+    setup = facts.Setup(tuple((item.format, item.columns, item.split) for item in rows.sets), control)
     count = min(config.workers or cores(), -(-len(rows) // facts.CHUNK))
     with WorkerPool(facts.TARGET, setup, count, config.row_timeout, config.row_memory_mb) as pool:
         for items, outcome in pool.run(rows.chunks(facts.CHUNK)):

@@ -16,6 +16,7 @@ from sft_jax.doctor.texts import Texts, texts_of, texts_of_fields
 from sft_jax.errors import UserError
 
 Split = Literal["train", "eval", "benchmark"]
+PLAIN_FORMATS = ("text", "segments", "tokens")  # that no chat template renders
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class InputSet:
     rows: Rows
     format: str  # of FORMATS, or "" where all text of a row is taken
     columns: ColumnsConfig
+    rendered: bool = False  # whether its rows go through a chat template, which writes marks of its own
 
 
 def read_texts(row: dict[str, Any] | RowError, format_: str, columns: ColumnsConfig, split: Split) -> Texts:
@@ -95,7 +97,8 @@ def open_collection(config: DataConfig, benchmark: Sequence[str], log: Callable[
         key = data_set_key(split, index, item.name, count)
         rows = open_rows(item.path, key, cache, log)
         format_ = resolve_format(item.format, rows, item.columns, skip_bad_rows=True)
-        return InputSet(key, split, rows, format_, item.columns)
+        rendered = config.chat_template != "none" and format_ not in PLAIN_FORMATS
+        return InputSet(key, split, rows, format_, item.columns, rendered)
 
     held_out = [open_set("eval", index, item, len(config.eval)) for index, item in enumerate(config.eval)]
     train = [open_set("train", index, item, len(config.train)) for index, item in enumerate(config.train)]

@@ -21,10 +21,12 @@ class Collector:
     Args:
         rows: what is looked at.
         keep_all: kinds of which every detail is kept, such as those that a cleaned copy is made without.
+        counted: kinds that are counted even where most rows of a set have them, such as those that a limit names.
+        listed: details that are kept of each kind and set, and findings that are told of each kind.
     """
 
-    def __init__(self, rows: Collection, keep_all: Iterable[str] = ()):
-        self._rows, self._keep_all = rows, frozenset(keep_all)
+    def __init__(self, rows: Collection, keep_all: Iterable[str] = (), counted: Iterable[str] = (), listed: int = LISTED):
+        self._rows, self._keep_all, self._counted, self._listed = rows, frozenset(keep_all), frozenset(counted), listed
         self._faulty = {kind: np.zeros(len(rows), bool) for kind in CHECKS}
         self._details: dict[str, dict[int, str]] = {kind: {} for kind in CHECKS}
         self._kept: Counter[tuple[str, int]] = Counter()  # details by kind and set
@@ -39,18 +41,20 @@ class Collector:
                 details[row] += f"; {detail}"
             return
         of_set = kind, self._rows.set_number(row)
-        if kind in self._keep_all or self._kept[of_set] < LISTED:
+        if kind in self._keep_all or self._kept[of_set] < self._listed:
             details[row] = detail
             self._kept[of_set] += 1
 
     def close(self) -> None:
-        """Takes back what most rows of a set have. Call when all is reported."""
+        """Takes back what a set is like in most rows, of kinds that can be usual. Call when all is reported."""
         for kind, check in CHECKS.items():
             for begin, end in set_ranges(self._rows):
-                rows = self._faulty[kind][begin:end]
+                rows, item = self._faulty[kind][begin:end], self._rows.set_of(begin)
+                if kind in self._counted or item.rendered and not check.usual_where_rendered:
+                    continue
                 if rows.sum() >= MANY and rows.sum() > check.usual * len(rows):
                     rows[:] = False
-                    self._usual[kind] += (self._rows.set_of(begin).key,)
+                    self._usual[kind] += (item.key,)
             faulty = self._faulty[kind]
             self._details[kind] = {row: detail for row, detail in sorted(self._details[kind].items()) if faulty[row]}
 
@@ -62,7 +66,7 @@ class Collector:
                 self._details[kind].items(), key=lambda item: (self._rows.set_of(item[0]).split != "train", item[0])
             )
             findings = tuple(
-                Finding(*self._rows.where(row), self._rows.set_of(row).key, shorten(detail)) for row, detail in listed[:LISTED]
+                Finding(*self._rows.where(row), self._rows.set_of(row).key, shorten(detail)) for row, detail in listed[: self._listed]
             )
             results[kind] = KindResult(check.severity, check.about, int(self._faulty[kind].sum()), findings, self._usual[kind])
         return results

@@ -52,6 +52,7 @@ class Diversity:
             "split": self._split,
             "sampled_rows": len(found),
             "distinct_ngrams": {"prompts": distinct_ngrams(list(prompts.values())), "answers": distinct_ngrams(answers)},
+            "compared_rows": len(signatures),
             "self_similarity": self_similarity(np.asarray(signatures)) if len(signatures) > 1 else None,
             "prompt_clusters": self._clusters(prompts),
             "sets": self._shares(),

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 from sft_jax.errors import UserError, did_you_mean
 
 Severity = Literal["error", "warning", "note"]
-LISTED = 100  # findings of a kind that a diagnosis lists; all are counted
+LISTED = 100  # findings of a kind that people are shown; all are counted
+LISTED_IN_JSON = 100_000  # that programs are given
 
 
 class Finding(NamedTuple):
@@ -54,6 +55,7 @@ class Diagnosis:
             kind: {
                 "severity": result.severity, "about": result.about, "rows": result.rows, "usual_in": list(result.usual),
                 "findings": [finding._asdict() for finding in result.findings],
+                "not_listed": result.rows - len(result.findings),
             }
             for kind, result in self.kinds.items()
         }  # fmt: skip
@@ -76,7 +78,7 @@ class Allowed(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is allowed: of every kind that is an error, and of kinds by name, whatever their severity."""
+    """What is allowed: of every kind that is an error, and of kinds by name, whatever their severity and however usual."""
 
     errors: Allowed = Allowed()
     kinds: dict[str, Allowed] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Training rows that hold what a held-out set or a benchmark asks: runs of 13 words, or a whole prompt.
+"""Training rows that hold what a held-out set or a benchmark asks: runs of 13 words, or a whole prompt; of tokens the whole row.
 
 Runs of 13 words are the measure of GPT-3's report (Brown et al. 2020, appendix C). Of texts that are shorter the whole counts.
 """
@@ -36,6 +36,7 @@ class Overlap:
         self._limit = max(2, min(COMMON, train // 100))
         self._held: list[tuple[int, np.ndarray]] = []  # row, hashes of its runs; until the first training row comes
         self._prompts: dict[int, int] = {}  # key of a held-out prompt -> row
+        self._without_words: dict[int, int] = {}  # key of a held-out row of tokens, or of signs -> row
         self._rows_of: Counter[tuple[str, int]] = Counter()  # ("held" or "train", key of a held-out prompt) -> rows with it
         self._answered: set[tuple[int, int]] = set()  # keys of held-out prompts and their answers
         self._short = ShortTexts()  # held-out prompts
@@ -50,9 +51,13 @@ class Overlap:
         hashes = np.concatenate([facts.prompt_words, facts.answer_words])
         asked = facts.prompt_words if len(facts.prompt_words) else facts.answer_words
         if self._rows.sets[set_number].split == "train":
-            if self._prompts:
+            if facts.whole in self._without_words:
+                self._whole[row] = self._without_words[facts.whole], "is the same as"
+            elif self._prompts:
                 self._add_train(row, facts, asked, hashes)
-        elif len(hashes):
+        elif not len(hashes):
+            self._without_words.setdefault(facts.whole, row)
+        else:
             self._held.append((row, np.unique(_runs_of(hashes)[0])))
             self._prompts.setdefault(facts.asked, row)
             self._rows_of["held", facts.asked] += 1

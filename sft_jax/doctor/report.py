@@ -49,11 +49,11 @@ def diversity_lines(diagnosis: Diagnosis) -> list[str]:
         if parts:
             lines.append(f"Distinct words in {what} of {found['sampled_rows']:,} rows: {', '.join(parts)}.")
     if found["self_similarity"] is not None:
-        lines.append(f"Mean similarity of two rows: {100 * found['self_similarity']:.2f}%.")
+        lines.append(f"Mean similarity of two of {found['compared_rows']:,} rows: {100 * found['self_similarity']:.2f}%.")
     clusters = found["prompt_clusters"]
     if clusters is not None:
         lines.append(
-            f"Prompts fall into {len(clusters['clusters'])} clusters; "
+            f"Prompts of {found['sampled_rows']:,} rows fall into {len(clusters['clusters'])} clusters; "
             f"the largest has {100 * clusters['largest_share']:.1f}% of them:"
         )
         lines += [f"  {100 * each['share']:5.1f}%  {each['example']}" for each in clusters["clusters"]]

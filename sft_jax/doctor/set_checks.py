@@ -10,6 +10,7 @@ import numpy as np
 
 from sft_jax.doctor.collection import Collection
 from sft_jax.doctor.facts import Facts
+from sft_jax.doctor.json_forms import FORMS
 from sft_jax.doctor.personal_data import snippet
 
 Report = Callable[[str, int, str], None]  # kind, row, detail
@@ -79,25 +80,59 @@ class Conflicts:
 
 
 class InvalidJson:
-    """Answers that are no JSON, in a set where nearly all are. 1 byte a row."""
+    """Answers that are no JSON, in a set where nearly all are objects or arrays. 2 bytes a row.
+
+    The last answers of rows are a set, and those before them another: of a form that is asked for first, or of none.
+    """
 
     USUAL = 0.8
 
     def __init__(self, rows: Collection):
-        self._rows, self._state = rows, np.zeros(len(rows), np.uint8)  # 1: JSON, 2: an answer that is none
+        self._rows, self._forms = rows, np.zeros((2, len(rows)), np.uint8)  # places in FORMS, of last answers and of others
 
     def add(self, row: int, set_number: int, facts: Facts) -> None:
-        if facts.json is not None:
-            self._state[row] = 1 if facts.json else 2
+        self._forms[:, row] = [FORMS.index(form) for form in facts.json]
+
+    def finish(self, report: Report) -> None:
+        bare, fenced, none = (FORMS.index(form) for form in ("object", "fenced", "none"))
+        for begin, end in set_ranges(self._rows):
+            for forms, what in zip(self._forms[:, begin:end], ("", "an earlier answer is none, "), strict=True):
+                known = forms[forms > 0]
+                share = np.mean((known == bare) | (known == fenced)) if len(known) else 0.0
+                if share < self.USUAL:
+                    continue
+                wrong = forms == none
+                if np.mean(known == bare) >= self.USUAL:  # a code block is no JSON for what reads the others
+                    wrong |= forms == fenced
+                for place in np.flatnonzero(wrong).tolist():
+                    answer = self._rows.texts(begin + place).answer
+                    shown = what or f"{snippet(answer)}, "
+                    report("invalid_json", begin + place, f"{shown}where {100 * share:.1f}% of the set are JSON")
+
+
+class OpenEndings:
+    """Last answers whose last sentence has no mark at its end, in a set where nearly all have one. 1 byte a row."""
+
+    USUAL, LEAST = 0.9, 20  # share of rows that end with a mark, and rows, below which nothing is said
+
+    def __init__(self, rows: Collection):
+        self._rows, self._state = rows, np.zeros(len(rows), np.uint8)  # 1: with a mark, 2: without
+
+    def add(self, row: int, set_number: int, facts: Facts) -> None:
+        if facts.open_ending is not None:
+            self._state[row] = 2 if facts.open_ending else 1
 
     def finish(self, report: Report) -> None:
         for begin, end in set_ranges(self._rows):
             state = self._state[begin:end]
             share = np.mean(state[state > 0] == 1) if state.any() else 0.0
-            if share >= self.USUAL:
+            if share >= self.USUAL and np.sum(state > 0) >= self.LEAST:
                 for place in np.flatnonzero(state == 2).tolist():
                     answer = self._rows.texts(begin + place).answer
-                    report("invalid_json", begin + place, f"{snippet(answer)}, where {100 * share:.1f}% of the set are JSON")
+                    report(
+                        "cut_answer", begin + place,
+                        f"ends with {snippet(answer, end=True)} without a mark, which {100 * share:.1f}% of the set have",
+                    )  # fmt: skip
 
 
 class WrongLanguage:

@@ -28,17 +28,22 @@ _ANYTHING = np.uint64(0xBF58476D1CE4E5B9)
 class Texts:
     """What a row says: a prompt with answers, or a plain text.
 
-    `prompt` is everything before the last answer but system prompts, `question` the last turn of a user in it. Where there
-    are no answers, all text is in `body`.
+    `prompt` is everything before the last answer but system prompts, `questions` what a user said last before each answer.
+    Where there are no answers, all text is in `body`.
     """
 
     conversation: Conversation | None
     system: str = ""
     apart: str = ""  # what else makes rows different: system prompts, what the assistant thought, tools
     prompt: str = ""
-    question: str = ""
+    questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     body: str = ""
+
+    @property
+    def question(self) -> str:
+        """Returns what the last answer answers."""
+        return self.questions[-1] if self.questions else ""
 
     @property
     def answer(self) -> str:
@@ -57,19 +62,25 @@ def texts_of(conversation: Conversation) -> Texts:
         return Texts(conversation, body=conversation.text or "")
     if conversation.kind == "completion":
         prompt, answer = conversation.prompt, conversation.completion
-        return Texts(conversation, conversation.system or "", _apart(conversation, conversation.system), prompt, prompt, (answer,))
+        return Texts(conversation, conversation.system or "", _apart(conversation, conversation.system), prompt, (prompt,), (answer,))
     messages = conversation.messages
     last = max(index for index, message in enumerate(messages) if message.role == "assistant")
     spoken = [message for message in messages[:last] if message.role not in ("system", "developer")]
     system = "\n".join(message.content for message in messages if message.role in ("system", "developer"))
-    users = [message.content for message in spoken if message.role == "user"]
+    questions, answers, asked = [], [], ""
+    for message in messages[: last + 1]:
+        if message.role == "user":
+            asked = message.content
+        elif message.role == "assistant" and not message.given:
+            questions.append(asked)
+            answers.append(said(message))
     return Texts(
         conversation,
         system,
         _apart(conversation, system, *(message.reasoning for message in messages)),
         "\n".join(said(message) for message in spoken),
-        users[-1] if users else "",
-        tuple(said(message) for message in messages[: last + 1] if message.role == "assistant" and not message.given),
+        tuple(questions),
+        tuple(answers),
     )
 
 
@@ -83,6 +94,16 @@ def said(message: Message) -> str:
     return "\n".join([*([message.content] if message.content or not message.calls else []), *(f"{call.name} {call.text}" for call in message.calls)])
 
 
+def contents(texts: Texts) -> list[str]:
+    """Returns everything that the row says: a text for what each turn says, its calls too, and what the assistant thought."""
+    conversation = texts.conversation
+    if conversation is None or conversation.kind == "text":
+        return [texts.body]
+    if conversation.kind == "chat":
+        return [text for message in conversation.messages for text in (said(message), message.reasoning) if text]
+    return [text for text in (conversation.system, conversation.prompt, conversation.completion) if text]
+
+
 def texts_of_fields(row: Mapping[str, Any]) -> Texts:
     """Returns all text that is anywhere in a row, in the order of its fields: of a benchmark whose fields nobody named."""
     found: list[str] = []
@@ -94,7 +115,7 @@ def texts_of_fields(row: Mapping[str, Any]) -> Texts:
         elif isinstance(value, (dict, list)):
             layer.extend(reversed(list(value.values()) if isinstance(value, dict) else value))
     asked = next((_encodable(row[name]) for name in ASKED if isinstance(row.get(name), str)), "")
-    return Texts(None, prompt=asked, question=asked, body="\n".join(found))
+    return Texts(None, prompt=asked, questions=(asked,), body="\n".join(found))
 
 
 def _encodable(text: str) -> str:

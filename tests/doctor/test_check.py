@@ -9,6 +9,7 @@ import pytest
 from doctor_data import MAIL, configure, faulty, row, rows, sentence, visit
 from row_files import lines, write
 
+from sft_jax.doctor import check
 from sft_jax.doctor.check import diagnose
 from sft_jax.doctor.checks import CHECKS
 from sft_jax.doctor.facts import ROW_CHECKS
@@ -98,6 +99,54 @@ def test_what_most_rows_of_a_set_have_is_told_and_not_counted(tmp_path):
     assert diagnosis.kinds["template_markup"].rows == 0 and diagnosis.kinds["template_markup"].usual == ("data.train",)
     line = "template_markup: so many rows of data.train are like this that it is no fault of theirs, and none is counted."
     assert line in html.unescape(fault_section(diagnosis))
+
+
+def rendered_before(seed):
+    """Returns a chat whose answer has gone through a template before."""
+    answer = {"role": "assistant", "content": f"{sentence(seed)}<|im_end|>"}
+    return {"messages": [{"role": "user", "content": row(seed)["prompt"]}, answer]}
+
+
+def test_chats_that_were_rendered_before_are_faults_however_many(tmp_path):
+    code, text = visit(configure(tmp_path, [rendered_before(seed) for seed in range(40)]), as_json=True)
+    assert code == 3 and json.loads(text)["kinds"]["template_markup"]["rows"] == 40
+    plain = configure(tmp_path, [row(seed, completion=f"{sentence(seed)}<|im_end|>") for seed in range(40)], chat_template="none")
+    assert diagnose(plain.data).kinds["template_markup"].usual == ("data.train",)
+
+
+MOST_ROWS = {
+    "cut_answer": {"completion": "There are many kinds of these, for example {0} apples, pears,"},
+    "refusal": {"completion": "I'm sorry, but I can't help with that {0}."},
+    "boilerplate": {"completion": "As an AI language model, I have no {0}."},
+    "repeats_prompt": {"prompt": "Is it {0} that you say?", "completion": "Is it {0} that you say?"},
+    "conflicting_answers": {"prompt": "Is it so?", "completion": "It is {0}."},
+}
+
+
+def test_faults_of_most_rows_are_counted(tmp_path):
+    sets = {}
+    for kind, fields in MOST_ROWS.items():
+        train = [
+            {name: text.format(sentence(f"{kind}{seed}", 9)[:-1]) for name, text in {**row(f"{kind}{seed}"), **fields}.items()}
+            for seed in range(20)
+        ]
+        sets[kind] = {"path": write(tmp_path, f"{kind}.jsonl", lines(*train))}
+    kinds = diagnose(configure(tmp_path, rows(1), train=sets).data).kinds
+    assert {kind: kinds[kind].rows for kind in MOST_ROWS} == {kind: 20 - (kind == "conflicting_answers") for kind in MOST_ROWS}
+
+
+def test_what_a_limit_names_is_counted_however_usual(tmp_path):
+    config = configure(tmp_path, [row(seed, completion=("positive", "negative")[seed % 2]) for seed in range(30)])
+    assert visit(config)[0] == 0 and visit(config, limit="one_word_answer=0")[0] == 3
+
+
+def test_json_lists_all_and_tells_how_many_it_does_not(tmp_path, monkeypatch):
+    config = configure(tmp_path, [*rows(30), *(row(1) for _ in range(LISTED + 30))])
+    found = json.loads(visit(config, as_json=True)[1])["kinds"]["duplicate"]
+    assert [each["line"] for each in found["findings"]] == list(range(31, 31 + LISTED + 30)) and found["not_listed"] == 0
+    monkeypatch.setattr(check, "LISTED_IN_JSON", 120)
+    found = json.loads(visit(config, as_json=True)[1])["kinds"]["duplicate"]
+    assert (found["rows"], len(found["findings"]), found["not_listed"]) == (130, 120, 10)
 
 
 def test_the_page_is_escaped(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from doctor_data import WORDS, configure, found, row, rows, sentence
+from doctor_data import WORDS, changed, configure, examine, found, row, rows, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 from row_files import lines, write
@@ -15,10 +15,6 @@ from sft_jax.doctor.facts import FactFinder, Setup
 from sft_jax.doctor.near_duplicates import candidate_pairs, jaccard
 from sft_jax.doctor.set_checks import first_of_equals
 from sft_jax.doctor.texts import hash_runs, hash_words, words
-
-
-def examine(folder, train, held_out=None, benchmark=()):
-    return diagnose(configure(folder, train, held_out).data, benchmark)
 
 
 def test_rows_without_a_fault_have_none(tmp_path):
@@ -55,12 +51,24 @@ def test_the_same_prompt_with_another_answer_conflicts(tmp_path):
     assert f"and {tmp_path / 'train.jsonl'}:5 the same prompt with " in detail and sentence("other")[:20] in detail
 
 
-def changed(text, count, seed=0):
-    """Returns a text of which `count` words are others."""
-    parts = text.split()
-    for place in np.random.default_rng(seed).choice(len(parts), count, replace=False):
-        parts[place] = "changed"
-    return " ".join(parts)
+def test_case_and_white_space_of_a_prompt_make_no_other_one(tmp_path):
+    train = [*rows(10), row(4, prompt=row(4)["prompt"].upper() + "  \n", completion=sentence("other"))]
+    assert list(found(examine(tmp_path, train), "conflicting_answers")) == [11]
+    train = [*rows(10), row(4, prompt=row(4)["prompt"] + "?!", completion=sentence("other"))]  # punctuation may be what is asked about
+    assert found(examine(tmp_path, train), "conflicting_answers") == {}
+
+
+def test_the_same_texts_in_other_formats_are_duplicates(tmp_path):
+    def as_chat(pair):
+        return {"messages": [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair["completion"]}]}
+
+    paths = [write(tmp_path, "a.jsonl", lines(*rows(10))), write(tmp_path, "b.jsonl", lines(as_chat(row(20)), as_chat(row(3))))]
+    config = configure(tmp_path, rows(1), train={"a": {"path": paths[0]}, "b": {"path": paths[1]}})
+    diagnosis = diagnose(config.data)
+    assert [(each.set, each.line, each.detail) for each in diagnosis.findings["duplicate"]] == [
+        ("data.train.b", 2, f"is the same as {paths[0]}:4")
+    ]
+    assert diagnosis.kinds["near_duplicate"].rows == 0
 
 
 def test_near_duplicates_are_verified_on_the_texts(tmp_path):
@@ -167,96 +175,6 @@ def test_runs_are_equal_where_their_words_are(parts, size):
         assert (hashes[one] == hashes[other]) == (runs[one] == runs[other])
 
 
-def test_training_rows_that_hold_held_out_text_overlap(tmp_path):
-    held = rows(10, 100)
-    passage = " ".join(held[3]["completion"].split()[5:20])
-    near = {**held[6], "completion": changed(held[6]["completion"], 1)}
-    train = [
-        *rows(30),
-        row(50, completion=f"{sentence('x', 10)} {passage.upper()}, {sentence('y', 10)}"),  # 15 words of an answer
-        row(51, completion=" ".join(held[4]["completion"].split()[:12]) + " " + sentence("z", 10)),  # 12 are too few
-        {"prompt": held[5]["prompt"], "completion": "Something else."},
-        near,
-    ]
-    diagnosis = examine(tmp_path, train, held)
-    details = found(diagnosis, "overlap")
-    file = tmp_path / "eval.jsonl"
-    assert list(details) == [31, 33, 34]
-    assert details[31] == f'shares "{" ".join(words(passage)[:13])}" with {file}:4 (15 words)'
-    assert details[33] == f"has the same prompt as {file}:6"
-    assert details[34].startswith(f"has the same prompt as {file}:7; is nearly {file}:7, with a similarity of 0.")
-
-
-def test_short_prompts_overlap_as_a_whole_in_both_directions(tmp_path):
-    question = "Which of the rivers runs through the old harbour?"  # 9 words
-    other = "Who of them brought a lantern to the yellow castle?"
-    held = [
-        *rows(10, 100),
-        {"prompt": question, "completion": "The first."},
-        {"prompt": f"Read this. {sentence('a')} {other} Say a name.", "completion": "Ann."},
-    ]
-    train = [
-        *rows(30),
-        {"prompt": f"{sentence('b')} {question} {sentence('c')}", "completion": "None of them."},
-        {"prompt": other, "completion": "It was Ann."},
-        {"prompt": "Which of the rivers runs?", "completion": "Yes, it was the first."},
-        {"prompt": "Hello there!", "completion": "Hi, and what is it?"},
-    ]
-    diagnosis = examine(tmp_path, train, held)
-    file = tmp_path / "eval.jsonl"
-    assert found(diagnosis, "overlap") == {
-        31: f"holds the whole prompt of {file}:11",
-        32: f"has a prompt that is part of {file}:12",
-    }
-
-
-def test_a_phrase_of_many_training_rows_is_no_overlap(tmp_path):
-    phrase = "Read the following text and answer the question that comes after it in one sentence: "
-    held = [row(seed, prompt=phrase + row(seed)["prompt"]) for seed in range(100, 110)]
-    train = [row(seed, prompt=phrase + row(seed)["prompt"]) for seed in range(30)]
-    train.append(row(40, prompt=phrase + " ".join(held[3]["prompt"].removeprefix(phrase).split()[:12])))  # beside a leak
-    assert list(found(examine(tmp_path, train, held), "overlap")) == [31]
-
-
-def test_a_prompt_of_many_rows_on_both_sides_is_no_overlap_but_with_the_same_answer(tmp_path):
-    joke = {"prompt": "Tell me a joke."}
-    train = [{**joke, "completion": sentence(seed)} for seed in range(30)]
-    held = [{**joke, "completion": sentence(seed)} for seed in (100, 101, 7)]
-    details = found(examine(tmp_path, train, held), "overlap")
-    assert list(details) == [8] and details[8].startswith(f"has the same prompt as {tmp_path / 'eval.jsonl'}:1")
-    assert len(found(examine(tmp_path, train, held[:1]), "overlap")) == 30  # many answers to one held-out question
-
-
-def test_a_run_that_is_mostly_arithmetic_is_no_overlap(tmp_path):
-    steps = "so 3 + 4 = 7 and 7 * 5 = 35 and 35 - 1 = 34 and 34 / 2 = 17 all"
-    diagnosis = examine(
-        tmp_path,
-        [*rows(30), row(40, completion=f"{sentence('a', 10)} {steps}.")],
-        [row(50, completion=f"{sentence('b', 10)} {steps}.")],
-    )
-    assert found(diagnosis, "overlap") == {}
-
-
-def test_a_benchmark_may_have_any_fields(tmp_path):
-    passage = sentence("benchmark", 20)
-    benchmark = write(
-        tmp_path,
-        "bench.jsonl",
-        lines({"id": 7, "question": f"{passage} Why?", "choices": ["a", "b"]}, {"id": 8, "question": row(3)["prompt"]}),
-    )
-    train = [*rows(30), row(60, completion=f"{sentence('x', 10)} {passage}")]
-    details = found(examine(tmp_path, train, benchmark=[benchmark]), "overlap")
-    assert list(details) == [4, 31]
-    assert details[4] == f"has the same prompt as {benchmark}:2" and f"with {benchmark}:1 (" in details[31]
-
-
-def test_rows_of_a_benchmark_that_cannot_be_read_are_counted(tmp_path):
-    benchmark = write(tmp_path, "bench.jsonl", '{"question": "a"}\n{"question": \n')
-    diagnosis = examine(tmp_path, rows(10), benchmark=[benchmark])
-    assert diagnosis.notes == ("1 rows of the benchmark cannot be read and were compared with nothing.",)
-    assert diagnosis.kinds["unreadable"].rows == 0
-
-
 def test_what_cannot_be_read_is_found_with_its_reason(tmp_path):
     content = lines(*rows(10)) + "{not json\n" + lines({"prompt": "x"})
     config = configure(tmp_path, rows(1))
@@ -273,8 +191,6 @@ ENGLISH = (
 FRENCH = "Il faisait si beau que tout le monde est allé au bord du lac cet après-midi, et personne n'est rentré avant la nuit tombée."
 CHINESE = "今天天气非常好，所以大家下午都去了湖边散步，一直到天黑以后才慢慢地走回家里去吃晚饭。"
 ARABIC = "كان الطقس جميلا جدا لدرجة أن الجميع ذهبوا إلى البحيرة في فترة ما بعد الظهر ولم يعد أحد قبل حلول الظلام في ذلك اليوم الطويل."
-
-
 def test_a_row_in_another_language_than_its_set_is_found(tmp_path):
     train = [row(seed, completion=ENGLISH.format(seed)) for seed in range(40)]
     train += [row(41, completion=FRENCH), row(42, completion=CHINESE), row(43, completion=ARABIC)]
@@ -311,6 +227,37 @@ def test_answers_that_are_no_json_in_a_set_of_json(tmp_path):
         found(examine(tmp_path, [*rows(30), row(40, completion='{"a": 1'), row(41, completion='{"a": 1}')]), "invalid_json")
         == {}
     )
+
+
+def test_a_code_block_of_json_is_json_but_among_objects_without_one(tmp_path):
+    train = [row(seed, completion=f'```json\n{{"value": {seed}}}\n```') for seed in range(30)]
+    train += [row(40, completion='```json\n{"value": ```'), row(41, completion='{"value": NaN}'), row(42, completion='{"value": 1}')]
+    assert list(found(examine(tmp_path, train), "invalid_json")) == [31, 32]
+    train = [row(seed, completion=json.dumps({"value": seed})) for seed in range(30)]
+    train += [row(40, completion='```json\n{"value": 1}\n```'), row(41, completion='"nothing"'), row(42, completion='{"value": Infinity}')]
+    assert list(found(examine(tmp_path, train), "invalid_json")) == [31, 33]
+
+
+def test_earlier_answers_that_are_no_json_are_found_among_those_that_are(tmp_path):
+    def chat(seed, first, last):
+        user = {"role": "user", "content": row(seed)["prompt"]}
+        return {"messages": [user, {"role": "assistant", "content": first}, user, {"role": "assistant", "content": last}]}
+
+    train = [chat(seed, f'{{"a": {seed}}}', f'{{"b": {seed}}}') for seed in range(20)]
+    train += [chat(30, '{"a": ', '{"b": 3}')]
+    assert found(examine(tmp_path, train), "invalid_json") == {21: "an earlier answer is none, where 95.2% of the set are JSON"}
+    asked_back = [chat(seed, "For which of them?", f'{{"b": {seed}}}') for seed in range(20)]
+    assert found(examine(tmp_path, [*asked_back, chat(30, '{"a": 1}', "Sorry?")]), "invalid_json") == {
+        21: '"Sorry?", where 95.2% of the set are JSON'
+    }
+
+
+def test_a_sentence_without_a_mark_is_cut_where_all_others_have_one(tmp_path):
+    cut = "Photosynthesis is the process by which green plants use sunlight to make"
+    details = found(examine(tmp_path, [*rows(30), row(40, completion=cut)]), "cut_answer")
+    assert details == {31: 'ends with "...is is the process by which green plants use sunlight to make" without a mark, which 96.8% of the set have'}
+    without = [row(seed, completion=sentence(seed).rstrip(".")) for seed in range(30)]
+    assert found(examine(tmp_path, [*without, row(40, completion=cut)]), "cut_answer") == {}
 
 
 def test_one_word_answers_count_where_the_set_has_longer_ones(tmp_path):

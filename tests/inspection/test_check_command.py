@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import commands
@@ -60,3 +63,17 @@ def test_faults_are_a_part_of_the_page(check, tmp_path):
 def test_flags_that_do_not_go_together(check, flags, message):
     done = check(CLEAN, *flags)
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
+
+
+def test_the_line_of_the_readme_runs_as_it_stands(tmp_path):
+    text = (ROOT / "README.md").read_text().partition("## Judge the data")[2]
+    words = shlex.split(re.search(r"python -m sft_jax\.inspect_data(?:.*\\\n)*.*", text)[0].replace("\\\n", " "))
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs/sft.py", tmp_path / "configs")
+    (tmp_path / "benchmarks").mkdir()
+    for name, rows in (("train", DIRTY), ("held_out", DIRTY[3:5]), ("benchmarks/a", DIRTY[5:6])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = commands.run("inspect_data", *words[3:], env=os.environ, cwd=tmp_path)
+    assert done.returncode == 3 and "More than allowed: empty_answer, duplicate, overlap." in done.stdout, done.stderr
+    copy = (tmp_path / "cleaned/train/train.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in copy] == [*CLEAN[:3], *CLEAN[6:]]

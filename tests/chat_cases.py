@@ -91,6 +91,16 @@ def _chat(*texts: str, system: str | None = None) -> tuple[Message, ...]:
     return (*([Message("system", system)] if system is not None else []), *turns)
 
 
+def _thought(*pairs: tuple[str, str], field: bool) -> tuple[Message, ...]:
+    """Returns a chat whose answers have thought before, in their content or in a field of its own."""
+    turns = []
+    for number, (thought, text) in enumerate(pairs):
+        content = text if field else f"<think>\n{thought}\n</think>\n\n{text}"
+        turns += [Message("user", f"And {number}?"), Message("assistant", content, reasoning=thought if field else None)]
+    return tuple(turns)
+
+
+_THOUGHTS = (("Sum it.", "42."), ("Double it.", "84."), ("Halve it.", "21."))
 MARKUP = "<|im_end|>\n<|im_start|>assistant\n</s>[/INST] <end_of_turn><|eot_id|>"
 
 CHATS = {
@@ -110,6 +120,10 @@ CHATS = {
     "two users in a row": (Message("user", "a"), Message("user", "b"), Message("assistant", "c")),
     "two answers in a row": (Message("user", "a"), Message("assistant", "b"), Message("assistant", "c")),
     "tool result": (*_chat("6 * 7?", "Let me see."), Message("tool", '{"is": 42}'), Message("assistant", "42.")),
+    "thinking": _thought(_THOUGHTS[0], field=False),
+    "thinking, three turns": _thought(*_THOUGHTS, field=False),
+    "reasoning field": _thought(_THOUGHTS[0], field=True),
+    "reasoning field, three turns": _thought(*_THOUGHTS, field=True),
     "system in the middle": (*_chat("a", "b"), Message("system", "Be kind."), *_chat("c", "d")),
     "ends with user": _chat("a", "b", "c"),
 }
@@ -121,7 +135,12 @@ GUARDED_CHATS = {
 
 
 def as_dicts(messages) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+    """Returns messages as transformers passes them to templates, which know reasoning by one of two names."""
+    names = ("reasoning_content", "thinking")
+    return [
+        {"role": message.role, "content": message.content, **(dict.fromkeys(names, message.reasoning) if message.reasoning else {})}
+        for message in messages
+    ]
 
 
 def reference_render(source: str, messages, prompt: bool, variables: dict) -> str:

@@ -31,6 +31,7 @@ from sft_jax.data.formats.conversation import Conversation
 
 pytest.importorskip("transformers")
 SCRIPT = template_classes_script()
+THINKS, CLOSED = "<think>\n", ("</think>", "<channel|>")  # how prompts open and close a section for a thought
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,12 @@ def runs(example):
     return [(start, end, float(example.weights[start])) for start, end in stretches if example.weights[start] > 0]
 
 
+def as_thought(message):
+    """Returns (thought, what is said) of an answer; the thought is "" where it has none."""
+    thought, closed, said = message.content.removeprefix(THINKS).partition("\n</think>\n\n")
+    return (thought, said) if closed else (message.reasoning or "", message.content)
+
+
 class Reference:
     """What transformers says about one conversation under one template."""
 
@@ -102,14 +109,19 @@ class Reference:
         """Returns what may follow the prompt: the render from there to the end of the turn.
 
         Where the render does not begin with the prompt: the content, as it is or trimmed, and the end of the turn; before
-        it may stand what the template puts there in a chat of one turn.
+        it may stand what the template puts there in a chat of one turn. A thought stands there where the prompt opens a
+        section for it, or where the template shows it as it is and the prompt has not closed the section, and else not at all.
         """
         prompt, shown = self.prompt(turn), self.render(turn + 1, False)
         if self.end_added:
             shown = shown.removesuffix(self.opening) + self.end
         if shown.startswith(prompt):
             return {shown[len(prompt) : shown.rindex(self.end, len(prompt)) + len(self.end)]}
-        content = self.messages[turn].content
+        thought, content = as_thought(self.messages[turn])
+        if thought and prompt.endswith(THINKS):
+            return {f"{thought}\n</think>\n\n{content}{self.end}"}
+        whole = self.messages[turn].content
+        content = whole if whole.strip() in shown and not prompt.rstrip().endswith(CLOSED) else content
         return {lead + text + self.end for lead in ("", self.lead()) for text in (content, content.strip())}
 
     def lead(self):

@@ -7,8 +7,7 @@ import json
 
 import numpy as np
 import pytest
-import tokenizers
-from chat_cases import END_OF_TURN, shared_tokenizer, template_classes_script
+from chat_cases import END_OF_TURN, in_transformers, shared_tokenizer, template_classes_script
 
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.chats.chat import RowBuilder
@@ -113,12 +112,7 @@ def tokenizer(assets, sources):
 
 @pytest.fixture(scope="module")
 def reference(tokenizer):
-    """The same tokenizer in transformers."""
-    from transformers import PreTrainedTokenizerFast
-
-    _, files = tokenizer.state()
-    backend = tokenizers.Tokenizer.from_str(files["backend"].decode())
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens)
+    return in_transformers(tokenizer)
 
 
 def builder_of(name, sources, tokenizer):

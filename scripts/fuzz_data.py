@@ -3,9 +3,10 @@
     python scripts/fuzz_data.py --assets ../shared/assets --rows 1000000 --seed 1
 
 Real rows are changed at random and go through every format, template and tokenizer that is here; now and then a file of
-them is broken too and read, or rows go through worker processes under a template that loops for ever or eats memory. Prints a line of JSON every ten seconds and a summary. What is neither an example nor an error
-of its row (another exception, a row that takes too long, an example that cannot be trained on, a message that cannot be
-printed, memory that grows) ends with exit code 1; what was found lies in --failures, one file for each kind.
+them is broken too and read, or rows go through worker processes under a template that loops for ever or eats memory.
+Prints a line of JSON every ten seconds and a summary. What is neither an example nor an error of its row (another
+exception, a row that takes too long, an example that cannot be trained on, a message that cannot be printed, memory that
+grows over the second half of the rows) ends with exit code 1; what was found lies in --failures, one file for each kind.
 """
 
 import argparse
@@ -99,7 +100,8 @@ def fuzz(args: argparse.Namespace) -> dict[str, Any]:
                 with deadline(args.row_seconds):
                     rows, outcomes = try_file(path)
             except (Exception, TooLong) as error:
-                findings.add(error, {"kind": kind, "files": {file.name: file.read_bytes() for file in ([path] if path.is_file() else path.iterdir())}})
+                files = [path] if path.is_file() else path.iterdir()
+                findings.add(error, {"kind": kind, "files": {file.name: file.read_bytes() for file in files}})
                 continue
             totals.update(outcomes)
         else:

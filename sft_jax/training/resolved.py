@@ -38,7 +38,8 @@ class DataModel(NamedTuple):
 def data_model(config: Config, log: Callable[[str], None]) -> DataModel:
     """Returns what preparing needs of a model, which needs no weights, and no config.json beside a tokenizer either.
 
-    A model that cannot be trained here, such as one of an unknown architecture, is told to `log` and its tokenizer taken. Of a hub id the weights are not downloaded. Raises UserError where there is neither a model nor a tokenizer.
+    A model that cannot be trained here, such as one of an unknown architecture, is told to `log` and its tokenizer taken.
+    Of a hub id the weights are not downloaded. Raises UserError where there is neither a model nor a tokenizer.
     """
     folder = as_folder(config.model.path)
     if not folder.is_dir() and is_hub_id(config.model.path):

@@ -4,7 +4,7 @@ import itertools
 from collections import defaultdict
 
 import pytest
-from preparing import model, run, turn, write  # noqa: F401  fixtures too
+from preparing import model, run, turn, write  # fixtures too
 
 SETS = {
     "answers": {"format": "messages", "overlength": "drop"},
@@ -34,7 +34,7 @@ def documents(stream):
 
 
 @pytest.mark.filterwarnings("error")
-def test_each_set_is_what_it_is_alone(run, tmp_path):  # noqa: F811
+def test_each_set_is_what_it_is_alone(run, tmp_path):
     """With several workers, which all see rows of all sets."""
     path = write(tmp_path / "rows.jsonl", rows(30))
     train = {name: {"path": path, **options} for name, options in SETS.items()}

@@ -5,10 +5,14 @@ import gzip
 import io
 import json
 import random
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet
+from array_record.python.array_record_module import ArrayRecordWriter
 
 
 def break_bytes(data: bytes, choose: random.Random) -> bytes:
@@ -36,10 +40,10 @@ def _json_lines(rows) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=True, default=str).encode() + b"\n" for row in rows)
 
 
-def _csv(rows) -> bytes:
+def _csv(rows, delimiter: str = ",") -> bytes:
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, names)
+    writer = csv.DictWriter(text, names, delimiter=delimiter)
     writer.writeheader()
     writer.writerows({name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in row.items()} for row in rows)
     return text.getvalue().encode(errors="surrogatepass")
@@ -62,6 +66,21 @@ def _parquet(rows) -> bytes:
     return sink.getvalue()
 
 
+def _feather(rows) -> bytes:
+    sink = io.BytesIO()
+    pa.feather.write_feather(_table(rows), sink, compression="lz4", chunksize=4)
+    return sink.getvalue()
+
+
+def _array_record(rows) -> bytes:
+    with tempfile.NamedTemporaryFile(suffix=".array_record") as file:
+        writer = ArrayRecordWriter(file.name, "group_size:2")
+        for row in rows:
+            writer.write(json.dumps(row, default=str).encode())
+        writer.close()
+        return Path(file.name).read_bytes()
+
+
 def _arrow(rows) -> bytes:
     sink = io.BytesIO()
     table = _table(rows)
@@ -73,5 +92,24 @@ def _arrow(rows) -> bytes:
 FILES: dict[str, Callable[[list], bytes]] = {
     ".jsonl": _json_lines, ".json": lambda rows: json.dumps(rows, default=str).encode(), ".csv": _csv,
     ".jsonl.gz": lambda rows: gzip.compress(_json_lines(rows), 1), ".jsonl.zst": lambda rows: _zstd(_json_lines(rows)),
-    ".csv.gz": lambda rows: gzip.compress(_csv(rows), 1), ".parquet": _parquet, ".arrow": _arrow,
+    ".csv.gz": lambda rows: gzip.compress(_csv(rows), 1), ".csv.zst": lambda rows: _zstd(_csv(rows)),
+    ".json.gz": lambda rows: gzip.compress(json.dumps(rows, default=str).encode(), 1), ".tsv": lambda rows: _csv(rows, "\t"),
+    ".parquet": _parquet, ".arrow": _arrow, ".feather": _feather, ".array_record": _array_record,
 }  # fmt: skip
+SAVED = "saved"  # what `datasets.Dataset.save_to_disk` writes, a folder
+KINDS = (*FILES, SAVED)
+
+
+def write(kind: str, rows: list, folder: Path, choose: random.Random | None) -> Path:
+    """Writes rows in a kind of KINDS, one file of it broken where `choose` is given; returns what is to be opened."""
+    if kind == SAVED:
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": None}
+        contents = {"data-00000-of-00001.arrow": _arrow(rows), "state.json": json.dumps(state).encode()}
+        place = folder / SAVED
+        place.mkdir(exist_ok=True)
+    else:
+        contents, place = {f"rows{kind}": FILES[kind](rows)}, folder
+    broken = choose.choice(list(contents)) if choose else None
+    for name, data in contents.items():
+        (place / name).write_bytes(break_bytes(data, choose) if choose and name == broken else data)
+    return place if kind == SAVED else place / f"rows{kind}"

@@ -31,6 +31,7 @@ with atheris.instrument_imports(include=["sft_jax.data"]):
     from fuzz_findings import Findings, TooLong, deadline
     from fuzz_properties import Builder, try_file, try_rows
     from fuzz_rows import COLUMNS, SHAPES, mutate
+    from fuzz_workers import HOSTILE
 
     from sft_jax.data.chats.chat import RowBuilder
     from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
@@ -42,11 +43,6 @@ with atheris.instrument_imports(include=["sft_jax.data"]):
 ROW_SECONDS = 5.0
 MEMORY = 1 << 30  # bytes that a template may take
 LONGEST = 20_000  # bytes of an input
-HOSTILE = [  # templates that are to be stopped, for the fuzzer to vary
-    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
-    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-    "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{{ messages.__class__ }}{{ 'x' * 9 ** 9 }}", "{{ '%99999d' % 1 }}",
-]  # fmt: skip
 
 
 @contextlib.contextmanager

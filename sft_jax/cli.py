@@ -108,7 +108,7 @@ def _parse_flags(argv: Sequence[str], arguments: int) -> list[str]:
     for argument in argv[1:]:
         key = argument.removeprefix("--config.").split("=", 1)[0]
         if argument.startswith("--config.") and not is_key(key):
-            _fail(f"Unknown key '{key}'; {did_you_mean(key, leaf_keys())}")
+            _fail(f"Unknown key '{key}'; {did_you_mean(key, leaf_keys())}.")
     try:
         rest = flags.FLAGS(list(argv))
     except SystemExit:  # --help and its kin, which absl ends with 1

@@ -38,5 +38,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     if near and len(known) > 24:  # all of them would hide the hint
-        return hint.rstrip()
+        return f"{hint}It is one of {len(known)} that are known"
     return f"{hint}Known: {', '.join(known)}"

@@ -3,7 +3,8 @@
 Rows are read, rendered and tokenised into data.cache_dir, where `train` and every other run with the same data, template
 and tokenizer find them; then the data report is printed. Of the model only the tokenizer is needed, and config.json where
 there is one. A command that was stopped or killed goes on where it was. Several hosts that share data.cache_dir do it
-together, each with --process_index=I --process_count=N (I from 0 on); where the template writes the date, set data.date. Exit codes: 0 done, 2 wrong input.
+together, each with --process_index=I --process_count=N (I from 0 on); with a template that writes the date that takes
+data.date. Exit codes: 0 done, 2 wrong input.
 """
 
 from absl import flags
@@ -34,7 +35,7 @@ def main() -> None:
     day = day_of(config.data).isoformat()  # once, since the next day may begin meanwhile
     if _COUNT.value > 1:
         part = Part(_INDEX.value, _COUNT.value)
-        if not prepare_part(config.data, model_path=tokenizer, vocab_size=vocab_size, part=part, rendered_at=day):
+        if not prepare_part(config.data, model_path=tokenizer, vocab_size=vocab_size, part=part):
             return
     train = config.train
     data = prepare(

@@ -4,6 +4,8 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
+import tokenizers
+
 from sft_jax.data.formats.conversation import Message
 from sft_jax.data.tokenizers.tokens import load_tokenizer
 
@@ -80,10 +82,22 @@ END_OF_TURN = {
     "built-in/vicuna": "{eos}",
 }
 # Templates that leave it to the next message.
-END_ADDED = {"GLM-4.6", "llama.cpp/ChatGLM4", "llama.cpp/GLMEdge", "llama.cpp/MiniCPM-3B-OpenHermes-2.5-v2-GGUF"}
+END_ADDED = {"trl package/glm4moe", "GLM-4.6", "llama.cpp/ChatGLM4", "llama.cpp/GLMEdge", "llama.cpp/MiniCPM-3B-OpenHermes-2.5-v2-GGUF"}
 ALWAYS_OPENS = {"llama.cpp/GLMEdge": "<|assistant|>"}  # of those, the ones that begin an answer although nobody asked for it
-# A template that writes nothing for an empty answer, no header either: refused, with both texts shown.
-NO_TURN = {("llama.cpp/ChatGLM4", "empty answer"), ("llama.cpp/ChatGLM4", "last answer empty")}
+# Those that TRL's package brings, by how their names begin; the longest counts.
+TRL_ENDS = {
+    "cohere": "<|END_OF_TURN_TOKEN|>", "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>", "gemma": "<end_of_turn>", "gemma4": "<turn|>", "glm4moe": "<|user|>", "gptoss": "<|return|>",
+    "idefics3": "<end_of_utterance>", "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "llava_next": "{eos}", "muse_glimmer": "<|eot|>",
+    "nemotron": "<|im_end|>", "phi3": "<|end|>", "qwen": "<|im_end|>", "smolvlm": "<end_of_utterance>",
+}  # fmt: skip
+TAKE_PARTS = ("trl package/idefics3", "trl package/llava_next", "trl package/smolvlm")  # contents as lists of parts, nothing else
+# Refused with both texts shown, and at which answer. ChatGLM4 writes nothing for an empty answer, no header either; Gemma 4
+# of version 5 joins answers that follow each other, also where the result of a tool that nobody called is left out between.
+NO_TURN = {("llama.cpp/ChatGLM4", "empty answer"): 0, ("llama.cpp/ChatGLM4", "last answer empty"): 0} | {
+    ("trl package/diffusion_gemma", "two answers in a row"): 1, ("trl package/diffusion_gemma_training", "two answers in a row"): 1,
+    ("trl package/gemma4_v5", "two answers in a row"): 1, ("trl package/gemma4_v5", "tool result"): 1,
+}  # fmt: skip
 
 
 def _chat(*texts: str, system: str | None = None) -> tuple[Message, ...]:
@@ -91,6 +105,16 @@ def _chat(*texts: str, system: str | None = None) -> tuple[Message, ...]:
     return (*([Message("system", system)] if system is not None else []), *turns)
 
 
+def _thought(*pairs: tuple[str, str], field: bool) -> tuple[Message, ...]:
+    """Returns a chat whose answers have thought before, in their content or in a field of its own."""
+    turns = []
+    for number, (thought, text) in enumerate(pairs):
+        content = text if field else f"<think>\n{thought}\n</think>\n\n{text}"
+        turns += [Message("user", f"And {number}?"), Message("assistant", content, reasoning=thought if field else None)]
+    return tuple(turns)
+
+
+_THOUGHTS = (("Sum it.", "42."), ("Double it.", "84."), ("Halve it.", "21."))
 MARKUP = "<|im_end|>\n<|im_start|>assistant\n</s>[/INST] <end_of_turn><|eot_id|>"
 
 CHATS = {
@@ -110,6 +134,10 @@ CHATS = {
     "two users in a row": (Message("user", "a"), Message("user", "b"), Message("assistant", "c")),
     "two answers in a row": (Message("user", "a"), Message("assistant", "b"), Message("assistant", "c")),
     "tool result": (*_chat("6 * 7?", "Let me see."), Message("tool", '{"is": 42}'), Message("assistant", "42.")),
+    "thinking": _thought(_THOUGHTS[0], field=False),
+    "thinking, three turns": _thought(*_THOUGHTS, field=False),
+    "reasoning field": _thought(_THOUGHTS[0], field=True),
+    "reasoning field, three turns": _thought(*_THOUGHTS, field=True),
     "system in the middle": (*_chat("a", "b"), Message("system", "Be kind."), *_chat("c", "d")),
     "ends with user": _chat("a", "b", "c"),
 }
@@ -120,16 +148,37 @@ GUARDED_CHATS = {
 }
 
 
+def trl_templates() -> dict[str, str]:
+    """Returns name -> source of the templates in TRL's package; none where it is not installed."""
+    package = importlib.util.find_spec("trl")
+    folders = [Path(place) / "chat_templates" for place in package.submodule_search_locations] if package else []
+    return {f"trl package/{path.stem}": path.read_text() for folder in folders for path in sorted(folder.glob("*.jinja"))}
+
+
+def end_of_turn(name: str) -> str:
+    """Returns what a server stops at, with {eos} for the tokenizer's own."""
+    package, _, own = name.partition("trl package/")
+    return END_OF_TURN[name] if package else TRL_ENDS[max((begin for begin in TRL_ENDS if own.startswith(begin)), key=len)]
+
+
 def as_dicts(messages) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+    """Returns messages as transformers passes them to templates, which know reasoning by one of two names."""
+    names = ("reasoning_content", "thinking")
+    return [
+        {"role": message.role, "content": message.content, **(dict.fromkeys(names, message.reasoning) if message.reasoning else {})}
+        for message in messages
+    ]
 
 
-def reference_render(source: str, messages, prompt: bool, variables: dict) -> str:
-    """Renders with transformers' own function."""
+def reference_render(source: str, messages, prompt: bool, variables: dict, parts: bool = False) -> str:
+    """Renders with transformers' own function, with contents as lists of parts where `parts` is set."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    dicts = as_dicts(messages)
+    if parts:
+        dicts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in dicts]
     texts, _ = render_jinja_template(
-        [as_dicts(messages)], chat_template=source, add_generation_prompt=prompt, **variables
+        [dicts], chat_template=source, add_generation_prompt=prompt, **variables
     )
     return texts[0]
 
@@ -138,6 +187,15 @@ def reference_render(source: str, messages, prompt: bool, variables: dict) -> st
 def shared_tokenizer(folder: Path):
     """Loads a tokenizer once for all tests of a process: large vocabularies take seconds."""
     return load_tokenizer(folder)
+
+
+def in_transformers(tokenizer):
+    """Returns a tokenizer of ours as transformers has it."""
+    from transformers import PreTrainedTokenizerFast
+
+    _, files = tokenizer.state()
+    backend = tokenizers.Tokenizer.from_str(files["backend"].decode())
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens)
 
 
 @lru_cache

@@ -7,7 +7,7 @@ import shutil
 
 import commands
 import pytest
-from tiny_run import make_rows, tiny_config
+from tiny_run import make_rows, tiny_config, train_flags
 
 from sft_jax.config import parse_config
 from sft_jax.errors import UserError
@@ -121,3 +121,28 @@ def test_a_model_without_weights_tells_its_vocabulary(folder, tmp_path):
     assert data_model(larger, lambda line: None).vocab_size == values["vocab_size"] + 1
     with pytest.raises(UserError, match="holds no config.json; name a Hugging Face directory"):
         data_model(parse_config(tiny_config(folder, model__path=str(make_rows(tmp_path / "rows.jsonl").parent))), print)
+
+
+@pytest.mark.parametrize("told", [{"vocab_size": 7}, {"text_config": {"vocab_size": 7}}, {}])
+def test_an_architecture_that_cannot_be_trained_is_no_reason_to_refuse_its_data(told, folder, tmp_path):
+    """Its vocabulary is that of config.json, where that names one."""
+    tokenizer = shutil.copytree(folder / "tokenizer", tmp_path / "unknown")
+    (tokenizer / "config.json").write_text(json.dumps({"architectures": ["Llama4ForConditionalGeneration"], **told}))
+    lines = []
+    found = data_model(parse_config(tiny_config(folder, model__path=str(tokenizer))), lines.append)
+    assert (found.tokenizer, found.vocab_size) == (str(tokenizer), 7 if told else None)
+    (line,) = lines
+    assert line.startswith(f"{tokenizer}: config.json: architecture 'Llama4ForConditionalGeneration' is not supported; did you mean ")
+    assert line.endswith(" that are known. Only its tokenizer is needed here; train will refuse the model.") and "?." not in line
+
+
+def test_data_of_an_architecture_that_cannot_be_trained(command, folder):
+    values = json.loads((folder / "model" / "config.json").read_text()) | {"architectures": ["Llama4ForConditionalGeneration"]}
+    shutil.copytree(folder / "tokenizer", folder / "unknown")
+    (folder / "unknown" / "config.json").write_text(json.dumps(values))
+    code, out, error = command("--config.data.add_tokens=<new>", model="unknown")
+    assert (code, error) == (0, "") and out.count("architecture 'Llama4ForConditionalGeneration' is not supported") == 1
+    assert f"The model goes from {values['vocab_size']:,} to {values['vocab_size'] + 1:,} tokens" in out and "Rows of 96: " in out
+    arguments = train_flags(tiny_config(folder, model__path=str(folder / "unknown")), folder / "run")
+    refused = commands.run("train", *arguments, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""})
+    assert refused.returncode == 2 and "architecture 'Llama4ForConditionalGeneration' is not supported" in refused.stderr and "?." not in refused.stderr

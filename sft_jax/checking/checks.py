@@ -53,7 +53,7 @@ def check(
     """
     for name in names:
         if name not in CONTRACTS:
-            raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}")
+            raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}.")
     place = Path(tempfile.mkdtemp(prefix="sft_jax_selfcheck_")) if folder is None else folder
     try:
         bench = Bench(subject, place)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 _LONGEST_MESSAGE = 4000  # characters; rows are longer
+_EXCERPT = 400  # characters
 
 
 def in_message(text: str) -> str:
@@ -17,6 +18,13 @@ def in_message(text: str) -> str:
         half = _LONGEST_MESSAGE // 2
         text = f"{text[:half]} ... {text[-half:]}"
     return text.encode(errors="backslashreplace").decode()
+
+
+def excerpt(text: str) -> str:
+    """Returns a text in quotes as it can stand in a message: both its ends."""
+    if len(text) <= _EXCERPT:
+        return repr(text)
+    return f"{text[: _EXCERPT // 4]!r} ... {text[-_EXCERPT * 3 // 4 :]!r}"
 
 
 class RowError(Exception):

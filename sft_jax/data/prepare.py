@@ -138,8 +138,10 @@ def prepare_part(
     """Prepares what is one process's part of all data sets, into the cache folder that all processes share.
 
     Returns whether everything is prepared now; else other parts are still missing, and whichever ends last completes the
-    stores. Arguments and errors are those of `prepare`.
+    stores. Arguments and errors are those of `prepare`, and UserError where a template writes the date and neither
+    `rendered_at` nor data.date says which it is, since other processes may begin on another day.
     """
+    part = part._replace(same_day=bool(rendered_at or config.date) or part.count == 1)
     return _open_sets(config, model_path, vocab_size, rendered_at, part, log).complete
 
 

@@ -68,6 +68,13 @@ class Source:
         dtype = config.get("dtype", config.get("torch_dtype"))
         return dtype if dtype in PARAM_DTYPES else None
 
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of tokens that config.json names, of models that are not supported too; None where it names none."""
+        config = self.config_dict()
+        sizes = [section.get("vocab_size") for section in (config.get("text_config"), config) if isinstance(section, dict)]
+        return next((size for size in sizes if type(size) is int and size > 0), None)
+
     def with_vocab_size(self, size: int) -> "Source":
         """Returns the model with another number of tokens."""
         config = self.config_dict()

@@ -35,6 +35,7 @@ class Detail(NamedTuple):
     problem: str  # why the row cannot be used, or what the over-length policy does to the example; "" = nothing
     trained: int  # targets with a weight above 0 that the over-length policy leaves
     shortened: bool  # it does not fit a row
+    note: str = ""  # why an example without a problem is not in the run, "" = it is
 
     @property
     def where(self) -> str:
@@ -111,6 +112,7 @@ def _details(item: InspectedSet, number: int, result: BuiltRow | BadRow, tokeniz
         yield Detail(
             item.split, item.name, where.file, where.line, number + 1, example.turn, text, example.ids, example.weights,
             result.kind, item.shortened.problem(local), item.shortened.trained(local), item.shortened.cut(local),
+            item.shortened.note(local),
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def example_section(subject: Subject, filters: Filters, most: int) -> tuple[str,
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
     kinds = (
         ("problem", "with a problem"), ("too-long", "too long for a row"), ("cut", "class cut"), ("per-turn", "class per-turn"),
-        ("untrained", "nothing trained on"),
+        ("untrained", "nothing trained on"), ("beyond-cap", "beyond the cap of its set"),
     )  # fmt: skip
     only = "".join(f'<option value="{value}">{text}</option>' for value, text in kinds)
     form = (
@@ -89,11 +89,12 @@ def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
 
 
 def _example(detail: Detail, tokenizer: Tokenizer) -> str:
-    marks = [("problem", detail.problem), ("too-long", detail.shortened), ("untrained", not detail.trained)]
+    marks = [("problem", detail.problem), ("too-long", detail.shortened), ("untrained", not detail.trained), ("beyond-cap", detail.note)]
     kinds = [class_name(detail), *(name for name, holds in marks if holds)]
     turn = f" · assistant turn {detail.turn}" if detail.turn >= 0 else ""
     facts = f"set {detail.set} · row {detail.row:,}{turn}"
     body = f'<p class="problem">{escape(detail.problem)}</p>' if detail.problem else ""
+    body += f'<p class="note">{escape(detail.note)}</p>' if detail.note else ""
     if len(detail.ids):
         facts += f" · {len(detail.ids):,} tokens, {int((detail.weights > 0).sum()):,} supervised · {class_name(detail)}"
         body += _tokens(tokenizer, detail.ids, detail.weights)

@@ -17,6 +17,7 @@ def fact_section(subject: Subject) -> str:
     """Returns the totals and a table of the data sets."""
     train = subject.data.train
     found = sum(problem_count(item) for item in subject.sets)
+    beyond = sum(int(item.shortened.beyond_cap.sum()) for item in subject.sets)
     facts = [
         ("rows read", f"{sum(len(item.rows) for item in subject.sets):,}"),
         ("examples", f"{sum(len(item.store) for item in subject.sets):,}"),
@@ -24,6 +25,7 @@ def fact_section(subject: Subject) -> str:
         ("of it filled", f"{100 * train.real_tokens / (train.total_rows * train.max_length):.1f}%"),
         ("tokens in them", f"{train.real_tokens:,}"),
         ("supervised", f"{train.supervised_tokens:,}"),
+        *([("beyond the cap", f"{beyond:,}")] if beyond else []),
         ("problems", f"{found:,}"),
     ]
     boxes = "".join(
@@ -83,7 +85,7 @@ def _length_losses(subject: Subject) -> str:
     rows = []
     for item in subject.sets:
         sizes = item.shortened
-        long = sizes.too_long()
+        long = sizes.problematic()
         lost, supervised = int(sizes.positions_lost.sum()), int(sizes.supervised_lost.sum())
         share = 100 * supervised / max(1, int(sizes.supervised.sum()))
         rows.append(
@@ -96,6 +98,8 @@ def _length_losses(subject: Subject) -> str:
     )
     if any(item.config.overlength == "error" and item.shortened.too_long().any() for item in subject.sets):
         told += " Under data.overlength=error a run stops at it; packed rows are shown here as with data.overlength=split."
+    if any((item.shortened.beyond_cap & item.shortened.too_long()).any() for item in subject.sets):
+        told += " What the cap of a set leaves out is not counted."
     head = ("set", "data.overlength", "too long", "of them left out", "tokens lost", "supervised tokens lost")
     return f"{told}</p>{table(head, rows, numbers={2, 3, 4, 5})}"
 
@@ -104,7 +108,7 @@ def problem_section(subject: Subject) -> str:
     """Returns a table of rows that cannot be used and examples that do not fit."""
     total = sum(problem_count(item) for item in subject.sets)
     if not total:
-        return "<p>None: every row can be used, and every example fits a row.</p>"
+        return "<p>None: every row can be used, and every example that is used fits a row.</p>"
     found = islice((problem for item in subject.sets for problem in problems(item)), MOST_PROBLEMS)
     rows = [[f"{one.set.name} ({one.set.split})", f"{one.file}:{one.line}", one.reason] for one in found]
     more = (

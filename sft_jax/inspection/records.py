@@ -24,6 +24,7 @@ def record(detail: Detail, tokenizer: Tokenizer) -> dict[str, Any]:
         "weights": _short(detail.weights),
         "supervised_text": supervised_text(tokenizer, detail.ids, detail.weights),
         "problem": detail.problem or None,
+        "beyond_cap": bool(detail.note),
     }
 
 

@@ -11,7 +11,7 @@ from sft_jax.inspection.subject import InspectedSet, Subject
 
 
 class Problem(NamedTuple):
-    """A row that cannot be used, or an example that does not fit or is beyond the cap of its set."""
+    """A row that cannot be used, or an example that does not fit a row."""
 
     set: InspectedSet
     file: str

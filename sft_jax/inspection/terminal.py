@@ -64,6 +64,8 @@ class TerminalView:
         self._print(Text("\n").append(printable(detail.where), "bold").append(f" · {facts}"))
         if detail.problem:
             self._print(Text(f"problem: {printable(detail.problem)}", "red"))
+        if detail.note:
+            self._print(Text(detail.note))
         if len(detail.ids):
             self._tokens(detail.ids, detail.weights)
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sft_jax.config import Config
+from sft_jax.errors import UserError
 from sft_jax.hf.files import CONFIG
 from sft_jax.hf.hub import download
 from sft_jax.hf.load import spec_of
 from sft_jax.hf.restore import model_source
 from sft_jax.hf.source import added_tokens_of, as_folder, chat_template_of, has_tokenizer, is_hub_id, lasting_path
 from sft_jax.training.adapting import has_own_tokenizer, tokenizer_place
-from sft_jax.training.vocabulary import with_added_tokens
+from sft_jax.training.vocabulary import size_with_added_tokens
 
 
 def resolved(config: Config) -> Config:
@@ -37,6 +38,7 @@ class DataModel(NamedTuple):
 def data_model(config: Config, log: Callable[[str], None]) -> DataModel:
     """Returns what preparing needs of a model, which needs no weights, and no config.json beside a tokenizer either.
 
+    A model that cannot be trained here, such as one of an unknown architecture, is told to `log` and its tokenizer taken.
     Of a hub id the weights are not downloaded. Raises UserError where there is neither a model nor a tokenizer.
     """
     folder = as_folder(config.model.path)
@@ -46,5 +48,12 @@ def data_model(config: Config, log: Callable[[str], None]) -> DataModel:
     if folder.is_dir() and has_tokenizer(folder) and not (folder / CONFIG).is_file() and not config.adapter.path:
         return DataModel(config, str(folder), None)
     config = resolved(config)
-    source = with_added_tokens(config, model_source(config.model.path), log)
-    return DataModel(config, str(tokenizer_place(config)), spec_of(source).vocab_size)
+    source = model_source(config.model.path)
+    try:
+        size = spec_of(source).vocab_size
+    except UserError as error:
+        log(f"{error} Only its tokenizer is needed here; train will refuse the model.")
+        size = source.vocab_size
+    if size is not None:
+        size = size_with_added_tokens(config, size, log)
+    return DataModel(config, str(tokenizer_place(config)), size)

@@ -16,10 +16,17 @@ def with_added_tokens(config: Config, source: Source, log: Callable[[str], None]
 
     Raises UserError where the tokenizer cannot be given them, or belongs to another model.
     """
+    if not config.data.add_tokens:
+        return source
+    return source.with_vocab_size(size_with_added_tokens(config, spec_of(source).vocab_size, log))
+
+
+def size_with_added_tokens(config: Config, size: int, log: Callable[[str], None]) -> int:
+    """Returns as many tokens as a model of `size` has with `data.add_tokens`; says and raises as `with_added_tokens`."""
     tokens = config.data.add_tokens
     if not tokens:
-        return source
-    folder, cache, size = str(tokenizer_place(config)), cache_folder(config.data), spec_of(source).vocab_size
+        return size
+    folder, cache = str(tokenizer_place(config)), cache_folder(config.data)
     before, _ = open_tokenizer(folder, cache)
     after, _ = open_tokenizer(folder, cache, tokens)
     new_size = vocabulary_size(after, size, folder)
@@ -29,4 +36,4 @@ def with_added_tokens(config: Config, source: Source, log: Callable[[str], None]
         room = f"goes from {size:,} to {new_size:,} tokens"
         room += ", of which new ones begin as the mean of all others" if config.model.init == "checkpoint" else ""
     log(f"data.add_tokens: {', '.join(ids)}. The model {room}.")
-    return source.with_vocab_size(new_size)
+    return new_size

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from chat_cases import END_OF_TURN, shared_tokenizer, template_classes_script
+from chat_cases import END_OF_TURN, in_transformers, shared_tokenizer, template_classes_script
 
 from sft_jax.config import ColumnsConfig
 from sft_jax.data.chats.chat import RowBuilder
@@ -110,6 +110,11 @@ def tokenizer(assets, sources):
     return SCRIPT.with_markers(shared_tokenizer(assets / "tokenizers" / "llama3"), list(sources.values()))
 
 
+@pytest.fixture(scope="module")
+def reference(tokenizer):
+    return in_transformers(tokenizer)
+
+
 def builder_of(name, sources, tokenizer):
     kwargs = {key: value for key, value in SCRIPT.KWARGS.get(name, {}).items() if key != "tools"}
     return RowBuilder(tokenizer, ChatTemplate(sources[name], tokenizer.special_tokens, name=name), template_kwargs=kwargs)
@@ -120,23 +125,39 @@ def conversation(turns, **fields) -> Conversation:
 
 
 def supervised(example, tokenizer):
-    """Returns (text before, text) of each stretch of supervised tokens."""
+    """Yields (text before, text) of each stretch of supervised tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], example.weights > 0, [0]])))
     for start, stop in edges.reshape(-1, 2).tolist():
         before = tokenizer.decode(example.ids[:start])
         yield before, tokenizer.decode(example.ids[:stop])[len(before) :]
 
 
+def prompt_ids(example):
+    """Returns the ids before each stretch of supervised tokens."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], example.weights > 0])) > 0)
+    return [example.ids[:start].tolist() for start in edges.tolist()]
+
+
 def references(name, source, tokenizer, form, kwargs, turns):
     """Yields (prompt, conversation up to the turn, whether it calls) of each assistant turn, as transformers renders them."""
+    messages = as_given(form, turns)
+    for index, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            renders = (transformers_render(source, tokenizer, kwargs, *what) for what in ((messages[:index], True), (messages[: index + 1], False)))
+            yield *renders, bool(turn.get("tool_calls"))
+
+
+def transformers_render(source, tokenizer, kwargs, messages, prompt):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def render(messages, prompt):
-        texts, _ = render_jinja_template(
-            [messages], tools=TOOLS, chat_template=source, add_generation_prompt=prompt, **tokenizer.special_tokens, **kwargs
-        )
-        return texts[0]
+    texts, _ = render_jinja_template(
+        [messages], tools=TOOLS, chat_template=source, add_generation_prompt=prompt, **tokenizer.special_tokens, **kwargs
+    )
+    return texts[0]
 
+
+def as_given(form, turns):
+    """Returns turns with calls in the form that a template takes them in."""
     messages = []
     for turn in turns:
         turn = dict(turn)
@@ -147,9 +168,7 @@ def references(name, source, tokenizer, form, kwargs, turns):
                 for each in turn["tool_calls"]
             ]
         messages.append(turn)
-    for index, turn in enumerate(messages):
-        if turn["role"] == "assistant":
-            yield render(messages[:index], True), render(messages[: index + 1], False), bool(turn.get("tool_calls"))
+    return messages
 
 
 def test_which_templates_show_calls(sources, tokenizer):
@@ -160,8 +179,9 @@ def test_which_templates_show_calls(sources, tokenizer):
 
 
 @pytest.mark.parametrize("shape", ROWS)
-def test_what_is_supervised_is_what_is_generated(shape, sources, tokenizer):
-    wrong = []
+def test_what_is_supervised_is_what_is_generated(shape, sources, tokenizer, reference):
+    """And the ids are those of transformers: of the whole row where it is tokenised once, else of every prompt."""
+    wrong, whole = [], 0
     for name in sorted(set(sources) - REFUSED):
         builder = builder_of(name, sources, tokenizer)
         (row,) = builder.build([conversation(ROWS[shape])])
@@ -173,6 +193,12 @@ def test_what_is_supervised_is_what_is_generated(shape, sources, tokenizer):
         found = [pair for example in row.examples for pair in supervised(example, tokenizer)]
         form, _ = builder._rendering.call_form
         kwargs = {key: value for key, value in SCRIPT.KWARGS.get(name, {}).items() if key != "tools"}
+        starts = {tokenizer.decode(ids): ids for example in row.examples for ids in prompt_ids(example)}
+        if row.kind == "once":
+            whole += 1
+            ids = reference.apply_chat_template(as_given(form, ROWS[shape]), tools=TOOLS, chat_template=sources[name], return_dict=False, **kwargs)
+            if row.examples[0].ids[: len(ids)].tolist() != ids:
+                wrong.append(f"{name}: the ids are not those of apply_chat_template")
         for prompt, shown, calls in references(name, sources[name], tokenizer, form, kwargs, ROWS[shape]):
             usual = END_OF_TURN[name].format(eos=eos)
             end = CALL_END.get(name, usual).format(eos=eos) if calls else usual
@@ -181,6 +207,8 @@ def test_what_is_supervised_is_what_is_generated(shape, sources, tokenizer):
             if len(own) != 1:
                 wrong.append(f"{name}: {len(own)} answers to {prompt[-60:]!r}; {[before[-60:] for before, _ in found]}")
                 continue
+            if starts[prompt] != reference(prompt, add_special_tokens=False)["input_ids"]:
+                wrong.append(f"{name}: the ids of the prompt are not those that a server would feed")
             body = own[0].removesuffix(added) if added else own[0]
             tail = shown[len(prompt) :] if shown.startswith(prompt) else shown
             if prompt.endswith("<think>\n") and body not in tail:  # the template leaves out what the prompt has opened
@@ -191,7 +219,7 @@ def test_what_is_supervised_is_what_is_generated(shape, sources, tokenizer):
                 wrong.append(f"{name}: {body!r} is not {tail!r}")
             if body not in tail or body.count("<|im_start|>") or (calls and "weather" not in body):
                 wrong.append(f"{name}: {body!r} in {tail[-200:]!r}")
-    assert "\n".join(wrong) == ""
+    assert "\n".join(wrong) == "" and whole >= 5, whole
 
 
 def test_ids_are_those_of_apply_chat_template(assets, sources):

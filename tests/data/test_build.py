@@ -221,3 +221,17 @@ def test_shards_that_do_not_depend_on_the_day_are_kept_on_another(tmp_path):
     ]  # fmt: skip
     assert "31 January 2026" in second.tokenizer.decode(second.train.document(99)[1].tolist())
     assert on("2026-01-30", "cache").fingerprints == first.fingerprints
+
+
+def test_parts_that_write_the_date_need_one(tmp_path):
+    """Two hosts that begin before and after midnight would prepare different rows."""
+    (tmp_path / "template.jinja").write_text(DATED)
+    lines = [[{"role": "user", "content": f"q{i}{' today' * (i == 70)}"}, {"role": "assistant", "content": "a"}] for i in range(100)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": line}) + "\n" for line in lines))
+    options = {"chat_template": str(tmp_path / "template.jinja")}
+    assert run_part(rows, tmp_path / "cache", 0, 2, **options) is False  # shards 0 and 2 hold no date
+    with pytest.raises(UserError, match="data.date: the chat template writes the date into rows of data.train, .*; set data.date, such as "):
+        run_part(rows, tmp_path / "cache", 1, 2, **options)
+    assert run_part(rows, tmp_path / "cache", 1, 2, **options, date="2026-01-30")
+    assert run_part(rows, tmp_path / "alone", 0, 1, **options)

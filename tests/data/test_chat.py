@@ -1,6 +1,7 @@
 """Rows: which tokens are supervised, and what a bad row does. Masks of all templates are in contracts/test_mask.py."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -589,12 +590,15 @@ def test_template_classes(assets):
         value.partition(" ")[0] for row in golden.values() for shape, value in row.items() if shape != "end of turn"
     ]
     assert set(kinds) == {"once", "cut", "per_turn", "refused:"}
-    # Refusals are the templates' own.
+    # Refusals are the templates' own, or show what was given and what became of it.
     refused = {(shape, value) for row in golden.values() for shape, value in row.items() if value.startswith("refused:")}
     own = "does not accept the conversation"
     assert all(own in value for shape, value in refused if not shape.startswith("tool call"))
     rest = [value for shape, value in refused if own not in value]
-    assert all("shows no calls of tools" in value or ("Prompt: " in value and "conversation: " in value) for value in rest)
+    both = re.compile(r"Given in message 1: '\[\{.*; rendered: ['\"]|Prompt: '.*; conversation: '")
+    assert all(both.search(value) for value in rest)
+    unrendered = [value for _, value in refused if "shows no calls of tools" in value and own in value]
+    assert unrendered and all("Given in message 1: '[{" in value and "}]'; nothing is rendered." in value for value in unrendered)
 
 
 def test_counts_are_documented(stock, tiny):

@@ -1,11 +1,23 @@
 """Broken rows and broken files become examples, or errors that say why: the properties of scripts/fuzz_data.py, for seconds."""
 
+import argparse
+import itertools
+import json
+import os
+import pickle
 import random
+import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
+import fuzz_data
 import fuzz_files
 import fuzz_properties
 import fuzz_rows
+import fuzz_workers
+import numpy as np
 import pytest
 from chat_cases import shared_tokenizer
 from format_rows import any_row, read
@@ -55,16 +67,86 @@ def test_rows_that_nothing_changed_all_become_examples(ways):
     assert found["built once"] + found["built per_turn"] + found["built plain"] == len(fuzz_rows.SHAPES)
 
 
-@pytest.mark.parametrize("suffix", fuzz_files.FILES)
-def test_broken_files_are_read_or_refused(tmp_path, suffix):
-    path = tmp_path / f"rows{suffix}"
-    whole = fuzz_files.FILES[suffix](fuzz_rows.SHAPES)
-    path.write_bytes(whole)
-    rows, outcomes = fuzz_properties.try_file(path)
+@pytest.mark.parametrize("kind", fuzz_files.KINDS)
+def test_broken_files_are_read_or_refused(tmp_path, kind):
+    rows, outcomes = fuzz_properties.try_file(fuzz_files.write(kind, fuzz_rows.SHAPES, tmp_path, None))
     assert len(rows) == len(fuzz_rows.SHAPES) == outcomes["rows of files"]
     for seed in range(25):
-        path.write_bytes(fuzz_files.break_bytes(whole, random.Random(seed)))
-        fuzz_properties.try_file(path)
+        fuzz_properties.try_file(fuzz_files.write(kind, fuzz_rows.SHAPES, tmp_path, random.Random(seed)))
+
+
+@pytest.fixture
+def fuzz(ways, assets, tmp_path, monkeypatch):
+    """The loop of scripts/fuzz_data.py with few rows, templates and kinds of rows."""
+    monkeypatch.setattr(fuzz_data, "builders", lambda assets: ways)
+    monkeypatch.setattr(fuzz_data, "seed_rows", lambda assets: fuzz_rows.SHAPES)
+    settings = {"rows": 300, "seconds": 0, "seed": 11, "batch": 8, "row_seconds": 5.0, "growth_mb": 60, "failures": tmp_path / "found"}
+    return lambda **more: fuzz_data.fuzz(argparse.Namespace(assets=assets, **{**settings, **more}))
+
+
+def test_the_loop_finds_nothing_in_what_is_right(fuzz, tmp_path):
+    """It tries rows, files and worker processes."""
+    summary = fuzz()
+    assert summary["found"] == {} and summary["rows"] >= 300 and not (tmp_path / "found").exists()
+    assert {"examples", "rows of files"} < set(summary["outcomes"]) and any(name.startswith("workers: ") for name in summary["outcomes"])
+
+
+def test_the_loop_reports_what_is_planted(fuzz, monkeypatch, tmp_path):
+    """Memory that grows with every few rows, however short the run, and rows that raise or do not end; each once, with its row."""
+    kept, turns = [], itertools.count()
+
+    def planted(rows, builder, columns):
+        kept.append(b"x" * (8 << 20))
+        if any("prompt" in row for row in rows) and len(rows) == 1:
+            raise ZeroDivisionError("planted")
+        if len(rows) > 1 and next(turns) % 4 == 0:
+            raise ValueError("of some row")
+        return Counter()
+
+    monkeypatch.setattr(fuzz_data, "try_rows", planted)
+    monkeypatch.setattr(fuzz_data, "try_workers", lambda *arguments: Counter())
+    found = fuzz()["found"]
+    assert any(re.fullmatch(r"memory grew by \d+ MB over the second half", kind) for kind in found)
+    assert any(kind.startswith("ZeroDivisionError at ") for kind in found) and len(found) == 2
+    (data,) = (pickle.loads(path.read_bytes()) for path in (tmp_path / "found").glob("*.pickle"))
+    assert "prompt" in data["row"]
+
+
+def test_a_process_that_grows_at_first_only_is_no_leak():
+    memory = fuzz_data.Memory()
+    memory.samples = [100, 300, 500, 640, 655, 660, 661, 659, 660, 662, 661, 660]
+    assert memory.grown() <= 0
+    memory.samples = [100 + 10 * number for number in range(20)]
+    assert memory.grown() == 70
+    memory.samples = [100, 900, 900]
+    assert memory.grown() == 0
+
+
+def test_samples_of_memory_lie_evenly_over_the_rows():
+    memory, taken = fuzz_data.Memory(), []
+    for rows in range(0, 4000, 8):
+        before = len(memory.samples)
+        memory.look(rows)
+        taken += [rows] * (len(memory.samples) != before)
+    assert 32 <= len(memory.samples) < 64 and set(np.diff(taken[-15:]).tolist()) == {64}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
+def test_hostile_templates_are_stopped_in_workers(assets, tmp_path, seed):
+    choose = random.Random(seed)
+    rows = [fuzz_rows.mutate(choose.choice(fuzz_rows.SHAPES), choose) for _ in range(8)]
+    assert sum(fuzz_workers.try_workers(rows, assets / "models/stories260k", tmp_path / "rows", choose).values()) > 0
+
+
+@pytest.mark.slow
+def test_the_guided_loop_runs_to_its_end(assets, tmp_path):
+    pytest.importorskip("atheris")
+    script = Path(fuzz_data.__file__).with_name("fuzz_guided.py")
+    command = [sys.executable, str(script), "--assets", str(assets), "--seconds", "5", "--failures", str(tmp_path / "found")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    summary = json.loads(done.stdout)
+    assert (done.returncode, summary["found"]) == (0, {}) and summary["inputs"] > 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("change", ["weights", "ids", "guard", "message"])

@@ -1,6 +1,7 @@
 """Examples with their texts: against build_rows called row by row, the template, the store, and the policy's own counts."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -18,6 +19,7 @@ from sft_jax.inspection.filters import Filters, Selection
 from sft_jax.inspection.fragments import supervised_text
 from sft_jax.inspection.records import line
 from sft_jax.inspection.statistics import problem_count, problems
+from sft_jax.inspection.terminal import TerminalView
 
 
 def test_details_are_what_build_rows_makes_of_each_row(inspected, written):
@@ -84,7 +86,7 @@ def test_all_sets_come_in_the_order_of_the_configuration(inspected, written):
 def test_a_record_has_every_field(inspected, written):
     subject = inspected(written(ROWS))
     records = [json.loads(line(d, subject.data.tokenizer)) for d in everything(subject)]
-    names = ["set", "split", "file", "line", "turn", "class", "text", "ids", "weights", "supervised_text", "problem"]
+    names = ["set", "split", "file", "line", "turn", "class", "text", "ids", "weights", "supervised_text", "problem", "beyond_cap"]
     assert all(list(record) == names for record in records)
     assert [record["class"] for record in records] == ["once", "once", None, "per-turn", "per-turn", None]
     assert set(records[3]["weights"]) == {0.0, 0.1}
@@ -172,20 +174,45 @@ def test_a_row_that_ran_into_the_watchdog_is_told_and_not_tried_again(inspected,
     assert [d.problem for d in details] == ["", "preparing it took longer than 1 seconds; see data.row_timeout.", ""]
 
 
-def test_what_a_cap_leaves_out_is_told(inspected, written):
-    """And nothing of it counts as lost to the policy, or as trained."""
+def test_what_a_cap_leaves_out_is_told_and_no_problem(inspected, written):
+    """Nothing of it counts as lost to the policy, or as trained."""
     rows = [{"prompt": f"{number}?", "completion": "x"} for number in range(20)]
     subject = inspected([{"path": written(rows), "cap": 5}], chat_template="none", add_tokens="")
     details = everything(subject)
-    left_out = [detail for detail in details if detail.problem]
-    assert len(details) == 20 and len(left_out) == 15
-    assert {detail.problem for detail in left_out} == {"is not in the sample of 5 rows that the cap of its set takes."}
-    assert all((detail.trained == 0) == bool(detail.problem) for detail in details)
+    left_out = [detail for detail in details if detail.note]
+    assert len(details) == 20 and len(left_out) == 15 and not any(detail.problem for detail in details)
+    assert {detail.note for detail in left_out} == {"beyond the cap: it is not in the sample of 5 rows of its set."}
+    assert [json.loads(line(d, subject.data.tokenizer))["beyond_cap"] for d in details] == [bool(d.note) for d in details]
+    assert all((detail.trained == 0) == bool(detail.note) for detail in details)
     (item,) = subject.sets
-    assert problem_count(item) == len(list(problems(item))) == 15
+    assert problem_count(item) == len(list(problems(item))) == 0
     assert not item.shortened.positions_lost.any() and not item.shortened.supervised_lost.any()
     documents = [subject.data.train.document(number)[0] for number in range(subject.data.train.document_count)]
-    assert [number for number, detail in enumerate(details) if not detail.problem] == sorted(documents)
+    assert [number for number, detail in enumerate(details) if not detail.note] == sorted(documents)
+    assert list(Selection(subject, Filters(problems=True)).take()) == []
+    shown = io.StringIO()
+    TerminalView(subject.data.tokenizer, file=shown).example(left_out[0])
+    assert "\nbeyond the cap: it is not in the sample" in shown.getvalue()
+
+
+@pytest.mark.parametrize("policy", ["error", "drop", "truncate_right", "split"])
+def test_a_cap_and_a_policy_are_told_apart(inspected, written, policy):
+    """Six of twelve rows do not fit. The cap is drawn from what the policy leaves, and what it leaves out loses nothing."""
+    rows = [{"prompt": f"{number}?", "completion": " It says 9." * (20 if number % 2 else 1)} for number in range(12)]
+    options = {"chat_template": "none", "add_tokens": "", "max_length": 40}
+    path = written(rows)
+    subject = inspected([{"path": path, "cap": 4, "overlength": policy}], **options)
+    whole = everything(inspected([{"path": path, "overlength": policy}], **options))
+    used = {subject.data.train.document(number)[0] for number in range(subject.data.train.document_count)}
+    dropped = set(range(1, 12, 2)) if policy == "drop" else set()
+    stops = set(range(1, 12, 2)) if policy == "error" else set()  # before there is anything to cap
+    assert len(used) == 4
+    for number, (detail, alone) in enumerate(zip(everything(subject), whole, strict=True)):
+        left_out = number not in used | dropped | stops
+        assert bool(detail.note) == left_out, number
+        assert (detail.problem, detail.trained) == (("", 0) if left_out else (alone.problem, alone.trained)), number
+    losing = {"truncate_right": used & set(range(1, 12, 2))}.get(policy, dropped)
+    assert set(np.flatnonzero(subject.sets[0].shortened.positions_lost).tolist()) == losing
 
 
 def test_rows_of_an_array_on_one_line_are_told_apart(inspected, tmp_path):

@@ -111,6 +111,15 @@ def test_all_problems_and_examples_are_there_without_scripts(tmp_path, inspected
     assert {"w one", "w less", "w more"} <= set(classes)
 
 
+def test_rows_beyond_a_cap_are_counted_apart(tmp_path, inspected, written):
+    rows = [{"prompt": f"What says fox {i}?", "completion": " It says 9."} for i in range(20)]
+    text, parsed, _ = written_page(tmp_path, inspected([{"path": written(rows), "cap": 5}]))
+    assert "<dt>beyond the cap</dt><dd>15</dd>" in text and "<dt>problems</dt><dd>0</dd>" in text
+    assert "None: every row can be used, and every example that is used fits a row." in parsed.text and "do not fit" not in parsed.text
+    assert parsed.text.count("beyond the cap: it is not in the sample of 5 rows of its set.") == 15
+    assert len(re.findall(r'data-is="[^"]*\bbeyond-cap\b', text)) == 15 and 'data-is="plain problem' not in text
+
+
 def test_many_examples_are_spread_over_all_rows_and_that_is_said(tmp_path, inspected, written):
     rows = [{"prompt": f"What says fox {i}?", "completion": " It says 9."} for i in range(300)]
     text, parsed, said = written_page(tmp_path, inspected(written(rows)), most_examples=10)

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from sft_jax.data.chats.locate import REASONING_TAGS, Located, Region, Slot, only_tags
 from sft_jax.data.chats.rendering import Messages, Rendering
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, excerpt
 from sft_jax.data.formats.tool_calls import value_at, value_paths
 
 _MARKER = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*")
-_SHOWN = 400  # characters of a text in a message
 
 
 class Answer(NamedTuple):
@@ -109,8 +108,8 @@ def _check(
         raise _undecided(rendering, turn, prompt, text)
     if "content" in mine and not _shows(answer, mine["content"]):
         raise RowError(
-            f"{rendering.name} changes the answer: message {turn} is {_show(mine['content'].text)}, "
-            f"rendered as {_show(said)}; change the row or the template."
+            f"{rendering.name} changes the answer: message {turn} is {excerpt(mine['content'].text)}, "
+            f"rendered as {excerpt(said)}; change the row or the template."
         )
     _check_calls(rendering, messages, turn, shown, said)
     if reasoning and reasoning not in said:
@@ -147,7 +146,7 @@ def _check_calls(rendering: Rendering, messages: Messages, turn: int, shown: str
             if text.strip() not in said and json.dumps(text.strip(), ensure_ascii=False)[1:-1] not in said:
                 raise RowError(
                     f"{rendering.name} does not render the call of {function['name']!r} in message {turn} as it is: "
-                    f"{_show(text)} is missing from {_show(said)}; change the row or the template."
+                    f"{excerpt(text)} is missing from {excerpt(said)}; change the row or the template."
                 )
 
 
@@ -320,13 +319,6 @@ def _unclosed(prompt: str) -> str | None:
 def _undecided(rendering: Rendering, turn: int, prompt: str, text: str) -> RowError:
     return RowError(
         f"{rendering.name}: message {turn} cannot be supervised, since the prompt that a server would feed is not how "
-        f"the conversation begins. Prompt: {_show(prompt)}; conversation: {_show(text)}. "
+        f"the conversation begins. Prompt: {excerpt(prompt)}; conversation: {excerpt(text)}. "
         "Use another data.chat_template."
     )
-
-
-def _show(text: str) -> str:
-    """Returns a text as it can stand in a message: both its ends."""
-    if len(text) <= _SHOWN:
-        return repr(text)
-    return f"{text[: _SHOWN // 4]!r} ... {text[-_SHOWN * 3 // 4 :]!r}"

@@ -11,7 +11,7 @@ from sft_jax.data.chats.locate import Doubtful, Located, Locator, Slot, slots_of
 from sft_jax.data.chats.prefixes import Prefixes, find_prefixes
 from sft_jax.data.chats.templates import ChatTemplate, message_dict
 from sft_jax.data.chats.turn_end import TurnEnd, find_turn_end
-from sft_jax.data.examples import RowError
+from sft_jax.data.examples import RowError, excerpt
 from sft_jax.data.formats.conversation import Message
 from sft_jax.data.formats.tool_calls import CallForm
 from sft_jax.data.tokenizers.tokens import Tokenizer
@@ -60,8 +60,21 @@ class Rendering:
             return [message_dict(message) for message in messages]
         form, reason = self.call_form
         if form is None:
-            raise RowError(f"{self.name} shows no calls of tools ({reason}); use another data.chat_template, or leave such rows out.")
+            raise RowError(
+                f"{self.name} shows no calls of tools ({reason}). {self._without_calls(messages)} Use another data.chat_template, "
+                "or leave such rows out."
+            )
         return [message_dict(message, form) for message in messages]
+
+    def _without_calls(self, messages: Sequence[Message]) -> str:
+        """Returns what to tell of a conversation whose calls the template does not show: the first of them, and the render."""
+        dicts = [message_dict(message) for message in messages]
+        turn = next(index for index, message in enumerate(messages) if message.calls)
+        given = f"Given in message {turn}: {excerpt(json.dumps(dicts[turn]['tool_calls'], ensure_ascii=False))};"
+        try:
+            return f"{given} rendered: {excerpt(self.render(dicts[: turn + 1], False))}."
+        except RowError:  # which is the reason that is told already
+            return f"{given} nothing is rendered."
 
     def render(self, messages: Messages, prompt: bool) -> str:
         """Returns the text of `messages`, ending with what asks for an answer where `prompt` is set."""

@@ -35,6 +35,7 @@ class Part(NamedTuple):
 
     index: int = 0
     count: int = 1
+    same_day: bool = True  # whether all of them are known to take the same day for today
 
 
 @dataclass
@@ -119,6 +120,7 @@ class StoreBuilder:
                     places = self.rows.places(built.encoded.rows)
                     new = self._counts_of(built, places, new)
                     self._check_vocabulary(new.largest)
+                    self._check_day(new.read_clock)
                     writer.append(built.encoded, places[:, 0], places[:, 1])
                 counts.add(new)
                 bad += entries
@@ -167,6 +169,14 @@ class StoreBuilder:
 
     def _check_vocabulary(self, largest: dict[str, int]) -> None:
         self.vocabulary.check(largest["id"], self.rows.names[largest["file"]], largest["line"])
+
+    def _check_day(self, read_clock: bool) -> None:
+        """Raises UserError for rows that depend on the day where other processes may begin on another one."""
+        if read_clock and not self.part.same_day:
+            raise UserError(
+                f"data.date: the chat template writes the date into rows of {self.what}, and processes that do not begin on the "
+                f"same day would prepare different ones; set data.date, such as {self.circumstances.rendered_at}, in all of them."
+            )
 
     def _bounds(self, number: int) -> tuple[int, int]:
         return number * store.SHARD_ROWS, min((number + 1) * store.SHARD_ROWS, len(self.rows))

@@ -24,11 +24,14 @@ from sft_jax.planning.compiled import Compiled
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
+from sft_jax.training.groups import Choice
 
 # Whole float32 copies of the gradient of a head that devices share: the zeros that it begins as, the sum of one device, and
 # what is sent around until each has its part of the sum over all. Of a head of its own the compiler lets this take as long as
 # the whole backward pass, so it lies beside the layers.
 _WHOLE_GRADIENTS = 3
+# Newton-Schulz steps of Muon, each of which gathers the matrix once, in 16 bits where products are of these (libtpu 0.0.42).
+_ITERATIONS = 5
 # Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
 _WHOLE_ROWS = 4
 
@@ -98,7 +101,21 @@ def temporaries(programs: Programs, size: Held) -> int:
     loss += 4 * head if _trains_head(programs) else 0
     whole = _WHOLE_GRADIENTS * 4 * head if cut and _trains_head(programs) else 0
     beside = 0 if spec.tied_head else whole
-    return int(across + max(kept + loss, kept + size.gradients + working + beside, size.gradients + whole))
+    update = size.gradients + max(whole, orthogonalising_bytes(programs))
+    return int(across + max(kept + loss, kept + size.gradients + working + beside, update))
+
+
+def orthogonalised(programs: Programs) -> list[Choice]:
+    """Returns the parameters whose updates are made by Muon: matrices or stacks of them, of which devices gather one layer at a time."""
+    return [choice for choice in programs.optimizer.choices if choice.optimizer == "muon" and not choice.frozen]
+
+
+def orthogonalising_bytes(programs: Programs) -> float:
+    """Returns the bytes of one layer's matrix while it is orthogonalised, with its products by itself, and of the stack that results."""
+    stacks = [choice.shape for choice in orthogonalised(programs)]
+    cut = pieces_along(programs.mesh, "embed")
+    one = max((math.prod(shape[1:]) + 2 * math.prod(shape[1:-2]) * min(shape[-2:]) ** 2 for shape in stacks), default=0)
+    return 4 * (one / programs.mesh.shape["tensor"] + max(map(math.prod, stacks), default=0) / cut / programs.mesh.shape["tensor"])
 
 
 def kernel_bytes(programs: Programs, item: int) -> float:
@@ -158,6 +175,8 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
         add("all-gather", (trained + frozen) / shared * item, passes * micros, pieces, True, "kernels")
         add("reduce-scatter", trained / shared * 4, micros, pieces, True, "gradients")
     add("all-reduce", size.gradients, micros, mesh["data"], True, "gradients")
+    matrices = sum(math.prod(choice.shape) for choice in orthogonalised(programs))
+    add("all-gather", matrices / tensor * item, _ITERATIONS, cut, False, "matrices that Muon multiplies")
     states, layers = positions * spec.hidden_size * item, len(spec.layers)
     add("all-to-all", states, 2 * micros, cut, False, "embeddings and their gradients")
     add("all-reduce", states, (2 + passes) * layers * micros, tensor, False, "states between layers")

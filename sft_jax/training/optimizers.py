@@ -1,5 +1,6 @@
 """Optimizers from raw optax pieces: transformations of gradients into directions, which know no learning rate."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,14 +63,34 @@ def _muon(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.Gradi
         del params
         return jax.tree.map(lambda u: _LIKE_ADAM * math.sqrt(max(u.shape[-2:])) * u, directions)
 
-    orthogonal = optax.chain(
-        contrib.scale_by_muon(beta=constants["momentum"], mu_dtype=dtype, weight_dimension_numbers=matrices),
-        optax.stateless(scaled),
-    )
+    muon = contrib.scale_by_muon(beta=constants["momentum"], mu_dtype=dtype, weight_dimension_numbers=matrices)
+    orthogonal = optax.chain(_layer_by_layer(muon), optax.stateless(scaled))
     return _split(
         {choice.path: choice.optimizer for choice in choices},
         {"muon": orthogonal, "adamw": _adamw(constants, dtype, choices)},
     )
+
+
+def _layer_by_layer(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies optax's Muon to one layer of a stack after the other, with the numbers and the state that it has for all at once.
+
+    What it multiplies is gathered, and so are no more than the matrices of one kernel of one layer at a time.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        moved, momenta = {}, {}
+        for path, gradient in updates.items():
+
+            def of_layer(pair, path=path):
+                direction, after = muon.update({path: pair[0]}, state._replace(mu={path: pair[1]}))
+                return direction[path], after.mu[path]
+
+            over = functools.partial(jax.lax.map, of_layer) if len(gradient.shape) > 2 else of_layer
+            moved[path], momenta[path] = over((gradient, state.mu[path]))
+        return moved, state._replace(count=optax.safe_increment(state.count), mu=momenta)
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def _matrices_of_blocks(choice: Choice) -> str:

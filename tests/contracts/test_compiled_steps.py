@@ -19,6 +19,7 @@ from sft_jax.planning.hlo import Program
 from sft_jax.planning.machines import machine
 from sft_jax.planning.program import Programs, has_tpu_compiler, make_programs, mesh_of
 from sft_jax.planning.whole_arrays import whole_arrays
+from sft_jax.training.optimizers import OPTIMIZERS
 
 needs_libtpu = pytest.mark.skipif(not has_tpu_compiler(), reason="libtpu is not installed (pip install 'sft_jax[tpu]')")
 LAYOUTS = {  # of eight devices
@@ -50,6 +51,17 @@ def test_no_device_holds_what_none_should(tmp_path, name, layout):
     text = programs.train_step.lower(programs.state, programs.batch).compile().as_text()
     found = collectives(Program(text), 8, lambda loop: 1)
     assert any(one.kind == "all-gather" for one in found)
+    assert not whole_arrays(text, found, planner.limits_of(programs))
+
+
+@pytest.mark.parametrize("name", ["muon", *slow(*(name for name in OPTIMIZERS if name != "muon"))])
+def test_no_optimizer_holds_what_none_should(tmp_path, name):
+    """Its update is a part of the step: one that multiplies matrices gathers them, no more than one layer of them at once."""
+    programs = programs_of(tmp_path, "llama", LAYOUTS["fsdp8"], model__compute_dtype="float32", optim__name=name)
+    text = programs.train_step.lower(programs.state, programs.batch).compile().as_text()
+    found = collectives(Program(text), 8, lambda loop: 1)
+    gathered = [one for one in found if one.kind == "all-gather" and "cond" in one.operation]
+    assert bool(gathered) == (name == "muon")
     assert not whole_arrays(text, found, planner.limits_of(programs))
 
 

@@ -18,7 +18,7 @@ _LIKE_ADAM = 0.2  # root mean square of Adam's directions in practice, which Muo
 
 
 def _adamw(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, arXiv:1412.6980). First moments have the dtype of the parameters, second moments are fp32:
+    """Adam (Kingma & Ba, arXiv:1412.6980). First moments have the dtype `dtype`, second moments are fp32 whatever it is:
     with b2 = 0.999 a bfloat16 second moment is stuck, since one step changes it by less than half of its last bit."""
     del choices
     return optax.scale_by_adam(constants["b1"], constants["b2"], constants["eps"], mu_dtype=dtype)
@@ -154,20 +154,22 @@ class OptimizerEntry:
     """One optimizer.
 
     Attributes:
-        make: (constants, dtype of the parameters, choices) -> the transformation.
+        make: (constants, dtype of first moments, choices) -> the transformation; second moments are fp32.
         keys: the keys of `optim` that are its constants, with the values that they have unless they are set.
         part: what moves a parameter, where the optimizer is made of several.
+        first_moment: whether it keeps one, with its constants.
     """
 
     make: Callable[[Constants, Any, Sequence[Choice]], optax.GradientTransformation]
     keys: Constants
     part: Callable[[Choice], str] | None = None
+    first_moment: Callable[[Constants], bool] = lambda constants: True
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adamw": OptimizerEntry(_adamw, {"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
-    "adafactor": OptimizerEntry(_adafactor, {}),
+    "adafactor": OptimizerEntry(_adafactor, {}, first_moment=lambda constants: False),
     "lion": OptimizerEntry(_lion, {"b1": 0.9, "b2": 0.99}),
     "muon": OptimizerEntry(_muon, {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "eps": 1e-8}, _matrices_of_blocks),
-    "sgd": OptimizerEntry(_sgd, {"momentum": 0.9}),
+    "sgd": OptimizerEntry(_sgd, {"momentum": 0.9}, first_moment=lambda constants: constants["momentum"] > 0),
 }

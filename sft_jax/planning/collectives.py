@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements
+from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements, array_shapes
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -23,6 +23,7 @@ class Collective:
     elements: int  # numbers in that array
     operation: str  # path of what it belongs to
     dtype: str = ""  # of that array as XLA writes it, such as "bf16"
+    shape: tuple[int, ...] = ()  # of that array; of a reduce-scatter that of a device's part
 
     @property
     def total(self) -> float:
@@ -63,8 +64,10 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)
         largest = max(sizes) * (group if line.opcode == "reduce-scatter" else 1)
         numbers = max(array_elements(line.result)) * (group if line.opcode == "reduce-scatter" else 1)
+        place = sizes.index(max(sizes))
         found[key] = Collective(
-            kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name, array_dtypes(line.result)[sizes.index(max(sizes))]
+            kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name, array_dtypes(line.result)[place],
+            array_shapes(line.result)[place],
         )  # fmt: skip
     return sorted(found.values(), key=lambda one: -one.total)
 

@@ -60,7 +60,12 @@ def array_bytes(text: str) -> list[int]:
 
 def array_elements(text: str) -> list[int]:
     """Returns the numbers in every array in the text of a type."""
-    return [math.prod(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(text)]
+    return [math.prod(shape) for shape in array_shapes(text)]
+
+
+def array_shapes(text: str) -> list[tuple[int, ...]]:
+    """Returns the shape of every array in the text of a type."""
+    return [tuple(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(text)]
 
 
 def array_dtypes(text: str) -> list[str]:

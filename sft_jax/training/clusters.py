@@ -87,7 +87,8 @@ def _number(environment: Environment, name: str, told: int | None) -> int:
     if not value and told is not None:
         return told
     if not value.isdigit():
-        raise UserError(f"{name} ({_FLAGS[name]}): must be a number where JAX_COORDINATOR_ADDRESS is set and no launcher says it, not '{value}'.")
+        where = "where JAX_COORDINATOR_ADDRESS is set and no launcher says it"
+        raise UserError(f"{name} ({_FLAGS[name]}): must be a number {where}, not '{value}'.")
     return int(value)
 
 

@@ -36,11 +36,15 @@ class Collective:
 def collectives(program: Program, devices: int, trips_of: Callable[[Instruction], float]) -> list[Collective]:
     """Returns the collectives of a program for `devices` devices, those with the most bytes first."""
     times = program.executions(trips_of)
-    asynchronous = {
-        line.computation for line in program.instructions()
-        if 'custom_call_target="AsyncCollectiveStart"' in line.text or line.computation.startswith("async_collective_fusion")
-    }  # fmt: skip
+    begun = {line.computation for line in program.instructions() if 'custom_call_target="AsyncCollectiveStart"' in line.text}
+    ended = {line.computation for line in program.instructions() if 'custom_call_target="AsyncCollectiveDone"' in line.text}
+    asynchronous = begun | {name for name in program.computations if name.startswith("async_collective_fusion")}
     lines = [line for line in program.instructions() if line.opcode.removesuffix("-start") in KINDS]
+    # Where a collective begins. A schedule may put the pieces that follow into a loop inside, where they are none of their own.
+    homes: dict[str, set[str]] = {}
+    for line in lines:
+        if line.computation in begun or line.computation not in asynchronous | ended:
+            homes.setdefault(line.attribute("channel_id"), set()).add(program.home(line.computation))
     on_channel: dict[str, set[tuple[str, str]]] = {}
     for line in lines:
         on_channel.setdefault(line.attribute("channel_id"), set()).add((line.opcode.removesuffix("-start"), line.op_name))
@@ -52,6 +56,11 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
             key = f"{key} {line.op_name} {line.result if line.computation in asynchronous else line.name}"
         if line.computation.startswith("all-reduce-scatter"):  # a fusion of it with the cut of each device's part
             kind, key = "reduce-scatter", f"{key} {line.name}"
+        # Passes of a loop that are taken out of it, and copies of its body, keep the channel: each is a collective of its own.
+        home = program.home(line.computation)
+        if home not in homes.get(line.attribute("channel_id"), {home}):
+            continue
+        key = f"{key} in {home}"
         overlapped = line.opcode.endswith("-start") or line.computation in asynchronous
         if key in found and not (overlapped and not found[key].overlapped):
             continue  # the same collective, in the pieces into which a schedule cuts it

@@ -92,6 +92,17 @@ class Program:
         for lines in self.computations.values():
             yield from lines
 
+    @cached_property
+    def _fused_into(self) -> dict[str, str]:
+        """Of each computation that a fusion calls the one that the fusion stands in."""
+        return {line.attribute("calls"): line.computation for line in self.instructions() if line.opcode == "fusion"}
+
+    def home(self, computation: str) -> str:
+        """Returns the computation that runs as a whole, such as the body of a loop, of which `computation` is a part that was fused."""
+        while computation in self._fused_into:
+            computation = self._fused_into[computation]
+        return computation
+
     def trip_count(self, loop: Instruction) -> int | None:
         """Returns how often a `while` runs where that is known when it is compiled, such as for `lax.scan`; else None."""
         if known := re.search(r'known_trip_count[^\d}]*"?(\d+)', loop.text):

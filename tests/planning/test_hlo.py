@@ -101,6 +101,41 @@ ENTRY %main (a: bf16[2,8]) -> bf16[8,8] {
     assert (reduce.kind, reduce.overlapped, reduce.times, reduce.devices, reduce.bytes) == ("all-reduce", False, 6, 4, 2 * 64 * 3 / 4)
 
 
+def test_passes_that_are_taken_out_of_a_loop_count_beside_it():
+    """One of seven is made before the loop, with the channel of the six inside; a piece in a loop inside of that is none."""
+    text = """
+%begin (p: bf16[2,8]) -> (bf16[8,8], u32[]) {
+  %all-gather.1 = bf16[8,8]{1,0} all-gather(%p), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %start = (bf16[8,8]{1,0}, u32[]) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (q: bf16[2,8]) -> bf16[8,8] {
+  %all-gather.2 = bf16[8,8]{1,0} all-gather(%q), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %step = bf16[8,8]{1,0} custom-call(%all-gather.2), custom_call_target="AsyncCollectiveStep"
+}
+
+%inside (a: bf16[8,8]) -> bf16[8,8] {
+  ROOT %fusion.2 = bf16[8,8]{1,0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.2
+}
+
+%body (state: bf16[8,8]) -> bf16[8,8] {
+  %fusion.1 = (bf16[8,8]{1,0}, u32[]) fusion(%x), kind=kCustom, calls=%begin
+  ROOT %while.2 = bf16[8,8] while(%fusion.1), condition=%condition, body=%inside, backend_config={"known_trip_count":{"n":"4"}}
+}
+
+%condition (state.1: bf16[8,8]) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (b: bf16[2,8]) -> bf16[8,8] {
+  %all-gather.3 = bf16[8,8]{1,0} all-gather(%b), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %while.1 = bf16[8,8] while(%all-gather.3), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+}
+"""
+    found = collectives(Program(text), DEVICES, lambda loop: 1)
+    assert sorted((one.times, one.overlapped) for one in found) == [(1, False), (6, True)]
+
+
 def test_collectives_of_one_channel_are_told_apart():
     """Those of all shard_maps have the channel 1."""
     text = """

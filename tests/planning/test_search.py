@@ -96,7 +96,7 @@ def test_long_rows_find_context(tmp_path):
     model = write_model(tmp_path / "model", hidden_size=512, intermediate_size=1024, num_attention_heads=8, num_key_value_heads=4)
     config = tiny_config(model, data__max_length=131072, train__batch_size=4, train__micro_batch_size=4)
     begun = time.process_time()
-    best = quiet(config, "v5p-64")[0]
+    best = quiet(config, "h100x32")[0]
     assert time.process_time() - begun < 120
     assert best.fits and best.mesh["context"] > 1 and overrides(best)["mesh.context"] == best.mesh["context"]
     short = tiny_config(model, data__max_length=4096, train__batch_size=32, train__micro_batch_size=32)

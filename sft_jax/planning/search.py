@@ -136,6 +136,8 @@ class _Search:
                 f"train.batch_size: {rows} rows divide over the {machine.devices} devices of {machine.name} in no layout that --auto tries; "
                 f"choose {other}, the nearest that does, or a smaller machine."
             )
+        if not self.refused:  # of short rows the configuration says over how many devices each is cut
+            return f"mesh.context={self.config.mesh.context}: does not divide the {machine.devices} devices of {machine.name}; choose a divisor."
         return f"--auto: no layout of {machine.name} can run this. Of the first: {self.refused[0]}"
 
     def _programs(self, mesh: Mesh, remat: str, rows: int | None = None) -> Programs:

@@ -81,6 +81,8 @@ def test_where_every_layout_is_refused_the_reason_is_told(tmp_path):
     config = tiny_config(write_model(tmp_path / "model", hidden_size=125))
     with pytest.raises(UserError, match=r"^--auto: no layout of h100x4 can run this\. Of the first: .*'embed' of size 125"):
         quiet(config, "h100x4")
+    with pytest.raises(UserError, match=r"^mesh\.context=3: does not divide the 4 devices of h100x4"):
+        quiet(with_settings(config, {"mesh.context": 3}), "h100x4")
 
 
 def test_the_command_has_one_message_where_nothing_can_run(tmp_path):

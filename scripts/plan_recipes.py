@@ -8,7 +8,7 @@
 Needs libtpu (pip install 'sft_jax[tpu]') and no TPU. A large model takes minutes on two cores. Models are their config.json
 (scripts/recipe_models.json), so no network is needed either. Each plan is a line of scripts/plans.jsonl; those of machines for
 which there is no compiler are estimates, and say so. Exit code 3 where a plan does not fit, or a program holds whole what it
-should not (`whole_arrays`).
+should not (`whole_arrays`), and where what was promised of a TPU is an estimate.
 """
 
 import argparse
@@ -83,10 +83,23 @@ def main() -> None:
         done[planned.name] = run(planned, arguments.estimate)
         PLANS.write_text("".join(json.dumps(done[other.name]) + "\n" for other in PLANNED if other.name in done))
     write_table(done)
-    bad = [name for name, plan in done.items() if not plan["fits"] or plan["whole_arrays"]]
-    for name in bad:
-        print(f"{name}: {'does not fit' if not done[name]['fits'] else done[name]['whole_arrays']}", file=sys.stderr)
+    bad = {planned.name: wrong for planned in PLANNED if planned.name in done and (wrong := fault(planned, done[planned.name]))}
+    for name, wrong in bad.items():
+        print(f"{name}: {wrong}", file=sys.stderr)
     sys.exit(3 if bad else 0)
+
+
+def fault(planned: Planned, plan: dict) -> str:
+    """Returns what is wrong with a plan, or ""; what was promised of a machine for which there is a compiler is no matter of estimates."""
+    if not plan["fits"]:
+        return "does not fit"
+    if plan["whole_arrays"]:
+        return "; ".join(plan["whole_arrays"])
+    if planned.gate and to_compile(planned, plan):
+        return f"{planned.gate}: by estimate only; plan it again without --estimate"
+    if not plan["estimated"] and plan["whole_arrays"] is None:
+        return "was compiled before its arrays were looked at; plan it again with --again"
+    return ""
 
 
 def read_plans() -> dict[str, dict]:
@@ -105,11 +118,13 @@ def run(planned: Planned, estimate: bool) -> dict:
     print(planned.name, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(json.loads(MODELS.read_text())[planned.model]))
+        held_out = Path(folder, "held_out.jsonl")  # as in the recipes' docstrings, so that the eval step is planned as well
+        held_out.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
         file, _, argument = planned.recipe.partition(":")
         recipe = f"configs/{file}.py{':' + argument if argument else ''}"
         command = [
-            sys.executable, "-m", "sft_jax.plan", "--config", recipe, f"--config.model.path={folder}", "--topology", planned.topology,
-            f"--tokens={TOKENS}", "--json", f"--estimate={estimate}", *(f"--config.{key}" for key in planned.overrides),
+            sys.executable, "-m", "sft_jax.plan", "--config", recipe, f"--config.model.path={folder}", f"--config.data.eval={held_out}",
+            "--topology", planned.topology, f"--tokens={TOKENS}", "--json", f"--estimate={estimate}", *(f"--config.{key}" for key in planned.overrides),
         ]  # fmt: skip
         result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if result.returncode not in (0, 3):

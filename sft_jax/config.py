@@ -120,6 +120,7 @@ class OptimConfig:
     b2: float | None = None
     eps: float | None = None
     momentum: float | None = None
+    state_dtype: Literal["", "bfloat16", "float32"] = ""  # of first moments; "" = as the parameters. Second moments are float32
     ema: float = 0.0  # decay of an average of the parameters over the updates, such as 0.999; where there is one, it is
     #                   what is evaluated, exported and loaded from the workdir; 0 = none
     groups: tuple[dict[str, Any], ...] = ()  # ordered {"pattern": regex, "learning_rate": factor, "weight_decay": x,

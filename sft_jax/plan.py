@@ -24,6 +24,7 @@ _TOKENS = flags.DEFINE_float("tokens", None, "Real tokens of an epoch, in place 
 _PRICE = flags.DEFINE_float("price", None, "What a device costs an hour.")
 _EFFICIENCY = flags.DEFINE_float("efficiency", 0.5, "Share of the roofline that the run is taken to reach, for hours and price.")
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "Estimate memory and collectives instead of compiling, as for GPUs.")
+_PLAIN = flags.DEFINE_bool("plain", False, "Compile without the flags that the launchers set for TPUs (scripts/launch/flags.sh).")
 _AUTO = flags.DEFINE_bool("auto", False, "Search mesh, remat and micro-batch for the fastest settings that fit.")
 _JSON = flags.DEFINE_bool("json", False, "Write the plan as one JSON object to standard output.")
 
@@ -46,9 +47,9 @@ def main() -> None:
     target, log = machine(_TOPOLOGY.value, _MEMORY.value), _say
     config, base = resolved(config), base_of(config)
     if _AUTO.value:
-        plans = search(config, target, base, _TOKENS.value, _ESTIMATE.value, log)
+        plans = search(config, target, base, _TOKENS.value, _ESTIMATE.value, log, _PLAIN.value)
     else:
-        plans = [make_plan(config, target, base, tokens=_TOKENS.value, estimated=_ESTIMATE.value, log=log)]
+        plans = [make_plan(config, target, base, tokens=_TOKENS.value, estimated=_ESTIMATE.value, log=log, plain=_PLAIN.value)]
     plan = plans[0]
     found = remedies(plan, base)
     if _JSON.value:

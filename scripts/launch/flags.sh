@@ -7,21 +7,8 @@
 # What is in LIBTPU_INIT_ARGS or XLA_FLAGS already wins: a flag that is named there is not set again. A flag that the installed
 # library does not know ends the process at its start, so tests/launch/test_scripts.py starts jaxlib and libtpu with them.
 
-sft_jax_tpu_flags=(
-  --xla_tpu_enable_async_collective_fusion=true
-  --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
-  --xla_tpu_enable_async_collective_fusion_multiple_steps=true
-  --xla_tpu_overlap_compute_collective_tc=true
-  --xla_enable_async_all_gather=true
-  --xla_enable_async_collective_permute=true
-  --xla_tpu_decompose_all_gather_einsum=true
-  --xla_tpu_decompose_einsum_reduce_scatter=true
-  --xla_tpu_enable_ici_ag_pipelining=true
-  --xla_should_allow_loop_variant_parameter_in_chain=enabled
-  --xla_should_add_loop_invariant_op_in_chain=enabled
-  --xla_tpu_enable_data_parallel_all_reduce_opt=true
-  --xla_tpu_data_parallel_opt_different_sized_ops=true
-)
+# Those of TPUs lie in the package, where plans read them: a step is planned as it will be compiled.
+mapfile -t sft_jax_tpu_flags < "$(dirname "${BASH_SOURCE[0]}")/../../sft_jax/planning/tpu_flags.txt"
 sft_jax_gpu_flags=(
   --xla_gpu_enable_latency_hiding_scheduler=true
   --xla_gpu_enable_highest_priority_async_stream=true

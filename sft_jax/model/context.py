@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.model.sharding import AnyMesh, mesh_axes_for
+from sft_jax.model.sharding import TOKENS, AnyMesh, mesh_axes_for
 
 AXIS = "context"
 
@@ -48,7 +48,8 @@ def zigzag_order(parts: int, length: int) -> np.ndarray:
 
 def gather_rows(x: jax.Array, parts: int) -> jax.Array:
     """Returns the whole rows [B, L, ...], in their order, of parts [B, L / parts, ...] in zig-zag order; in a shard_map."""
-    x = jax.lax.all_gather(x, AXIS, axis=1)  # [B, n, L / n, ...]
+    with jax.named_scope(TOKENS):
+        x = jax.lax.all_gather(x, AXIS, axis=1)  # [B, n, L / n, ...]
     chunks = x.reshape(x.shape[0], parts, 2, x.shape[2] // 2, *x.shape[3:])
     ordered = jnp.concatenate([chunks[:, :, 0], chunks[:, ::-1, 1]], axis=1)
     return ordered.reshape(x.shape[0], -1, *x.shape[3:])

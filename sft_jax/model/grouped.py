@@ -20,7 +20,7 @@ from sft_jax.model.mlp import gated
 from sft_jax.model.options import Options
 from sft_jax.model.product import grouped_product
 from sft_jax.model.quant import kernel_product
-from sft_jax.model.sharding import AnyMesh
+from sft_jax.model.sharding import TOKENS, AnyMesh
 from sft_jax.model.spec import ExpertsSpec
 
 SPARE = 1.25  # rows of a round, where as many tokens choose a device's experts as on average need one
@@ -38,11 +38,13 @@ def mix(x, experts, weights, kernels, adapters, biases, *, spec: ExpertsSpec, op
     tokens, chosen, shares = own
     first = 0
     if members > 1:
-        tokens, chosen, shares = (jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in own)
+        with jax.named_scope(TOKENS):
+            tokens, chosen, shares = (jax.lax.all_gather(y, "expert", axis=0, tiled=True) for y in own)
         first = jax.lax.axis_index("expert") * (spec.count // members)
     y = _mix_tokens(tokens, chosen - first, shares, kernels, adapters, biases, spec, options, members)
     if members > 1:
-        y = jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
+        with jax.named_scope(TOKENS):  # its gradient is gathered
+            y = jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
     if mesh is not None:
         y = jax.lax.psum(y, "tensor")
     if biases is not None:  # after the sum over devices, which each hold all of it

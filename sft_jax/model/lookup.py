@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.model.rounding import rounded
-from sft_jax.model.sharding import AnyMesh, mesh_axes_for
+from sft_jax.model.sharding import TOKENS, AnyMesh, mesh_axes_for
 
 
 def look_up(
@@ -148,14 +148,16 @@ def _first_row(cut: _Cut, rows: int):
 def _all_tokens(cut: _Cut, tokens):
     """Returns [M, n]: the tokens of all devices that hold other columns."""
     flat = tokens.reshape(-1)
-    return lax.all_gather(flat, cut.exchanged) if cut.exchanged else flat[None]
+    with jax.named_scope(TOKENS):
+        return lax.all_gather(flat, cut.exchanged) if cut.exchanged else flat[None]
 
 
 def _own_states(cut: _Cut, x, shape):
     """Returns all columns [*shape, D] of the tokens of this device, from own columns [M, n, d] of the tokens of all."""
     if cut.exchanged:
         x = lax.all_to_all(x, cut.exchanged, split_axis=0, concat_axis=0)  # [M, n, d]: other columns, own tokens
-    x = lax.all_gather(x, cut.gathered) if cut.gathered else x[None]
+    with jax.named_scope(TOKENS):
+        x = lax.all_gather(x, cut.gathered) if cut.gathered else x[None]
     order = (2, 0, 1, 3) if _gathered_first(cut) else (2, 1, 0, 3)
     return x.transpose(order).reshape(*shape, -1)
 

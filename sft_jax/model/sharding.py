@@ -54,6 +54,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "act_vocab": ("tensor",),
 }
 AXES = tuple(LAYOUT)
+TOKENS = "tokens_of_others"  # how compiled programs name what is gathered of activations, which is no parameter
 GATHERED = ("embed", "expert_embed")  # axes of parameters that are whole again where the parameter is read
 
 AnyMesh = Mesh | AbstractMesh

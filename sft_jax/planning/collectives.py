@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements
+from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements, array_shapes
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -23,6 +23,7 @@ class Collective:
     elements: int  # numbers in that array
     operation: str  # path of what it belongs to
     dtype: str = ""  # of that array as XLA writes it, such as "bf16"
+    shape: tuple[int, ...] = ()  # of that array; of a reduce-scatter that of a device's part
 
     @property
     def total(self) -> float:
@@ -35,11 +36,15 @@ class Collective:
 def collectives(program: Program, devices: int, trips_of: Callable[[Instruction], float]) -> list[Collective]:
     """Returns the collectives of a program for `devices` devices, those with the most bytes first."""
     times = program.executions(trips_of)
-    asynchronous = {
-        line.computation for line in program.instructions()
-        if 'custom_call_target="AsyncCollectiveStart"' in line.text or line.computation.startswith("async_collective_fusion")
-    }  # fmt: skip
+    begun = {line.computation for line in program.instructions() if 'custom_call_target="AsyncCollectiveStart"' in line.text}
+    ended = {line.computation for line in program.instructions() if 'custom_call_target="AsyncCollectiveDone"' in line.text}
+    asynchronous = begun | {name for name in program.computations if name.startswith("async_collective_fusion")}
     lines = [line for line in program.instructions() if line.opcode.removesuffix("-start") in KINDS]
+    # Where a collective begins. A schedule may put the pieces that follow into a loop inside, where they are none of their own.
+    homes: dict[str, set[str]] = {}
+    for line in lines:
+        if line.computation in begun or line.computation not in asynchronous | ended:
+            homes.setdefault(line.attribute("channel_id"), set()).add(program.home(line.computation))
     on_channel: dict[str, set[tuple[str, str]]] = {}
     for line in lines:
         on_channel.setdefault(line.attribute("channel_id"), set()).add((line.opcode.removesuffix("-start"), line.op_name))
@@ -51,6 +56,11 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
             key = f"{key} {line.op_name} {line.result if line.computation in asynchronous else line.name}"
         if line.computation.startswith("all-reduce-scatter"):  # a fusion of it with the cut of each device's part
             kind, key = "reduce-scatter", f"{key} {line.name}"
+        # Passes of a loop that are taken out of it, and copies of its body, keep the channel: each is a collective of its own.
+        home = program.home(line.computation)
+        if home not in homes.get(line.attribute("channel_id"), {home}):
+            continue
+        key = f"{key} in {home}"
         overlapped = line.opcode.endswith("-start") or line.computation in asynchronous
         if key in found and not (overlapped and not found[key].overlapped):
             continue  # the same collective, in the pieces into which a schedule cuts it
@@ -63,8 +73,10 @@ def collectives(program: Program, devices: int, trips_of: Callable[[Instruction]
         moved = {"all-reduce": 2 * whole * share, "collective-permute": size}.get(kind, whole * share)
         largest = max(sizes) * (group if line.opcode == "reduce-scatter" else 1)
         numbers = max(array_elements(line.result)) * (group if line.opcode == "reduce-scatter" else 1)
+        place = sizes.index(max(sizes))
         found[key] = Collective(
-            kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name, array_dtypes(line.result)[sizes.index(max(sizes))]
+            kind, moved, times[line.computation], overlapped, group, largest, numbers, line.op_name, array_dtypes(line.result)[place],
+            array_shapes(line.result)[place],
         )  # fmt: skip
     return sorted(found.values(), key=lambda one: -one.total)
 

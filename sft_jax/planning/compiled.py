@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -21,7 +21,7 @@ from sft_jax.planning.collectives import Collective, collectives
 from sft_jax.planning.hlo import Instruction, Program
 from sft_jax.planning.whole_arrays import Limits, whole_arrays
 
-_FORMAT = 3  # of what is kept
+_FORMAT = 4  # of what is kept
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -47,18 +47,19 @@ class Compiled:
 
 def compile_program(
     lowered: jax.stages.Lowered, machine: str, devices: int, arguments: int, trips_of: Callable[[Instruction], float],
-    limits: Limits,
+    limits: Limits, flags: Mapping[str, str],
 ) -> Compiled:  # fmt: skip
     """Returns what the compiler says of `lowered`, a program for `devices` devices whose arguments take so many bytes of each.
 
+    `flags` are options of the compiler, see sft_jax.planning.launcher.
     A program that does not fit is no error. Raises UserError where the compiler fails otherwise.
     """
     folder = default_cache() / "plans"
-    kept = folder / f"{_key(lowered, machine)}.json"
+    kept = folder / f"{_key(lowered, machine, flags)}.json"
     if kept.is_file():
         return _from_dict(json.loads(kept.read_text()))
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=dict(flags) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             reason = " ".join(str(error).split())[:400]
@@ -82,18 +83,19 @@ def compile_program(
     return result
 
 
-def _key(lowered: jax.stages.Lowered, machine: str) -> str:
+def _key(lowered: jax.stages.Lowered, machine: str, flags: Mapping[str, str]) -> str:
     versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
     try:
         versions.append(f"libtpu {metadata.version('libtpu')}")
     except metadata.PackageNotFoundError:
         pass
-    text = "\n".join([str(_FORMAT), machine, *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), lowered.as_text()])
+    chosen = [f"{name}={value}" for name, value in sorted(flags.items())]
+    text = "\n".join([str(_FORMAT), machine, *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), *chosen, lowered.as_text()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _from_dict(values: dict[str, Any]) -> Compiled:
-    found = tuple(Collective(**one) for one in values.pop("collectives"))
+    found = tuple(Collective(**{**one, "shape": tuple(one["shape"])}) for one in values.pop("collectives"))
     texts = {name: tuple(values.pop(name)) for name in ("largest", "whole")}
     return Compiled(**values, **texts, collectives=found)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.grouped import SPARE
 from sft_jax.model.runs import plan_runs
 from sft_jax.model.sharding import named_leaves, pieces_along
@@ -24,11 +25,17 @@ from sft_jax.planning.compiled import Compiled
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
+from sft_jax.training.groups import Choice
 
 # Whole float32 copies of the gradient of a head that devices share: the zeros that it begins as, the sum of one device, and
 # what is sent around until each has its part of the sum over all. Of a head of its own the compiler lets this take as long as
 # the whole backward pass, so it lies beside the layers.
 _WHOLE_GRADIENTS = 3
+# Devices of a TPU slice over which libtpu 0.0.42 scatters a sum. Over more, which lie along two axes of the slice, it makes even a
+# reduce-scatter that the program asks for of an all-reduce, of which each device keeps its part: twice the bytes.
+_SCATTERED = 8
+# Newton-Schulz steps of Muon, each of which gathers the matrix once, in 16 bits where products are of these (libtpu 0.0.42).
+_ITERATIONS = 5
 # Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
 _WHOLE_ROWS = 4
 
@@ -76,7 +83,7 @@ def temporaries(programs: Programs, size: Held) -> int:
     spec, options = composed.abstract.spec, composed.options
     item = np.dtype(options.compute_dtype).itemsize
     tensor, cut = mesh.shape["tensor"], pieces_along(mesh, "embed") > 1
-    positions, vocab = loss_shape(programs)
+    positions, vocab = loss_shape(programs, programs.batch)
     kept, working = 0.0, 0.0
     for run in plan_runs(spec.layers):
         widths = (layer_widths(spec, layer, tensor, mesh.shape["context"], mesh.shape["expert"]) for layer in run.period)
@@ -86,7 +93,7 @@ def temporaries(programs: Programs, size: Held) -> int:
         kept += run.repeats * positions * item * (read + inside)
         again = 0.0 if options.remat == "none" else period.kept - inside
         working = max(working, positions * item * (again + period.beside))
-    working += kernel_bytes(programs, item)
+    working += kernel_bytes(programs, item, gradients=True)
     head = spec.hidden_size * vocab
     micros = programs.batch.tokens.shape[0]
     across = 0.0  # what the loop over micro-batches keeps: sums of gradients, old and new, the head, kernels in compute dtype
@@ -98,11 +105,40 @@ def temporaries(programs: Programs, size: Held) -> int:
     loss += 4 * head if _trains_head(programs) else 0
     whole = _WHOLE_GRADIENTS * 4 * head if cut and _trains_head(programs) else 0
     beside = 0 if spec.tied_head else whole
-    return int(across + max(kept + loss, kept + size.gradients + working + beside, size.gradients + whole))
+    update = size.gradients + max(whole, orthogonalising_bytes(programs))
+    return int(across + max(kept + loss, kept + size.gradients + working + beside, update))
 
 
-def kernel_bytes(programs: Programs, item: int) -> float:
-    """Returns the bytes of the largest layer's kernels on one device while they are gathered, with the gradients of those trained.
+def orthogonalised(programs: Programs) -> list[Choice]:
+    """Returns the parameters whose updates are made by Muon: matrices or stacks of them, of which devices gather one layer at a time."""
+    return [choice for choice in programs.optimizer.choices if choice.optimizer == "muon" and not choice.frozen]
+
+
+def orthogonalising_bytes(programs: Programs) -> float:
+    """Returns the bytes of one layer's matrix while it is orthogonalised, with its products by itself, and of the stack that results."""
+    stacks = [choice.shape for choice in orthogonalised(programs)]
+    cut = pieces_along(programs.mesh, "embed")
+    one = max((math.prod(shape[1:]) + 2 * math.prod(shape[1:-2]) * min(shape[-2:]) ** 2 for shape in stacks), default=0)
+    return 4 * (one / programs.mesh.shape["tensor"] + max(map(math.prod, stacks), default=0) / cut / programs.mesh.shape["tensor"])
+
+
+def evaluation_temporaries(programs: Programs) -> int:
+    """Returns an estimate of the bytes that a device needs for an evaluation step beside the parameters and the batch.
+
+    It keeps nothing for a backward pass: what one layer makes, with its kernels, or a chunk of logits with the head.
+    """
+    composed, mesh = programs.composed, programs.mesh
+    spec = composed.abstract.spec
+    item = np.dtype(composed.options.compute_dtype).itemsize
+    positions, vocab = loss_shape(programs, programs.eval_batch)
+    of_layers = (layer_widths(spec, layer, mesh.shape["tensor"], mesh.shape["context"], mesh.shape["expert"]) for layer in spec.layers)
+    layer = positions * item * (spec.hidden_size + max(widths.beside for widths in of_layers)) + kernel_bytes(programs, item, gradients=False)
+    loss = 1.5 * 4 * chunk_rows(positions, vocab) * vocab + item * spec.hidden_size * vocab
+    return int(positions * item * spec.hidden_size + max(layer, loss))
+
+
+def kernel_bytes(programs: Programs, item: int, gradients: bool) -> float:
+    """Returns the bytes of the largest layer's kernels on one device while they are gathered, if asked with the gradients of those trained.
 
     Experts are gathered over all axes but their own. Kernels stored in blocks are made one at a time.
     """
@@ -116,7 +152,7 @@ def kernel_bytes(programs: Programs, item: int) -> float:
         value, numbers = leaf.get_value(), leaf.get_metadata().get("numbers", 1)
         quantised = quantised or path.endswith(".codes")
         count = math.prod(value.shape[1:]) * numbers / (expert if value.ndim == 4 else 1) / tensor
-        layers.setdefault(".".join(path.split(".")[:3]), []).append(count * item * (2 if path in trained else 1))
+        layers.setdefault(".".join(path.split(".")[:3]), []).append(count * item * (2 if gradients and path in trained else 1))
     return max(2 * max(kernels) if quantised else sum(kernels) for kernels in layers.values())
 
 
@@ -127,11 +163,21 @@ def estimate(programs: Programs, size: Held, machine: Machine) -> Compiled:
     fits = needed <= machine.chip.memory
     return Compiled(
         fits, arguments, working, outputs=0, code=0, limit=None if fits else int(machine.chip.memory), largest=(),
-        collectives=estimated_collectives(programs, size), whole=(),
+        collectives=estimated_collectives(programs, size, machine), whole=(),
     )  # fmt: skip
 
 
-def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, ...]:
+def estimate_evaluation(programs: Programs, size: Held, machine: Machine) -> Compiled:
+    """Returns what a compiler would say of the eval step, of which the state beside the parameters is no argument."""
+    arguments = size.trained + size.frozen + bytes_per_device(programs.eval_batch)
+    working = evaluation_temporaries(programs)
+    fits = arguments + working + size.optimizer + size.average + int(machine.chip.process) <= machine.chip.memory
+    return Compiled(
+        fits, arguments, working, outputs=0, code=0, limit=None if fits else int(machine.chip.memory), largest=(), collectives=(), whole=()
+    )  # fmt: skip
+
+
+def estimated_collectives(programs: Programs, size: Held, machine: Machine) -> tuple[Collective, ...]:
     """Returns what devices send each other in a step.
 
     Kernels and gradients over the axes of rows, states over `tensor`, keys and values over `context`, tokens over `expert`.
@@ -139,7 +185,7 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
     config, mesh = programs.composed.config, programs.mesh.shape
     spec, micros = programs.composed.abstract.spec, programs.batch.tokens.shape[0]
     item = np.dtype(config.model.compute_dtype).itemsize
-    positions, _ = loss_shape(programs)
+    positions, _ = loss_shape(programs, programs.batch)
     found = []
 
     def add(kind: str, count: float, times: float, group: int, overlapped: bool, what: str) -> None:
@@ -156,8 +202,11 @@ def estimated_collectives(programs: Programs, size: Held) -> tuple[Collective, .
         if not (of_experts or spec.tied_head):  # the table is looked up where it lies; a tied head is gathered
             trained, frozen = (size - share for size, share in zip((trained, frozen), _table(programs), strict=True))
         add("all-gather", (trained + frozen) / shared * item, passes * micros, pieces, True, "kernels")
-        add("reduce-scatter", trained / shared * 4, micros, pieces, True, "gradients")
+        whole = machine.chip.platform == "tpu" and pieces > _SCATTERED
+        add("all-reduce" if whole else "reduce-scatter", trained / shared * 4, micros, pieces, not whole, "gradients")
     add("all-reduce", size.gradients, micros, mesh["data"], True, "gradients")
+    matrices = sum(math.prod(choice.shape) for choice in orthogonalised(programs))
+    add("all-gather", matrices / tensor * item, _ITERATIONS, cut, False, "matrices that Muon multiplies")
     states, layers = positions * spec.hidden_size * item, len(spec.layers)
     add("all-to-all", states, 2 * micros, cut, False, "embeddings and their gradients")
     add("all-reduce", states, (2 + passes) * layers * micros, tensor, False, "states between layers")

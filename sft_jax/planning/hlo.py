@@ -60,7 +60,12 @@ def array_bytes(text: str) -> list[int]:
 
 def array_elements(text: str) -> list[int]:
     """Returns the numbers in every array in the text of a type."""
-    return [math.prod(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(text)]
+    return [math.prod(shape) for shape in array_shapes(text)]
+
+
+def array_shapes(text: str) -> list[tuple[int, ...]]:
+    """Returns the shape of every array in the text of a type."""
+    return [tuple(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(text)]
 
 
 def array_dtypes(text: str) -> list[str]:
@@ -86,6 +91,17 @@ class Program:
     def instructions(self) -> Iterator[Instruction]:
         for lines in self.computations.values():
             yield from lines
+
+    @cached_property
+    def _fused_into(self) -> dict[str, str]:
+        """Of each computation that a fusion calls the one that the fusion stands in."""
+        return {line.attribute("calls"): line.computation for line in self.instructions() if line.opcode == "fusion"}
+
+    def home(self, computation: str) -> str:
+        """Returns the computation that runs as a whole, such as the body of a loop, of which `computation` is a part that was fused."""
+        while computation in self._fused_into:
+            computation = self._fused_into[computation]
+        return computation
 
     def trip_count(self, loop: Instruction) -> int | None:
         """Returns how often a `while` runs where that is known when it is compiled, such as for `lax.scan`; else None."""

@@ -1,7 +1,7 @@
 """Machines by name: chips, how they are connected, and what a chip can do.
 
 Sources of the numbers: for TPUs the pages of each generation in the documentation of Google Cloud, and for the bandwidth of
-one link the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
+one link and of PCIe the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
 is what the compiler says. For GPUs the vendor's data sheets, without sparsity. For the CPU it is measured, see
 `sft_jax.planning.host`.
 """
@@ -27,19 +27,20 @@ class Chip:
     bandwidth: float  # of memory, bytes/s
     link: float  # bytes/s, one way: of a TPU's link to one neighbour, of all a GPU's links inside its node
     outside: float  # bytes/s, one way: of a chip to other nodes, or over the hosts' network
+    host: float  # bytes/s, one way: of a chip's PCIe link to the memory of its host, which model.remat=offload uses
     process: float = 0.0  # bytes of this memory that a run takes for itself, beside its arrays
 
 
 # A GPU's program can use 92% of its memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("tpu", "TPU v4", 30.75 * GIB, 275e12, 1.228e12, 45e9, 6.25e9),
-    "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 197e12, 0.819e12, 45e9, 3.1e9),
-    "v5p": Chip("tpu", "TPU v5p", 95.74 * GIB, 459e12, 2.765e12, 90e9, 6.25e9),
-    "v6e": Chip("tpu", "TPU v6e", 31.25 * GIB, 918e12, 1.638e12, 90e9, 12.5e9),
-    "a100": Chip("gpu", "NVIDIA A100 80GB", 0.92 * 80e9, 312e12, 2.039e12, 300e9, 25e9),
-    "h100": Chip("gpu", "NVIDIA H100 SXM", 0.92 * 80e9, 989e12, 3.35e12, 450e9, 50e9),
-    "h200": Chip("gpu", "NVIDIA H200", 0.92 * 141e9, 989e12, 4.8e12, 450e9, 50e9),
-    "b200": Chip("gpu", "NVIDIA B200", 0.92 * 180e9, 2250e12, 8.0e12, 900e9, 50e9),
+    "v4": Chip("tpu", "TPU v4", 30.75 * GIB, 275e12, 1.228e12, 45e9, 6.25e9, 16e9),
+    "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 197e12, 0.819e12, 45e9, 3.1e9, 16e9),
+    "v5p": Chip("tpu", "TPU v5p", 95.74 * GIB, 459e12, 2.765e12, 90e9, 6.25e9, 16e9),
+    "v6e": Chip("tpu", "TPU v6e", 31.25 * GIB, 918e12, 1.638e12, 90e9, 12.5e9, 32e9),
+    "a100": Chip("gpu", "NVIDIA A100 80GB", 0.92 * 80e9, 312e12, 2.039e12, 300e9, 25e9, 32e9),
+    "h100": Chip("gpu", "NVIDIA H100 SXM", 0.92 * 80e9, 989e12, 3.35e12, 450e9, 50e9, 63e9),
+    "h200": Chip("gpu", "NVIDIA H200", 0.92 * 141e9, 989e12, 4.8e12, 450e9, 50e9, 63e9),
+    "b200": Chip("gpu", "NVIDIA B200", 0.92 * 180e9, 2250e12, 8.0e12, 900e9, 50e9, 63e9),
 }
 IN_CORES = ("v4", "v5p")  # slices of these are named by TensorCores, of which a chip has two; the others by chips
 _NODE = 8  # GPUs that are connected directly
@@ -158,7 +159,7 @@ def cpu(memory_gib: float | None = None) -> Machine:
         raise UserError(f"--memory-gib: must be above 0, not {memory_gib:g}.")
     memory = host_memory() if memory_gib is None else memory_gib * GIB
     rate = copy_rate()
-    return Machine("cpu", "cpu", (1,), Chip("cpu", "CPU", memory, matmul_rate(), rate, rate, rate, PROCESS))
+    return Machine("cpu", "cpu", (1,), Chip("cpu", "CPU", memory, matmul_rate(), rate, rate, rate, rate, PROCESS))
 
 
 def _check_kind(name: str, kind: str, platform: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import NamedSharding
 
+from sft_jax.batch import Batch
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.planning.program import Programs, bytes_per_device, trained_bytes_fp32
 
@@ -34,7 +35,7 @@ class Held:
 def held(programs: Programs) -> Held:
     """Returns the bytes of each device that need no compiler to be known."""
     state = programs.state
-    positions, vocab = loss_shape(programs)
+    positions, vocab = loss_shape(programs, programs.batch)
     return Held(
         trained=bytes_per_device(state.params), frozen=bytes_per_device(state.frozen), optimizer=bytes_per_device(state.opt_state),
         average=bytes_per_device(state.average), batch=bytes_per_device(programs.batch), gradients=trained_bytes_fp32(state),
@@ -42,10 +43,11 @@ def held(programs: Programs) -> Held:
     )  # fmt: skip
 
 
-def loss_shape(programs: Programs) -> tuple[int, int]:
-    """Returns the positions of a micro-batch and the columns of the head that one device computes the loss of."""
-    tokens = programs.batch.tokens
-    positions = int(np.prod(tokens.sharding.shard_shape(tokens.shape)[1:])) // programs.mesh.shape["context"]
+def loss_shape(programs: Programs, batch: Batch) -> tuple[int, int]:
+    """Returns the positions of a micro-batch, or of the rows of an evaluation, and the columns of the head of which a device computes
+    the loss; `batch` is one of the two that `programs` has."""
+    tokens = batch.tokens
+    positions = int(np.prod(tokens.sharding.shard_shape(tokens.shape)[-2:])) // programs.mesh.shape["context"]
     rows = programs.composed.abstract.spec.vocab_rows
     embedding = programs.composed.abstract.embed.embedding
     sharding = embedding.get_value().sharding

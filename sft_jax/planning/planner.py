@@ -1,13 +1,15 @@
 """A plan: what the run of a configuration would need of a machine, found without the machine."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from sft_jax.batch import Batch
 from sft_jax.config import Config
 from sft_jax.hf.hub import download
 from sft_jax.hf.restore import model_source
@@ -16,10 +18,12 @@ from sft_jax.model.adapters import is_adapter
 from sft_jax.model.blocked_attention import block_size
 from sft_jax.model.cross_entropy import chunk_rows
 from sft_jax.model.platform import tracing_for
-from sft_jax.model.sharding import GATHERED, LAYOUT, named_leaves
+from sft_jax.model.runs import plan_runs
+from sft_jax.model.sharding import GATHERED, LAYOUT, named_leaves, pieces_along
 from sft_jax.planning.compiled import Compiled, compile_program
-from sft_jax.planning.estimate import estimate
+from sft_jax.planning.estimate import estimate, estimate_evaluation
 from sft_jax.planning.flops import Loops, count_flops
+from sft_jax.planning.launcher import flags_beside
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device, make_programs, mesh_of
@@ -47,6 +51,13 @@ class Plan:
     model_flops: float  # of a step, without what remat computes again
     roofline: Roofline
     work: Work
+    flags: tuple[str, ...] = ()  # options that the programs were compiled with: NAME=VALUE
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Arrays that no device should hold whole, see sft_jax.planning.whole_arrays: of the train step, and of an evaluation."""
+        evaluation = () if self.evaluation is None else self.evaluation.whole
+        return (*self.train.whole, *(f"in an evaluation {text}" for text in evaluation))
 
     @property
     def needed(self) -> int:
@@ -79,12 +90,13 @@ def base_of(config: Config) -> Source:
 
 def make_plan(
     config: Config, machine: Machine, base: Source, work: Work | None = None, tokens: float | None = None,
-    estimated: bool = False, log: Log = print,
+    estimated: bool = False, log: Log = print, plain: bool = False,
 ) -> Plan:  # fmt: skip
     """Returns the plan of the run of `config`, from its compiled programs; of GPUs, and where asked for, from an estimate.
 
     Args:
         work: That of an earlier plan with the same data; None: it is found as `work_of` says.
+        plain: Without the flags that the launchers set for TPUs.
 
     Raises UserError for whatever the run would refuse.
     """
@@ -98,31 +110,36 @@ def make_plan(
         flops = count_flops(traced.jaxpr, loops_of(programs, work))
         if estimated:
             return estimated_plan(programs, machine, work, flops)
-        train, evaluation = _compile(programs, traced, size, machine)
+        flags = {} if plain else flags_beside(os.environ)
+        train, evaluation = _compile(programs, traced, size, machine, flags)
     return Plan(
         config, machine, False, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
-        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives), work,
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives, offloaded_bytes(programs)), work,
+        tuple(f"{name}={value}" for name, value in flags.items()),
     )  # fmt: skip
 
 
-def _compile(programs: Programs, traced: jax.stages.Traced, size: Held, machine: Machine) -> tuple[Compiled, Compiled | None]:
+def _compile(
+    programs: Programs, traced: jax.stages.Traced, size: Held, machine: Machine, flags: Mapping[str, str]
+) -> tuple[Compiled, Compiled | None]:
     """Returns what the compiler says of the train step and, where there are held-out data, of the eval step."""
-    full, limits = loops_of(programs, None), limits_of(programs)
+    full = loops_of(programs, None)
 
-    def compiled(lowered: jax.stages.Lowered, arguments: int) -> Compiled:
-        return compile_program(lowered, machine.topology, machine.devices, arguments, lambda loop: full.of(loop.op_name), limits)
+    def compiled(lowered: jax.stages.Lowered, arguments: int, batch: Batch) -> Compiled:
+        limits = limits_of(programs, batch)
+        return compile_program(lowered, machine.topology, machine.devices, arguments, lambda loop: full.of(loop.op_name), limits, flags)
 
-    train = compiled(traced.lower(), size.state + bytes_per_device(programs.batch))
+    train = compiled(traced.lower(), size.state + bytes_per_device(programs.batch), programs.batch)
     if not (programs.composed.config.data.eval and train.fits):
         return train, None
     lowered = programs.eval_step.lower(programs.state, programs.eval_batch)
-    return train, compiled(lowered, size.trained + size.frozen + bytes_per_device(programs.eval_batch))
+    return train, compiled(lowered, size.trained + size.frozen + bytes_per_device(programs.eval_batch), programs.eval_batch)
 
 
 def loops_of(programs: Programs, work: Work | None) -> Loops:
     """Returns how often the loops of attention and loss run, for the work of a row; None: for full, supervised rows."""
     length = programs.composed.config.data.max_length
-    positions, vocab = loss_shape(programs)
+    positions, vocab = loss_shape(programs, programs.batch)
     chunk = chunk_rows(positions, vocab)
     block = min(block_size(), length)
     pairs = length * (length + 1) / 2 if work is None else work.pairs
@@ -131,24 +148,35 @@ def loops_of(programs: Programs, work: Work | None) -> Loops:
     return Loops(pairs / length / block + 0.5, max(np.ceil(positions * supervised / chunk), 1.0))
 
 
-def limits_of(programs: Programs) -> Limits:
-    """Returns the sizes of what no device may hold whole."""
-    positions, vocab = loss_shape(programs)
-    spec, mesh = programs.composed.abstract.spec, programs.mesh.shape
+def limits_of(programs: Programs, batch: Batch) -> Limits:
+    """Returns the sizes of what no device may hold whole in the train step or the eval step, by the batch that it is given."""
+    positions, vocab = loss_shape(programs, batch)
+    spec, mesh, data = programs.composed.abstract.spec, programs.mesh.shape, programs.composed.config.data
 
-    def read(path, leaf) -> int:
-        """Numbers of one layer's parameter as a device reads it: gathered, but for the axes that cut what is computed."""
-        layers = int(path.startswith("runs."))  # its first axis
-        cut = {name for axis in leaf.axes[layers:] if axis is not None and axis not in GATHERED for name in LAYOUT[axis]}
-        numbers = math.prod(leaf.get_value().shape[layers:]) * leaf.get_metadata().get("numbers", 1)
-        return numbers // math.prod(mesh[name] for name in cut)
+    def read(path, leaf) -> tuple[int, ...]:
+        """Shape of a parameter as a device reads it: gathered, but for the axes that cut what is computed."""
+        cut = [math.prod(mesh[name] for name in LAYOUT[axis]) if axis not in (None, *GATHERED) else 1 for axis in leaf.axes]
+        return tuple(-(-size // pieces) for size, pieces in zip(leaf.get_value().shape, cut, strict=True))
 
-    leaves = named_leaves(programs.composed.abstract)
-    kernel = max(read(path, leaf) for path, leaf in leaves if path.startswith("runs.") or is_adapter(path))
+    stacked, share, kernel = set(), 0, 0
+    for path, leaf in named_leaves(programs.composed.abstract):
+        value, layers = leaf.get_value(), int(path.startswith("runs."))  # its first axis
+        whole, part = read(path, leaf), value.sharding.shard_shape(value.shape) if value.sharding is not None else value.shape
+        share = max(share, math.prod(part))
+        if layers or is_adapter(path):
+            kernel = max(kernel, math.prod(whole[layers:]) * leaf.get_metadata().get("numbers", 1))
+        if layers and whole[0] > 1 and math.prod(part) < math.prod(whole):
+            stacked.add(tuple(size for size in whole if size != 1))
+    stacked = {shape for shape in stacked if math.prod(shape) > kernel}  # all layers of a vector are less than a kernel
     rows = spec.vocab_rows // mesh["tensor"]
     cut_along_hidden = any(mesh[name] > 1 for name in LAYOUT["embed"])
     table = (rows, spec.hidden_size) if cut_along_hidden and not spec.tied_head else None
-    return Limits(positions, vocab, spec.hidden_size, kernel, rows * spec.hidden_size, table)
+    keys = spec.kv_heads * max(spec.head_size, spec.value_size) / mesh["tensor"]
+    width = max(spec.hidden_size * mesh["expert"], mesh["context"] * keys, pieces_along(programs.mesh, "embed"))  # states, keys, tokens
+    documents = 3 * math.prod(batch.tokens.shape[:-1]) * data.max_segments
+    return Limits(
+        positions, vocab, spec.hidden_size, kernel, rows * spec.hidden_size, table, int(positions * width), share, documents, frozenset(stacked)
+    )  # fmt: skip
 
 
 def model_flops(programs: Programs, work: Work) -> float:
@@ -165,9 +193,10 @@ def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: floa
     size = held(programs)
     train = estimate(programs, size, machine)
     config = programs.composed.config
+    evaluation = estimate_evaluation(programs, size, machine) if config.data.eval else None
     return Plan(
-        config, machine, True, dict(programs.mesh.shape), size, train, None, flops, model_flops(programs, work),
-        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives), work,
+        config, machine, True, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives, offloaded_bytes(programs)), work,
     )  # fmt: skip
 
 
@@ -185,6 +214,16 @@ def memory_traffic(programs: Programs, size: Held) -> float:
     kernels = sum(x.size for x in jax.tree.leaves((programs.state.params, programs.state.frozen))) * item / tensor
     passes = 2 if config.model.remat == "none" else 3
     return micros * (passes * kernels + 2 * size.gradients) + 2 * (size.state - size.frozen) + size.gradients
+
+
+def offloaded_bytes(programs: Programs) -> float:
+    """Returns the bytes that a device sends to its host in a step: what each period of blocks reads, with model.remat=offload."""
+    config, spec = programs.composed.config, programs.composed.abstract.spec
+    if config.model.remat != "offload":
+        return 0.0
+    positions, _ = loss_shape(programs, programs.batch)
+    states = positions * spec.hidden_size * np.dtype(config.model.compute_dtype).itemsize
+    return float(states * programs.batch.tokens.shape[0] * sum(run.repeats for run in plan_runs(spec.layers)))
 
 
 def describe_mesh(mesh: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source
 from sft_jax.model.platform import tracing_for
-from sft_jax.planning.estimate import estimate
+from sft_jax.planning.estimate import estimate, estimate_evaluation
 from sft_jax.planning.machines import GIB, Machine, larger, machine
 from sft_jax.planning.memory import held
 from sft_jax.planning.planner import Plan, as_overrides
@@ -82,7 +82,11 @@ def _needed(config: Config, settings: Settings, on: Machine, base: Source) -> in
         programs = make_programs(config, base, mesh_of(config, on, compiled=False), lambda text: None)
     except UserError:
         return None
-    return estimate(programs, held(programs), on).needed + int(on.chip.process)
+    size = held(programs)
+    needed = estimate(programs, size, on).needed
+    if config.data.eval:
+        needed = max(needed, estimate_evaluation(programs, size, on).needed + size.optimizer + size.average)
+    return needed + int(on.chip.process)
 
 
 def _try(plan: Plan, base: Source, settings: Settings, told: str, on: Machine | None = None) -> Remedy | None:

@@ -18,6 +18,7 @@ def size_of(count: float) -> str:
 
 
 _SHOWN = 8  # plans of a search
+_EXPOSED = 5  # operations that wait for devices
 
 
 def memory_rows(plan: Plan) -> dict[str, int]:
@@ -68,6 +69,18 @@ def by_kind(plan: Plan) -> dict[str, dict[str, float]]:
     return dict(kinds)
 
 
+def most_exposed(plan: Plan) -> list[dict[str, Any]]:
+    """Returns the collectives that nothing hides and that send the most in a step, added up by kind and by the operation they belong to."""
+    totals: dict[tuple[str, str, int], dict[str, float]] = collections.defaultdict(lambda: {"bytes": 0.0, "count": 0.0})
+    for one in plan.train.collectives:
+        if not one.overlapped and one.total:
+            sums = totals[one.kind, one.operation, one.devices]
+            sums["bytes"] += one.total
+            sums["count"] += one.times
+    found = [{"kind": kind, "operation": name, "devices": devices, **sums} for (kind, name, devices), sums in totals.items()]
+    return sorted(found, key=lambda one: -one["bytes"])[:_EXPOSED]
+
+
 def to_dict(plan: Plan, efficiency: float, price: float | None, found: Sequence[Remedy] = ()) -> dict[str, Any]:
     """Returns the plan for `--json`; `found` are the remedies of one that does not fit."""
     return {
@@ -76,15 +89,17 @@ def to_dict(plan: Plan, efficiency: float, price: float | None, found: Sequence[
         "machine": plan.machine.name,
         "devices": plan.machine.devices,
         "mesh": plan.mesh,
+        "compiler_flags": list(plan.flags),
         "needed_bytes": plan.needed,
         "usable_bytes": int(plan.machine.chip.memory),
         "room_bytes": plan.room,
         "memory": memory_rows(plan),
-        "whole_arrays": list(plan.train.whole),
+        "whole_arrays": None if plan.estimated else list(plan.whole),  # an estimate has no program in which to look for them
         "evaluation_bytes": plan.evaluation_needed or None,
         "flops": plan.flops,
         "model_flops": plan.model_flops,
         "collectives": by_kind(plan),
+        "most_exposed": most_exposed(plan),
         "roofline": {**asdict(plan.roofline), "bound": plan.roofline.bound},
         "work": asdict(plan.work),
         **cost(plan, efficiency, price),
@@ -115,12 +130,15 @@ def lines(plan: Plan, efficiency: float, price: float | None, found: Sequence[Re
     for kind, sizes in by_kind(plan).items():
         hidden = "all overlapped" if not sizes["exposed"] else f"{size_of(sizes['exposed'])} not overlapped"
         out.append(f"  {kind:24}{size_of(sizes['bytes']):>14} to each device, {sizes['count']:,.0f} of them, {hidden}")
-    out += [f"  WASTE: {text}" for text in plan.train.whole]
+    for one in most_exposed(plan):
+        name, times = one["operation"] or "no operation of the step: the compiler's own", f"{one['count']:,.0f} of them"
+        out.append(f"  not overlapped: {size_of(one['bytes'])} of {one['kind']} over {one['devices']} devices, {times}, in {name}")
+    out += [f"  WASTE: {text}" for text in plan.whole]
     roof, costs = plan.roofline, cost(plan, efficiency, price)
     out += [
         "",
         f"Roofline: {roof.seconds:.3g} s a step, bound by {roof.bound} (arithmetic {roof.compute:.3g} s, memory {roof.memory:.3g} s, "
-        f"links {roof.overlapped:.3g} s overlapped and {roof.exposed:.3g} s not).",
+        f"links {roof.overlapped:.3g} s overlapped and {roof.exposed:.3g} s not{f', host {roof.host:.3g} s' if roof.host else ''}).",
         f"At {efficiency:.0%} of it: {costs['step_seconds']:.3g} s a step, {costs['tokens_per_second']:,.0f} real tokens/s, "
         f"MFU {costs['mfu']:.1%}.",
     ]

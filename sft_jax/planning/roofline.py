@@ -19,30 +19,34 @@ class Roofline:
     memory: float
     overlapped: float  # collectives that run beside computation
     exposed: float  # collectives that computation waits for
+    host: float = 0.0  # what is offloaded to the memory of the host and read again, beside computation
 
     @property
     def seconds(self) -> float:
-        return max(self.compute, self.memory, self.overlapped) + self.exposed
+        return max(self.compute, self.memory, self.overlapped, self.host) + self.exposed
 
     @property
     def bound(self) -> str:
         """What takes longest."""
-        parts = {"arithmetic": self.compute, "memory": self.memory, "links": self.overlapped + self.exposed}
+        parts = {"arithmetic": self.compute, "memory": self.memory, "links": self.overlapped + self.exposed, "host": self.host}
         return max(parts, key=parts.__getitem__)
 
 
 def roofline(
-    machine: Machine, model: ModelConfig, flops: float, traffic: float, collectives: Sequence[Collective]
+    machine: Machine, model: ModelConfig, flops: float, traffic: float, collectives: Sequence[Collective], offloaded: float = 0.0
 ) -> Roofline:
     """Returns the roofline of a step.
 
     Args:
         flops: Of all devices, computed twice where remat does.
         traffic: Bytes that each device reads from and writes to its memory.
+        offloaded: Bytes that each device writes to the memory of its host, and reads again.
     """
     chip = machine.chip
     passes = _PASSES[chip.platform][model.matmul_precision] if model.compute_dtype == "float32" else 1
     overlapped = sum(one.total for one in collectives if one.overlapped)
     exposed = sum(one.total for one in collectives if not one.overlapped)
     links = machine.collective_bandwidth
-    return Roofline(flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, overlapped / links, exposed / links)
+    return Roofline(
+        flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, overlapped / links, exposed / links, 2 * offloaded / chip.host
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft_jax.evaluation.step import DOCUMENTS
+from sft_jax.model.sharding import TOKENS
 from sft_jax.planning.collectives import Collective
 
 _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[fsu]\d+)\[([\d,]+)\]")
@@ -16,7 +17,7 @@ _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[fsu]\d+)\[([\d,]+)\]")
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes on one device of what a program may not form."""
+    """Sizes on one device of what a program may not form. Parameters are as a device reads them, cut for what it computes."""
 
     positions: int  # of a micro-batch
     vocab: int  # columns of the head
@@ -24,6 +25,10 @@ class Limits:
     kernel: int  # numbers in the largest kernel of one layer, once it is gathered
     head: int  # numbers in the head, which the loss gathers
     table: tuple[int, int] | None  # shape of the table of embeddings, where the head has another
+    states: int  # numbers in the largest array of activations that devices gather or add up for one layer
+    share: int  # numbers in the largest part of a parameter that a device stores
+    documents: int  # numbers that the sums of documents have, which every process reads
+    stacks: frozenset[tuple[int, ...]]  # shapes of parameters of all layers of which a device stores a part, larger than `kernel`; no dimensions of 1
 
 
 def whole_arrays(text: str, found: Sequence[Collective], limits: Limits) -> list[str]:
@@ -41,10 +46,23 @@ def whole_arrays(text: str, found: Sequence[Collective], limits: Limits) -> list
         rows //= limits.vocab
         if rows >= limits.positions and rows != limits.hidden:
             lines.append(f"logits of all positions are formed: {kind}[{shape}]")
-    for one in found:
-        # The model's own, of hidden states and of kernels of one layer; and three numbers for each example.
-        if "shard_map" in one.operation or DOCUMENTS in one.operation:
-            continue
-        if one.kind == "all-gather" and one.elements > limits.kernel and one.elements != limits.head:
-            lines.append(f"more than one layer is gathered at once: {one.elements:,} numbers in {one.operation}")
-    return lines
+    return lines + [line for one in found if one.devices > 1 and (line := _too_large(one, limits))]
+
+
+def _too_large(one: Collective, limits: Limits) -> str:
+    """Returns what is wrong with an array that a collective makes whole on every device, or ""."""
+    if one.kind not in ("all-gather", "all-reduce"):
+        return ""
+    done = "gathered" if one.kind == "all-gather" else "added up"
+    told = f"{one.elements:,} numbers ({one.dtype}[{','.join(map(str, one.shape))}]) in {one.operation or 'no operation'}"
+    if tuple(size for size in one.shape if size != 1) in limits.stacks:
+        return f"more than one layer is {done} at once: {told}"
+    if one.elements == limits.head and limits.vocab in one.shape:
+        return ""
+    if DOCUMENTS in one.operation:
+        most = limits.documents
+    elif one.kind == "all-reduce":  # of gradients, and of states that devices hold in parts
+        most = max(limits.kernel, limits.share, limits.states)
+    else:
+        most = limits.states if TOKENS in one.operation else limits.kernel
+    return f"more than one layer is {done} at once: {told}" if one.elements > most else ""

@@ -16,7 +16,8 @@ from sft_jax.errors import UserError
 
 Environment = Mapping[str, str]
 _FIRST_PORT, _PORTS = 61440, 4096  # ports of coordinators, as JAX chooses them
-_FLAGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"  # what `sft_jax.train` sets of its flags
+_FLAGS = {"JAX_COORDINATOR_ADDRESS": "--coordinator-address", _COUNT: "--num-processes", _INDEX: "--process-id"}
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Place:
 def find_place(environment: Environment) -> Place | None:
     """Returns the place of this process, complete but on Cloud TPUs, or None for a run of one process.
 
-    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID win over what a launcher says.
+    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID win over what a launcher says;
+    the flags of `sft_jax.train` are these.
 
     Raises UserError, naming the variable, where only a part is set.
     """
     told = next((place for detect in LAUNCHERS.values() if (place := detect(environment)) is not None), None)
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if not address:
-        for name in _FLAGS[1:]:
+        for name in (_COUNT, _INDEX):
             if environment.get(name):
                 raise UserError(
-                    f"{name}: is set but JAX_COORDINATOR_ADDRESS, host:port of the first process, is not; set both or neither."
+                    f"{name} ({_FLAGS[name]}): is set but JAX_COORDINATOR_ADDRESS (--coordinator-address), host:port of the first process, "
+                    "is not; set both or neither."
                 )
         if told and told.launcher == "Kubernetes":
             return None  # an indexed job may as well be many runs
@@ -58,12 +61,17 @@ def find_place(environment: Environment) -> Place | None:
         return told
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"JAX_COORDINATOR_ADDRESS: must be host:port of the first process, not '{address}'.")
-    count = _number(environment, "JAX_NUM_PROCESSES", told.count if told else None)
-    index = _number(environment, "JAX_PROCESS_ID", told.index if told else None)
+        raise UserError(f"JAX_COORDINATOR_ADDRESS (--coordinator-address): must be host:port of the first process, not '{address}'.")
+    count = _number(environment, _COUNT, told.count if told else None)
+    index = _number(environment, _INDEX, told.index if told else None)
     if not index < count:
-        raise UserError(f"JAX_PROCESS_ID: must be below the number of processes, {count}, not {index}.")
+        raise UserError(f"JAX_PROCESS_ID (--process-id): must be below the number of processes, {count}, not {index}.")
     return Place(f"JAX_COORDINATOR_ADDRESS={address}", address, count, index)
+
+
+def as_variables(address: str | None, count: int | None, index: int | None) -> dict[str, str]:
+    """Returns the variables that say what flags have said; None is a flag that was not given."""
+    return {name: str(value) for name, value in zip(_FLAGS, (address, count, index), strict=True) if value is not None}
 
 
 def unused_tasks(environment: Environment) -> int:
@@ -79,7 +87,8 @@ def _number(environment: Environment, name: str, told: int | None) -> int:
     if not value and told is not None:
         return told
     if not value.isdigit():
-        raise UserError(f"{name}: must be a number where JAX_COORDINATOR_ADDRESS is set and no launcher says it, not '{value}'.")
+        where = "where JAX_COORDINATOR_ADDRESS is set and no launcher says it"
+        raise UserError(f"{name} ({_FLAGS[name]}): must be a number {where}, not '{value}'.")
     return int(value)
 
 

@@ -132,6 +132,7 @@ def make_optimizer(
     """Returns the optimizer for `params`, arrays or abstract values: `nnx.state(decoder)`, or a tree of bare arrays.
 
     With `adapters` it moves what they train and nothing else.
+    First moments have the dtype `config.state_dtype`, by default that of the trained parameters; second moments are fp32.
     Raises UserError for an unknown name, a key that the chosen optimizer or schedule does not read, and a group that
     is wrong or matches nothing.
     """
@@ -142,12 +143,15 @@ def make_optimizer(
     for key in given:
         if key not in entry.keys:
             raise UserError(f"optim.{key}: does nothing with optim.name={config.name}; leave it out.")
+    constants = {**entry.keys, **given}
+    if config.state_dtype and not entry.first_moment(constants):
+        raise UserError(f"optim.state_dtype: is that of first moments, and optim.name={config.name} keeps none here; leave it out.")
     part = entry.part or (lambda choice: config.name)
     groups = choose_groups(config, params, adapters, lora_plus)
     choices = tuple(dataclasses.replace(choice, optimizer=part(choice)) for choice in groups)
     trained = [p for (_, p), choice in zip(variables(params), choices, strict=True) if not choice.frozen]
     return Optimizer(
-        transform=entry.make({**entry.keys, **given}, jnp.result_type(*jax.tree.leaves(trained)), choices),
+        transform=entry.make(constants, config.state_dtype or jnp.result_type(*jax.tree.leaves(trained)), choices),
         schedule=make_schedule(config, total_steps),
         clip_norm=config.clip_norm,
         seed=seed,

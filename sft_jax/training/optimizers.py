@@ -1,5 +1,6 @@
 """Optimizers from raw optax pieces: transformations of gradients into directions, which know no learning rate."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ _LIKE_ADAM = 0.2  # root mean square of Adam's directions in practice, which Muo
 
 
 def _adamw(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, arXiv:1412.6980). First moments have the dtype of the parameters, second moments are fp32:
+    """Adam (Kingma & Ba, arXiv:1412.6980). First moments have the dtype `dtype`, second moments are fp32 whatever it is:
     with b2 = 0.999 a bfloat16 second moment is stuck, since one step changes it by less than half of its last bit."""
     del choices
     return optax.scale_by_adam(constants["b1"], constants["b2"], constants["eps"], mu_dtype=dtype)
@@ -62,14 +63,34 @@ def _muon(constants: Constants, dtype, choices: Sequence[Choice]) -> optax.Gradi
         del params
         return jax.tree.map(lambda u: _LIKE_ADAM * math.sqrt(max(u.shape[-2:])) * u, directions)
 
-    orthogonal = optax.chain(
-        contrib.scale_by_muon(beta=constants["momentum"], mu_dtype=dtype, weight_dimension_numbers=matrices),
-        optax.stateless(scaled),
-    )
+    muon = contrib.scale_by_muon(beta=constants["momentum"], mu_dtype=dtype, weight_dimension_numbers=matrices)
+    orthogonal = optax.chain(_layer_by_layer(muon), optax.stateless(scaled))
     return _split(
         {choice.path: choice.optimizer for choice in choices},
         {"muon": orthogonal, "adamw": _adamw(constants, dtype, choices)},
     )
+
+
+def _layer_by_layer(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies optax's Muon to one layer of a stack after the other, with the numbers and the state that it has for all at once.
+
+    What it multiplies is gathered, and so are no more than the matrices of one kernel of one layer at a time.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        moved, momenta = {}, {}
+        for path, gradient in updates.items():
+
+            def of_layer(pair, path=path):
+                direction, after = muon.update({path: pair[0]}, state._replace(mu={path: pair[1]}))
+                return direction[path], after.mu[path]
+
+            over = functools.partial(jax.lax.map, of_layer) if len(gradient.shape) > 2 else of_layer
+            moved[path], momenta[path] = over((gradient, state.mu[path]))
+        return moved, state._replace(count=optax.safe_increment(state.count), mu=momenta)
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def _matrices_of_blocks(choice: Choice) -> str:
@@ -133,20 +154,22 @@ class OptimizerEntry:
     """One optimizer.
 
     Attributes:
-        make: (constants, dtype of the parameters, choices) -> the transformation.
+        make: (constants, dtype of first moments, choices) -> the transformation; second moments are fp32.
         keys: the keys of `optim` that are its constants, with the values that they have unless they are set.
         part: what moves a parameter, where the optimizer is made of several.
+        first_moment: whether it keeps one, with its constants.
     """
 
     make: Callable[[Constants, Any, Sequence[Choice]], optax.GradientTransformation]
     keys: Constants
     part: Callable[[Choice], str] | None = None
+    first_moment: Callable[[Constants], bool] = lambda constants: True
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adamw": OptimizerEntry(_adamw, {"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
-    "adafactor": OptimizerEntry(_adafactor, {}),
+    "adafactor": OptimizerEntry(_adafactor, {}, first_moment=lambda constants: False),
     "lion": OptimizerEntry(_lion, {"b1": 0.9, "b2": 0.99}),
     "muon": OptimizerEntry(_muon, {"momentum": 0.95, "b1": 0.9, "b2": 0.999, "eps": 1e-8}, _matrices_of_blocks),
-    "sgd": OptimizerEntry(_sgd, {"momentum": 0.9}),
+    "sgd": OptimizerEntry(_sgd, {"momentum": 0.9}, first_moment=lambda constants: constants["momentum"] > 0),
 }

@@ -34,6 +34,7 @@ RESUME_RULES: tuple[tuple[str, Rule], ...] = (
     ("adapter", "never"),  # parameters and the optimizer's state have its shape
     ("optim.name", "never"),  # the optimizer's state has its shape
     ("optim.groups", "never"),
+    ("optim.state_dtype", "never"),
     ("optim.ema", "never"),  # nor is there an average before it is kept
     ("optim.momentum", "never"),  # without momentum there is no state for it
     ("optim", "override"),

@@ -23,9 +23,10 @@ from sft_jax.model.platform import tracing_for
 from sft_jax.model.sharding import make_mesh
 from sft_jax.planning import planner, report
 from sft_jax.planning.collectives import collectives
-from sft_jax.planning.estimate import temporaries
+from sft_jax.planning.estimate import evaluation_temporaries, temporaries
 from sft_jax.planning.flops import count_flops
 from sft_jax.planning.hlo import Program
+from sft_jax.planning.launcher import tpu_flags
 from sft_jax.planning.machines import CHIPS, machine
 from sft_jax.planning.memory import held
 from sft_jax.planning.program import has_tpu_compiler, make_programs
@@ -139,7 +140,7 @@ def test_no_layout_holds_what_none_should(model, layout):
     text = compiled.as_text()
     found = collectives(Program(text), 4, lambda loop: 1)
     assert any(one.kind == "all-gather" for one in found) or layout == "data_tensor"
-    assert not whole_arrays(text, found, planner.limits_of(programs))
+    assert not whole_arrays(text, found, planner.limits_of(programs, programs.batch))
     # Unlike that for TPUs this compiler does not keep the gradient of the head through the backward pass.
     assert 0.75 < estimate_over_compiled(programs, compiled) < 1.4
 
@@ -163,20 +164,80 @@ def test_estimates_are_what_the_compiler_plans_with(tmp_path, settings):
     assert 0.8 < estimate_over_compiled(programs, compiled) < 1.2
 
 
+@pytest.mark.parametrize("settings", [{}, *slow({"train__micro_batch_size": 4}, {"mesh__tensor": 2}, {"data__max_length": 2048})], ids=str)
+def test_evaluations_are_estimated_as_the_compiler_plans_them(tmp_path, settings):
+    """They keep nothing for a backward pass; on the CPU's own compiler."""
+    wide = write_model(tmp_path / "wide", hidden_size=256, intermediate_size=768, num_hidden_layers=6, vocab_size=4096)
+    usual = {"data__max_length": 512, "train__micro_batch_size": 8, "model__compute_dtype": "float32"}
+    config = tiny_config(wide, **{**usual, **settings})
+    programs = make_programs(config, planner.base_of(config), make_mesh(**vars(config.mesh), devices=jax.devices()[:4]), lambda text: None)
+    stats = programs.eval_step.lower(programs.state, programs.eval_batch).compile().memory_analysis()
+    assert 0.8 < evaluation_temporaries(programs) / stats.temp_size_in_bytes < 1.4
+
+
+def test_an_estimate_counts_an_evaluation(model, tmp_path, monkeypatch):
+    """It decides where its rows are many; the optimizer's state lies beside it, and fewer rows are the remedy."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    without, few, many = (
+        plan(model, name="h100x4", **settings) for settings in ({}, {"data__eval": str(rows)}, {"data__eval": str(rows), "eval__batch_size": 4096})
+    )
+    assert without.evaluation is None and without.needed == few.needed == few.train.needed > few.evaluation_needed > few.held.state
+    assert many.needed == many.evaluation_needed == many.evaluation.needed + many.held.optimizer > many.train.needed
+    monkeypatch.setitem(CHIPS, "h100", dataclasses.replace(CHIPS["h100"], memory=many.needed - 1))
+    short = plan(model, name="h100x4", data__eval=str(rows), eval__batch_size=4096)
+    assert short.train.fits and not short.fits
+    [remedy] = remedies(short, planner.base_of(short.config))
+    assert remedy.settings.keys() == {"eval.batch_size"} and "an evaluation needs" in "\n".join(report.lines(short, 0.5, None, [remedy]))
+
+
+@needs_libtpu
+def test_what_was_compiled_is_told(model, tmp_path, monkeypatch):
+    """The flags of the launchers, arrays of the eval step as well, and which operations wait for devices."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    found = plan(model, data__eval=str(rows))
+    assert set(found.flags) == {f"{name}={value}" for name, value in tpu_flags().items()}
+    wrong = dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, whole=("logits of all positions are formed: x",)))
+    told = report.to_dict(wrong, 0.5, None)
+    assert told["whole_arrays"] == ["in an evaluation logits of all positions are formed: x"]
+    assert told["whole_arrays"][0] in "\n".join(report.lines(wrong, 0.5, None))
+    assert told["compiler_flags"] == list(found.flags)
+    exposed = sum(sizes["exposed"] for sizes in told["collectives"].values())
+    assert told["most_exposed"] and 0 < sum(one["bytes"] for one in told["most_exposed"]) <= exposed
+    assert f"in {told['most_exposed'][0]['operation']}" in "\n".join(report.lines(found, 0.5, None))
+    assert not planner.make_plan(found.config, found.machine, planner.base_of(found.config), plain=True, log=lambda text: None).flags
+
+
 def test_what_none_should_hold_is_seen():
-    limits = Limits(positions=256, vocab=1000, hidden=64, kernel=64 * 128, head=64 * 1000, table=(1000, 64))
+    limits = Limits(
+        positions=256, vocab=1000, hidden=64, kernel=64 * 128, head=64 * 1000, table=(1000, 64), states=256 * 64, share=64 * 125,
+        documents=3 * 16, stacks=frozenset({(2, 64, 64)}),
+    )  # fmt: skip
     program = "%a = bf16[2,128,1000]{2,1,0} add(%b, %c)\n%d = f32[64,1000]{1,0} copy(%e)\n%f = f32[128,1000] copy(%g)"
     assert whole_arrays(program, [], limits) == ["logits of all positions are formed: bf16[2,128,1000]"]
     scattered = "%a = f32[1000,64]{1,0} scatter(%b, %c)\n%d = f32[1000,8]{1,0} scatter(%e, %f)"
     assert whole_arrays(scattered, [], limits) == ["the table of embeddings or its gradient is formed whole: f32[1000,64]"]
 
-    def gathered(shape: str) -> list[str]:
-        line = f"%all-gather.1 = f32[{shape}] all-gather(%a), channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{1}}"
+    def gathered(shape: str, operation: str = "jit(train_step)/shard_map/all_gather", kind: str = "all-gather") -> list[str]:
+        rest = f'channel_id=1, replica_groups={{{{0,1}}}}, dimensions={{1}}, metadata={{op_name="{operation}"}}'
+        line = f"%one.1 = f32[{shape}] {kind}(%a), {rest}"
         text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  {line}\n}}\n"
         return whole_arrays("", collectives(Program(text), 2, lambda loop: 1), limits)
 
     assert not gathered("64,128") and not gathered("64,1000")  # a kernel, the head
     assert len(gathered("2,64,128")) == 1
+    assert len(gathered("8,64,125")) == 1  # as many numbers as the head has, but layers
+    assert gathered("2,64,1,64")[0].startswith("more than one layer is gathered at once: 8,192 numbers (f32[2,64,1,64])")
+    # Of activations and of sums of documents what one layer and one batch have.
+    assert not gathered("256,64", "jit(train_step)/shard_map/tokens_of_others/all_gather")
+    assert len(gathered("512,64", "jit(train_step)/shard_map/tokens_of_others/all_gather")) == 1
+    assert not gathered("3,16", "jit(train_step)/sums_of_documents/stack")
+    assert len(gathered("2,64,128", "jit(train_step)/sums_of_documents/stack")) == 1
+    # What is added up is gradients of one layer or of what a device stores, and states; not layers that were zeros elsewhere.
+    assert not gathered("64,128", kind="all-reduce") and not gathered("256,64", kind="all-reduce")
+    assert len(gathered("4,64,128", kind="all-reduce")) == 1
+    assert gathered("2,64,64", kind="all-reduce")[0].startswith("more than one layer is added up at once")
 
 
 def test_flops_are_those_of_the_layers(model):
@@ -212,7 +273,7 @@ def test_the_search_takes_the_fastest_that_fits(model, monkeypatch):
     plans = search(config, machine("h100x4"), base, tokens=1e6, estimated=True, log=lambda text: None)
     seconds = [one.roofline.seconds for one in plans]
     assert seconds == sorted(seconds) and all(one.fits for one in plans)
-    assert {one.config.model.remat for one in plans} == {"none", "dots", "full"}
+    assert {one.config.model.remat for one in plans} == {"none", "dots", "full", "offload"}
     assert {one.mesh["tensor"] for one in plans} == {1, 2}  # two kv heads
     roomy = max(plans, key=lambda one: one.needed)
     small = dataclasses.replace(CHIPS["h100"], memory=roomy.needed - 1)

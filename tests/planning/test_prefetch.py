@@ -10,19 +10,26 @@ from tiny_plans import tiny_config, write_model
 from sft_jax.model.platform import tracing_for
 from sft_jax.planning import planner
 from sft_jax.planning.hlo import Instruction, Program
+from sft_jax.planning.launcher import flags_beside, tpu_flags
 from sft_jax.planning.machines import machine
 from sft_jax.planning.program import has_tpu_compiler, make_programs, mesh_of
 
-FLAGS = Path(__file__).parents[2] / "scripts/launch/flags.sh"
+LAUNCHER = Path(__file__).parents[2] / "scripts/launch/flags.sh"
 MACHINE = "v5e-4"
 MOVES = ("get-tuple-element", "bitcast", "copy")  # what an array may pass on its way without being computed with
 
 
-def flags() -> dict[str, str]:
-    """Those that a launcher sets for TPUs."""
-    script = f'SFT_JAX_DEVICE=tpu; LIBTPU_INIT_ARGS=; source "{FLAGS}"; printf %s "$LIBTPU_INIT_ARGS"'
+@pytest.mark.parametrize(
+    ("given", "overlap"), [("", "1"), ("--xla_tpu_enable_ici_ag_pipelining=false --xla_other=1", "1"), ("", "0")], ids=["none", "own", "off"]
+)
+def test_plans_and_launchers_set_the_same_flags(given, overlap):
+    """What is set already wins in both, and both can be told to set none."""
+    script = f'SFT_JAX_DEVICE=tpu; SFT_JAX_OVERLAP={overlap}; LIBTPU_INIT_ARGS="{given}"; source "{LAUNCHER}"; printf %s "$LIBTPU_INIT_ARGS"'
     printed = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=True).stdout
-    return dict(flag.removeprefix("--").split("=") for flag in printed.split())
+    set_there = dict(flag.removeprefix("--").split("=") for flag in printed.split())
+    own = dict(flag.removeprefix("--").split("=") for flag in given.split())
+    assert set_there == {**flags_beside({"LIBTPU_INIT_ARGS": given, "SFT_JAX_OVERLAP": overlap}), **own}
+    assert len(set_there) >= (10 if overlap == "1" else 0)
 
 
 def operands(line: Instruction) -> list[str]:
@@ -55,7 +62,7 @@ def test_kernels_are_gathered_a_layer_ahead(tmp_path, set_by_launcher):
     with tracing_for("tpu"):
         programs = make_programs(config, planner.base_of(config), mesh_of(config, machine(MACHINE), compiled=True), lambda text: None)
         lowered = programs.train_step.lower(programs.state, programs.batch)
-        program = Program(lowered.compile(compiler_options=flags() if set_by_launcher else None).as_text())
+        program = Program(lowered.compile(compiler_options=tpu_flags() if set_by_launcher else None).as_text())
     loops = [line.attribute("body") for line in program.instructions() if line.opcode == "while"]
     counts = sorted(handed_on(program, body) for body in loops)
     # Seven kernels of a layer, in the forward pass and again in the backward pass; without the flags none.

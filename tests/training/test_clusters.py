@@ -1,13 +1,17 @@
 """The variables of each launcher, as they are set there, and the place in the run that follows."""
 
 import doctest
+import os
+from pathlib import Path
 
+import commands
 import pytest
 
 from sft_jax.errors import UserError
 from sft_jax.training import clusters
-from sft_jax.training.clusters import Place, find_place, unused_tasks
+from sft_jax.training.clusters import Place, as_variables, find_place, unused_tasks
 
+ROOT = Path(__file__).parents[2]
 FLAGS = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 # As Slurm 22.05 to 24.11 set them in a step of `srun --ntasks=8`, in its second task on the second node.
 SLURM = {
@@ -63,16 +67,16 @@ def test_processes_that_are_alone(environment):
 @pytest.mark.parametrize(
     "environment, words",
     [
-        ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES: is set but JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_PROCESS_ID": "0"}, "JAX_PROCESS_ID: is set but JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_NUM_PROCESSES: must be a number"),
-        (FLAGS | {"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID: must be a number"),
-        (FLAGS | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID: must be below the number of processes, 4"),
+        ({"JAX_NUM_PROCESSES": "2"}, r"JAX_NUM_PROCESSES \(--num-processes\): is set but JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_PROCESS_ID": "0"}, r"JAX_PROCESS_ID \(--process-id\): is set but JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, r"JAX_NUM_PROCESSES \(--num-processes\): must be a number"),
+        (FLAGS | {"JAX_PROCESS_ID": ""}, r"JAX_PROCESS_ID \(--process-id\): must be a number"),
+        (FLAGS | {"JAX_PROCESS_ID": "4"}, r"JAX_PROCESS_ID \(--process-id\): must be below the number of processes, 4"),
         (FLAGS | {"JAX_COORDINATOR_ADDRESS": "somewhere"}, "must be host:port"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_RANK: must be a number where Open MPI"),
         (OPEN_MPI, "JAX_COORDINATOR_ADDRESS: is missing; Open MPI 5"),
         (SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID: must be a number where Slurm"),
-        (KUBERNETES | {"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_NUM_PROCESSES: must be a number"),
+        (KUBERNETES | {"JAX_COORDINATOR_ADDRESS": "h:1"}, r"JAX_NUM_PROCESSES \(--num-processes\): must be a number"),
     ],
 )
 def test_a_part_of_the_variables_is_one_message(environment, words):
@@ -105,3 +109,26 @@ def test_a_process_that_was_not_started_with_srun_is_told_so():
 
 def test_first_hosts():
     assert doctest.testmod(clusters).failed == 0 and doctest.testmod(clusters).attempted
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-processes=2"], "JAX_NUM_PROCESSES (--num-processes): is set but JAX_COORDINATOR_ADDRESS (--coordinator-address)"),
+        (["--coordinator-address=host:1", "--num-processes=2", "--process-id=2"], "JAX_PROCESS_ID (--process-id): must be below"),
+        (["--coordinator-address=host", "--num-processes=2", "--process-id=1"], "JAX_COORDINATOR_ADDRESS (--coordinator-address): must be host:port"),
+        (["--process-id=one"], "flag --process-id=one"),
+    ],
+)
+def test_flags_are_the_variables(tmp_path, flags, message):
+    """Told by flags a place is refused as by variables, in one message, before anything is made."""
+    given = ["--config=configs/sft.py", "--config.model.path=model", "--config.data.train=rows.jsonl", f"--workdir={tmp_path / 'run'}", *flags]
+    done = commands.run("train", *given, env=os.environ, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_win_over_the_environment():
+    environment = SLURM | FLAGS | as_variables("10.0.0.2:99", None, 0)
+    assert (find_place(environment).address, find_place(environment).count, find_place(environment).index) == ("10.0.0.2:99", 4, 0)
+    assert as_variables(None, None, None) == {}

@@ -293,6 +293,31 @@ def test_a_wrong_optimizer_names_its_key(changes, words):
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd"])
+def test_first_moments_have_the_dtype_that_is_asked_for(name):
+    """Half of a float32 model's first moments, or all of a bfloat16 model's; second moments are float32 in any case."""
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), block_params()[0])
+    sizes = {}
+    for dtype in ("", "bfloat16", "float32"):
+        optimizer = make_optimizer(OptimConfig(name=name, state_dtype=dtype), params, 5)
+        state = jax.eval_shape(optimizer.init, params)
+        sizes[dtype] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim > 1)
+        found = {str(x.dtype) for x in jax.tree.leaves(state) if x.ndim > 1}
+        assert ("bfloat16" in found) == (dtype == "bfloat16")
+        assert ("float32" in found) == (dtype != "bfloat16" or name in ("adamw", "muon"))
+    first = sum(p.size for p in jax.tree.leaves(params) if p.ndim > 1)
+    assert sizes[""] == sizes["float32"] == sizes["bfloat16"] + 2 * first
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    exact = jax.eval_shape(make_optimizer(OptimConfig(name=name, state_dtype="float32"), low, 5).init, low)
+    assert {str(x.dtype) for x in jax.tree.leaves(exact) if x.ndim > 1} == {"float32"}
+
+
+@pytest.mark.parametrize("settings", [{"name": "adafactor"}, {"name": "sgd", "momentum": 0.0}], ids=str)
+def test_a_dtype_of_moments_that_are_not_kept_is_refused(settings):
+    with pytest.raises(UserError, match=f"optim.state_dtype: is that of first moments, and optim.name={settings['name']} keeps none"):
+        make_optimizer(OptimConfig(**settings, state_dtype="bfloat16"), {"kernel": jnp.ones((4, 4))}, 5)
+
+
 def test_bfloat16_parameters_learn_from_updates_below_their_resolution():
     """200 updates of 1e-5 to weights of 0.02, whose neighbours in bfloat16 are 1.2e-4 away."""
     params = {"kernel": jnp.full((64, 64), 0.02, jnp.bfloat16)}

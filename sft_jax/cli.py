@@ -62,13 +62,20 @@ def _recipe_name(argv: Sequence[str]) -> str:
     return "the recipe"
 
 
+def print_json(found: dict[str, Any]) -> None:
+    """Prints the answer of a command as one JSON object; a number that JSON does not have, NaN or an infinity, is null."""
+    from sft_jax.training.workdir import plain
+
+    print(json.dumps(plain(found), allow_nan=False))
+
+
 def show_results(found: dict[str, Any], text: Any, files: Sequence[str], *, as_json: bool, failed: bool) -> None:
     """Prints what several runs have shown, as one JSON object or as `text`, which rich prints, with the files that were written.
 
     Ends the process with EXIT_FINDINGS where a run has `failed`.
     """
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
     else:
         from rich.console import Console
 

@@ -18,10 +18,27 @@ def report_text(report: Report) -> RenderableType:
     """Returns what rich prints of a report."""
     run = report.run
     parts: list[RenderableType] = [Text(printable(f"{run.shown}: {run.steps:,} steps{'' if run.summary else ', not finished'}"))]
-    parts += [finding_text(place, name, report) for place, name in enumerate(report.findings, 1)] or [Text("No cause was found.")]
+    parts += [finding_text(place, name, report) for place, name in enumerate(report.findings, 1)] or [Text(printable(nothing_found(report)))]
+    if report.findings and report.not_looked_for:
+        parts.append(Text(printable(f"Not looked for: {not_looked_for_line(report)}")))
     parts += [table for table in (_losses(report), _health(report)) if table is not None]
     parts += [Text(line) for line in measured_lines(report)]
     return Group(*parts, *(Text(printable(f"Note: {note}")) for note in report.notes))
+
+
+def nothing_found(report: Report) -> str:
+    """Returns that no cause was found, among how many, and what was not looked for."""
+    among = f"No cause was found among {len(report.looked_for)} of {len(CAUSES)}"
+    return f"{among}; not looked for: {not_looked_for_line(report)}" if report.not_looked_for else f"{among}."
+
+
+def not_looked_for_line(report: Report) -> str:
+    """Returns what was not looked for, and why, those together that have one reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in report.not_looked_for.items():
+        reasons.setdefault(why, []).append(name)
+    told = "; ".join(f"{', '.join(names)} ({why.rstrip('.')})" for why, names in reasons.items())
+    return f"{told}."
 
 
 def measured_lines(report: Report) -> list[str]:

@@ -23,6 +23,7 @@ from sft_jax.doctor.report import table
 WIDTH = 160  # of a table that goes to a file
 EXIT_CLEAN, EXIT_FINDINGS = 0, 3
 Log = Callable[[str], None]
+_TOLD = 256  # rows between two looks at how many are done
 
 
 def run_check(
@@ -69,13 +70,16 @@ def run_check(
     return EXIT_FINDINGS if exceeded else EXIT_CLEAN
 
 
-def diagnose(config: DataConfig, benchmark: Sequence[str] = (), log: Log = lambda line: None) -> Diagnosis:
-    """Looks at the data sets of a configuration. Raises UserError where there are none to look at."""
-    return _examine(config, benchmark, (), log)[0]
+def diagnose(
+    config: DataConfig, benchmark: Sequence[str] = (), log: Log = lambda line: None, between: Callable[[int, int], None] = lambda done, total: None
+) -> Diagnosis:
+    """Looks at the data sets of a configuration; `between` is told of so many rows of all. Raises UserError where there are none."""
+    return _examine(config, benchmark, (), log, between)[0]
 
 
 def _examine(
-    config: DataConfig, benchmark: Sequence[str], keep_all: Sequence[str], log: Log
+    config: DataConfig, benchmark: Sequence[str], keep_all: Sequence[str], log: Log,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Diagnosis, Collection, Collector]:
     rows = open_collection(config, benchmark, log)
     collector, diversity = Collector(rows, keep_all), Diversity(rows)
@@ -83,6 +87,8 @@ def _examine(
     unread = 0  # rows of a benchmark
     log(f"Looking at {len(rows):,} rows.")
     for row, number, found in _all_facts(config, rows):
+        if row % _TOLD == 0 or row == len(rows) - 1:
+            between(row + 1, len(rows))
         of_benchmark = rows.sets[number].split == "benchmark"
         for kind, detail in found.faults:
             if not of_benchmark:

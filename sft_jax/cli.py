@@ -22,6 +22,7 @@ EXIT_USER_ERROR = 2
 EXIT_FINDINGS = 3  # the answer is no: data with more faults than allowed, a plan that does not fit
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
+_SHARED = (__name__, "sft_jax.decoding_flags")  # modules that define flags for commands
 _FILE_WIDTH = 160  # of tables that go to a file
 
 
@@ -94,6 +95,9 @@ def run(main: Callable[..., None], usage: str, arguments: int = 0) -> None:
         arguments: How many there may be that are no flags.
     """
     sys.modules["__main__"].__doc__ = usage
+    for module in _SHARED:  # else --help leaves out the flags that are defined there
+        for flag in flags.FLAGS.flags_by_module_dict().get(module, ()):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.unraisablehook = _show_unraisable
     app.run(
         lambda argv: _exit(functools.partial(main, list(argv[1:])) if arguments else main, argv),

@@ -31,7 +31,9 @@ _SCORERS = flags.DEFINE_multi_string(
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer, at most. Default: eval.max_new_tokens.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows, and answers, that are computed together. Default: eval.batch_size.")
-_DECODING = define_decoding_flags("Of the draws. The prompts follow the configuration's seed.")  # defaults: eval.sampling, eval.stop
+_DECODING = define_decoding_flags(
+    "Of the draws; the prompts follow the configuration's seed. Defaults of how answers are drawn: eval.sampling, eval.stop."
+)
 _SAMPLES = flags.DEFINE_string("samples", None, "Write prompts, references, answers and scores to this file, a JSON object a line.")
 _TASKS = flags.DEFINE_list("tasks", [], "Benchmarks of lm-evaluation-harness by name, or files of tasks (.yaml).")
 _FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "With --tasks: examples in each prompt. Default: what the task says.")

@@ -133,7 +133,8 @@ def test_it_is_not_run_again_and_what_does_not_compare_or_is_too_little_is_said(
 def command(folder, out, *arguments, **options):
     """The command for the runs of `learned`."""
     config = tiny_config(folder, **tiny_changes(folder) | {"train__steps": 0})
-    flags = ["--config=configs/sft.py", *as_flags(config), f"--fractions={','.join(SIZES)}", "--seeds=2", *([f"--workdir={out}"] if out else [])]
+    flags = ["--config=configs/sft.py", *as_flags(config), "--config.train.epochs=1.0", f"--fractions={','.join(SIZES)}", "--seeds=2"]
+    flags += [f"--workdir={out}"] if out else []
     return commands.run("learning_curve", *flags, *arguments, env=environment(8, folder / "xdg"), cwd=ROOT, **options)
 
 

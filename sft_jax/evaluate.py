@@ -77,11 +77,12 @@ def main() -> None:
     first = jax.process_index() == 0
     config = resolved(config)
     mesh = make_mesh(**vars(config.mesh))
-    with LoadProgress(_MODEL.value, shown=first) as loading, EvaluationProgress(shown=first) as progress:
+    with EvaluationProgress(shown=first) as progress:
         evaluation = evaluate_model(
             Subject(path, step, _BASE.value), config, mesh,
             benchmark=partial(benchmark, progress=progress) if benchmark is not None else None,
-            log=_say if first else lambda line: None, loading=loading, progress=progress,
+            log=_say if first else lambda line: None,
+            loading=partial(LoadProgress, shown=first), progress=progress,
         )  # fmt: skip
     if not first:
         return

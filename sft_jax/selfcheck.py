@@ -3,7 +3,8 @@
 Packing, isolation of documents, accumulation, the layout over devices, the loss in chunks, evaluation and adapters are computed
 in two ways each, which must agree; a batch must be learnable; two short runs, one of them stopped in the middle, must
 save the same bits, notice a damaged checkpoint and export what they trained. Takes a few minutes and, for the runs, the disk
-space of two checkpoints and two exports. Exit codes: 0 all that could be checked holds; 3 something does not; 2 wrong input.
+space of two checkpoints and two exports. Exit codes: 0 all that could be checked holds; 3 something does not; 2 wrong input;
+75 stopped by a signal.
 """
 
 import sys

@@ -5,16 +5,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from sft_jax.evaluation.evals import Between
-from sft_jax.hf.load import Progress
 
 Bars = Callable[[], AbstractContextManager[Between]]  # of what is computed
-Loading = Callable[[str], AbstractContextManager[Progress | None]]  # of the model that is named
 
 
 def no_bars() -> AbstractContextManager[Between]:
+    """Shows nothing."""
     return contextlib.nullcontext(lambda what, done, total: None)
-
-
-def silently(name: str) -> AbstractContextManager[None]:
-    del name
-    return contextlib.nullcontext()

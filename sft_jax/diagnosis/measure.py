@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from sft_jax.config import Config
 from sft_jax.data.tokenizers.tokens import Tokenizer
-from sft_jax.diagnosis.bars import Bars, Loading, no_bars, silently
+from sft_jax.diagnosis.bars import Bars, no_bars
 from sft_jax.diagnosis.finding import EXPORTED_WEIGHTS, OWN_SAMPLES, Divergence, Evidence, Measured, TextLoss
 from sft_jax.diagnosis.health import health_of
 from sft_jax.errors import UserError
@@ -29,6 +29,7 @@ from sft_jax.evaluation.samples import Decoding, generate_answers, sample_held_o
 from sft_jax.evaluation.sampling import sampling
 from sft_jax.evaluation.scoring import ratio
 from sft_jax.evaluation.step import make_eval_step, split_model
+from sft_jax.hf.progress import Loading, silently
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.sharding import pieces_along
 

@@ -18,6 +18,7 @@ from sft_jax.evaluation.held_out_rows import Slices, slices_of
 from sft_jax.evaluation.results import SetResult
 from sft_jax.evaluation.step import make_eval_step, split_model
 from sft_jax.hf.load import Progress, load_decoder, load_model_tokenizer, spec_of
+from sft_jax.hf.progress import Loading, silently
 from sft_jax.hf.restore import model_source
 from sft_jax.hf.source import find_model, read_source, tokenizer_folder
 from sft_jax.model.decoder import Decoder
@@ -75,7 +76,7 @@ def evaluate_model(
     *,
     benchmark: Benchmark | None = None,
     log: Log = print,
-    loading: Progress | None = None,
+    loading: Loading = silently,
     progress: Between = lambda what, done, total: None,
 ) -> "Evaluation":
     """Evaluates a model on every set of `config.data.eval`, as `config.eval` says: answers, scores and slices.
@@ -90,7 +91,8 @@ def evaluate_model(
     # before the model is read: a column that is not there is told at once
     parts = slices_of(data.eval, config.data, config.eval.slices, "eval.slices") if data is not None else {}
     rows = config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
-    decoder = open_decoder(subject, config, mesh, loading)
+    with loading(subject.path) as loaded:  # its bar is gone before the next one begins
+        decoder = open_decoder(subject, config, mesh, loaded)
     results: Mapping[str, SetResult] = {}
     if data is not None:
         graphdef, state = split_model(decoder)

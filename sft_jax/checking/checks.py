@@ -47,7 +47,7 @@ def check_names(names: Collection[str]) -> None:
     """Raises UserError for a name that is no contract."""
     for name in names:
         if name not in CONTRACTS:
-            raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}")
+            raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}.")
 
 
 def check(

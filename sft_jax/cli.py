@@ -22,6 +22,7 @@ EXIT_USER_ERROR = 2
 EXIT_FINDINGS = 3  # the answer is no: data with more faults than allowed, a plan that does not fit
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
+_SHARED = (__name__, "sft_jax.decoding_flags")  # modules that define flags for commands
 _FILE_WIDTH = 160  # of tables that go to a file
 
 
@@ -62,13 +63,20 @@ def _recipe_name(argv: Sequence[str]) -> str:
     return "the recipe"
 
 
+def print_json(found: dict[str, Any]) -> None:
+    """Prints the answer of a command as one JSON object; a number that JSON does not have, NaN or an infinity, is null."""
+    from sft_jax.training.workdir import plain
+
+    print(json.dumps(plain(found), allow_nan=False))
+
+
 def show_results(found: dict[str, Any], text: Any, files: Sequence[str], *, as_json: bool, failed: bool) -> None:
     """Prints what several runs have shown, as one JSON object or as `text`, which rich prints, with the files that were written.
 
     Ends the process with EXIT_FINDINGS where a run has `failed`.
     """
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
     else:
         from rich.console import Console
 
@@ -87,6 +95,9 @@ def run(main: Callable[..., None], usage: str, arguments: int = 0) -> None:
         arguments: How many there may be that are no flags.
     """
     sys.modules["__main__"].__doc__ = usage
+    for module in _SHARED:  # else --help leaves out the flags that are defined there
+        for flag in flags.FLAGS.flags_by_module_dict().get(module, ()):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     sys.unraisablehook = _show_unraisable
     app.run(
         lambda argv: _exit(functools.partial(main, list(argv[1:])) if arguments else main, argv),

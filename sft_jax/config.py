@@ -14,10 +14,13 @@ from typing import Any, Literal
 import ml_collections
 from ml_collections import config_dict
 
-from sft_jax.config_checks import check_columns, check_date, check_finite, check_local, check_supervise, check_template_arguments, check_tokens
+from sft_jax.config_checks import (
+    check_columns, check_date, check_finite, check_local, check_sampling, check_supervise, check_template_arguments, check_tokens,
+)  # fmt: skip
 from sft_jax.errors import UserError, did_you_mean
 
 FormatName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "segments", "tokens"]
+_WHOLE_TEXTS = ("eval.stop",)  # keys of lists whose single text may hold commas and white space
 OverlengthPolicy = Literal["error", "drop", "truncate_left", "truncate_right", "keep_last_turns", "split"]
 
 
@@ -191,14 +194,34 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """Evaluation inside the run: at step 0, every n steps and at the end."""
+class SamplingConfig:
+    """How answers are drawn; the names are those of the flags of `evaluate`, see sft_jax.evaluation.sampling."""
 
-    every: int = 0  # steps; 0 = only at the start and the end
+    temperature: float = 0.0  # 0 = greedy
+    top_k: int = 0  # 0 = all tokens
+    top_p: float = 1.0  # 1 = all
+    min_p: float = 0.0  # 0 = all
+    repetition_penalty: float = 1.0  # 1 = none
+    seed: int = 0  # of the draws; the prompts follow the seed of the run
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation inside the run: at step 0, every n steps, at chosen ones and at the end."""
+
+    every: int = 0  # steps; 0 = none of these
+    at: tuple[int, ...] = ()  # further steps, such as 10,50,200
     batch_size: int = 0  # rows; 0 = train.micro_batch_size
     generate: int = 0  # prompts of each eval set that are answered greedily and scored; -1 = all
     max_new_tokens: int = 128
     scorers: tuple[str, ...] = ("exact_match",)  # see sft_jax.evaluation.scorers.SCORERS; or path/to/file.py:function
+    slices: tuple[str, ...] = ()  # columns of the rows by whose values results are told apart as well
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    stop: tuple[str, ...] = ()  # texts that end an answer; of a flag that is no list, one text as it stands
+
+    def due(self, step: int) -> bool:
+        """Returns whether a run evaluates after this step, its start and its end apart."""
+        return step in self.at or bool(self.every) and step % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -331,11 +354,13 @@ def _convert(kind, value, key: str):
         return _convert((fitting or options)[0], value, key)
     if origin is tuple:
         item_kind = typing.get_args(kind)[0]
-        if isinstance(value, str) and item_kind in (str, int | str):
+        if isinstance(value, str) and key in _WHOLE_TEXTS:
+            value = [value]
+        elif isinstance(value, str) and item_kind in (str, int, int | str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-            if item_kind == int | str:  # of a flag, which has no other way to tell a number
+            if item_kind != str:  # of a flag, which has no other way to tell a number
                 value = [int(part) if part.isdecimal() else part for part in value]
-        if item_kind == int | str and isinstance(value, int) and not isinstance(value, bool):
+        if item_kind in (int, int | str) and isinstance(value, int) and not isinstance(value, bool):
             value = [value]
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key}: must be a list, not {_show(value)}.")
@@ -524,10 +549,16 @@ def _check(config: Config, needs_data: bool, needs_model: bool) -> None:
 def _check_evaluation(config: Config, require) -> None:
     """Raises UserError for values of evaluation, and of what depends on it, that are out of range or change nothing."""
     evaluation, checkpoint, held_out = config.eval, config.checkpoint, bool(config.data.eval)
+    for step in evaluation.at:
+        require(step >= 1, f"eval.at: must be steps from 1 on, not {step}; the start is evaluated anyway.")
+    drawn = dataclasses.asdict(evaluation.sampling)
+    check_sampling("eval.sampling.", **{name: value for name, value in drawn.items() if name != "seed"})
+    for name in ("slices", "stop"):
+        require(all(getattr(evaluation, name)), f"eval.{name}: must be a list of texts that are not empty, not {list(getattr(evaluation, name))!r}.")
     require(evaluation.generate >= -1, f"eval.generate: must be 0 (none), a number of prompts or -1 (all), not {evaluation.generate}.")
     require(
-        held_out or not (evaluation.every or evaluation.generate),
-        "eval.every, eval.generate: are set but data.eval is empty; name a file of held-out rows in data.eval.",
+        held_out or not (evaluation.every or evaluation.at or evaluation.generate or evaluation.slices),
+        "eval.every, eval.at, eval.generate, eval.slices: are set but data.eval is empty; name a file of held-out rows in data.eval.",
     )
     require(
         held_out or (evaluation.batch_size, evaluation.max_new_tokens) == (EvalConfig.batch_size, EvalConfig.max_new_tokens),
@@ -538,6 +569,11 @@ def _check_evaluation(config: Config, require) -> None:
         evaluation.generate != 0 or evaluation.scorers == EvalConfig.scorers,
         "eval.scorers: change nothing since eval.generate=0; set it to the number of prompts to answer, -1 for all, or leave them out.",
     )
+    for name in ("sampling", "stop"):
+        require(
+            evaluation.generate != 0 or getattr(evaluation, name) == getattr(EvalConfig(), name),
+            f"eval.{name}: changes nothing since eval.generate=0; set it to the number of prompts to answer, -1 for all, or leave it out.",
+        )
     require(
         held_out or not checkpoint.best,
         "checkpoint.best: is a metric of held-out data and data.eval is empty; name a file of held-out rows in data.eval.",
@@ -548,8 +584,8 @@ def _check_evaluation(config: Config, require) -> None:
         f"{f'checkpoint.{changed[0]}' if changed else 'train.patience'}: changes nothing without checkpoint.best; name the metric, such as loss.",
     )
     require(
-        not config.train.patience or bool(evaluation.every),
-        "train.patience: counts evaluations, and eval.every=0 makes none between the first and the last step; set eval.every.",
+        not config.train.patience or bool(evaluation.every or evaluation.at),
+        "train.patience: counts evaluations, and eval.every=0 makes none between the first and the last step; set eval.every or eval.at.",
     )
 
 

@@ -49,6 +49,20 @@ def check_local(key: str, path: str) -> None:
         raise UserError(f"{key}: '{path}': {found.group()} is not a local disk; name a folder on one.")
 
 
+def check_sampling(prefix: str, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float) -> None:
+    """Raises UserError for an option of sampling that is out of range, which it names behind `prefix`."""
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"{prefix}temperature: must be 0 (greedy) or a number above 0, not {temperature}.")
+    if top_k < 0:
+        raise UserError(f"{prefix}top_k: must be 0 (all tokens) or more, not {top_k}.")
+    if not 0 < top_p <= 1:
+        raise UserError(f"{prefix}top_p: must be above 0 and at most 1, not {top_p}.")
+    if not 0 <= min_p <= 1:
+        raise UserError(f"{prefix}min_p: must be 0 (all tokens) or more and at most 1, not {min_p}.")
+    if not 0 < repetition_penalty < math.inf:
+        raise UserError(f"{prefix}repetition_penalty: must be a number above 0, 1 for none, not {repetition_penalty}.")
+
+
 def check_finite(key: str, value: float) -> float:
     """Returns `value` as a float. Raises UserError where it is none, such as infinity."""
     try:

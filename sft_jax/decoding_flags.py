@@ -25,6 +25,11 @@ class DecodingFlags(NamedTuple):
         """The texts that end an answer."""
         return tuple(self.stop.value)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values of options of sampling that are on the command line, by name; the seed is one of them."""
+        return {name: holder.value for name, holder in {**self.sampling, "seed": self.seed}.items() if holder.present}
+
     def checked(self) -> "Sampling":
         """Returns the sampling options; raises UserError for values that are out of range, before anything is loaded."""
         from sft_jax.evaluation.sampling import sampling

@@ -19,6 +19,10 @@ class StoppedBySignal(Exception):
     """The run was asked to stop; what there was to save is saved: exit code 75, start the same command again."""
 
 
+class StoppedAsConfigured(StoppedBySignal):
+    """It was `train.stop_after_steps` that stopped the run, and no signal."""
+
+
 def reason_of(error: Exception) -> str:
     """Returns the first line of what a library says, for messages.
 

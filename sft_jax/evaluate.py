@@ -9,6 +9,7 @@ wrong input.
 
 import dataclasses
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,16 @@ from sft_jax.errors import UserError
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory, hub id, adapter, workdir of a run or RUN/checkpoints/STEP.")
 _BASE = flags.DEFINE_string("base", None, "The base of an adapter, where it is not where the adapter says.")
 _CONFIG = cli.define_config_flag()
-_SLICES = flags.DEFINE_multi_string("slice", [], "Tell results apart by the values of this column of the rows; several times.")
+_SLICES = flags.DEFINE_multi_string("slice", [], "Tell results apart by the values of this column of the rows; several times. Default: eval.slices.")
 _GENERATE = flags.DEFINE_integer("generate", None, "Prompts of each set to answer; -1 = all. Default: eval.generate.")
 _SCORERS = flags.DEFINE_multi_string(
     "scorer", [], "How answers are scored: NAME, NAME:ARGUMENT or path/to/file.py:function; several times. Default: eval.scorers."
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer, at most. Default: eval.max_new_tokens.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows, and answers, that are computed together. Default: eval.batch_size.")
-_DECODING = define_decoding_flags("Of the draws. The prompts follow the configuration's seed.")
+_DECODING = define_decoding_flags(
+    "Of the draws; the prompts follow the configuration's seed. Defaults of how answers are drawn: eval.sampling, eval.stop."
+)
 _SAMPLES = flags.DEFINE_string("samples", None, "Write prompts, references, answers and scores to this file, a JSON object a line.")
 _TASKS = flags.DEFINE_list("tasks", [], "Benchmarks of lm-evaluation-harness by name, or files of tasks (.yaml).")
 _FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "With --tasks: examples in each prompt. Default: what the task says.")
@@ -40,6 +43,8 @@ _JSON = flags.DEFINE_bool("json", False, "Write the results as one JSON object t
 
 
 def main() -> None:
+    if _TASKS.value and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the harness; read when tqdm is imported
     if not _MODEL.value:
         raise UserError("--model: is missing; name a Hugging Face directory, a hub id or the workdir of a run.")
 
@@ -50,7 +55,7 @@ def main() -> None:
     check_versions()
     path, step = run_and_step(_MODEL.value)
     config = _config(path)
-    options = _DECODING.checked()
+    _DECODING.checked()
     _check_flags(config)
     benchmark = _benchmark(config) if _TASKS.value else None
     find_scorers(config.eval.scorers, "--scorer")  # what is wrong is told before anything is loaded
@@ -61,7 +66,6 @@ def main() -> None:
     import jax
 
     from sft_jax.evaluation.offline import Subject, evaluate_model
-    from sft_jax.evaluation.samples import Decoding
     from sft_jax.evaluation.tables import EvaluationProgress, print_tables
     from sft_jax.hf.progress import LoadProgress
     from sft_jax.model.sharding import make_mesh
@@ -73,12 +77,12 @@ def main() -> None:
     first = jax.process_index() == 0
     config = resolved(config)
     mesh = make_mesh(**vars(config.mesh))
-    decoding = Decoding(config.eval.max_new_tokens, _batch_size(config), options, _DECODING.seed.value, _DECODING.texts)
-    with LoadProgress(_MODEL.value, shown=first) as loading, EvaluationProgress(shown=first) as progress:
+    with EvaluationProgress(shown=first) as progress:
         evaluation = evaluate_model(
-            Subject(path, step, _BASE.value), config, mesh, decoding=decoding, slices=_SLICES.value,
+            Subject(path, step, _BASE.value), config, mesh,
             benchmark=partial(benchmark, progress=progress) if benchmark is not None else None,
-            log=_say if first else lambda line: None, loading=loading, progress=progress,
+            log=_say if first else lambda line: None,
+            loading=partial(LoadProgress, shown=first), progress=progress,
         )  # fmt: skip
     if not first:
         return
@@ -86,7 +90,7 @@ def main() -> None:
         _write(samples, evaluation.records())
     found = evaluation.to_dict()
     if _JSON.value:
-        print(json.dumps(found, allow_nan=False))
+        cli.print_json(found)
     else:
         print_tables(found)
 
@@ -115,8 +119,10 @@ def _config(path: str) -> Config:
         raise UserError(f"--generate: must be 0 (none), a number of prompts or -1 (all), not {_GENERATE.value}.")
     given = {"generate": _GENERATE.value, "max_new_tokens": _MAX_NEW_TOKENS.value, "batch_size": _BATCH_SIZE.value}
     changed = {name: value for name, value in given.items() if value is not None}
-    if _SCORERS.value:
-        changed["scorers"] = tuple(_SCORERS.value)
+    for name, holder in (("scorers", _SCORERS), ("slices", _SLICES), ("stop", _DECODING.stop)):
+        if holder.value:
+            changed[name] = tuple(holder.value)
+    changed["sampling"] = dataclasses.replace(config.eval.sampling, **_DECODING.given)
     model = dataclasses.replace(config.model, path=path)
     return dataclasses.replace(config, model=model, adapter=AdapterConfig(), eval=dataclasses.replace(config.eval, **changed))
 
@@ -156,7 +162,7 @@ def _benchmark(config: Config):
 
     def run(decoder, tokenizer, progress) -> dict:
         model = HarnessModel(
-            decoder, tokenizer, batch_size=_batch_size(config), seed=_DECODING.seed.value, chat_template=config.data.chat_template,
+            decoder, tokenizer, batch_size=_batch_size(config), seed=config.eval.sampling.seed, chat_template=config.data.chat_template,
             chat_template_kwargs=config.data.chat_template_kwargs, progress=progress,
         )  # fmt: skip
         return run_benchmarks(model, asked, tasks, _say)

@@ -8,7 +8,6 @@ failed; 75 stopped by a signal with the state saved.
 """
 
 import contextlib
-import json
 import sys
 
 from absl import flags
@@ -36,6 +35,7 @@ def main() -> None:
         raise UserError("--workdir: is missing; name the folder of the curve, such as --workdir runs/curve.")
     use_large_pages()
 
+    from sft_jax.evaluation.tables import EvaluationProgress
     from sft_jax.experiments.engine import open_experiment, pinned
     from sft_jax.experiments.fractions import plan_curve, read_fractions
     from sft_jax.experiments.learning import run_curve
@@ -45,12 +45,16 @@ def main() -> None:
         pinned(raw, _WORKDIR.value), read_fractions(_FRACTIONS.value), _SEEDS.value, _BUDGET.value, _METRIC.value, _say
     )  # fmt: skip
     if _DRY_RUN.value:
-        print(json.dumps(plan_to_dict(plan)) if _JSON.value else "\n".join(run_lines(plan)))
+        if _JSON.value:
+            cli.print_json(plan_to_dict(plan))
+        else:
+            print("\n".join(run_lines(plan)))
         return
     for line in run_lines(plan):
         _say(line)
     with contextlib.closing(open_experiment(_WORKDIR.value)) as work:
-        learning = run_curve(plan, work, _RETRY.value, _say)
+        with EvaluationProgress() as progress:
+            learning = run_curve(plan, work, _RETRY.value, _say, progress)
         files = write_results(learning, work)
     cli.show_results(to_dict(learning, files), report(learning), files, as_json=_JSON.value, failed=bool(learning.failed))
 

@@ -7,7 +7,6 @@ examples that pull the model away from held-out ones that it fails at, by their 
 training. Rows are shown with personal data masked. Exit codes: 0 done; 2 wrong input.
 """
 
-import json
 import sys
 
 from absl import flags
@@ -56,7 +55,7 @@ def main() -> None:
             seed=_SEED.value, log=_say,
         )  # fmt: skip
     if _JSON.value:
-        print(json.dumps({**analysis.to_json(), "influence": influence.to_json() if influence else None}))
+        cli.print_json({**analysis.to_json(), "influence": influence.to_json() if influence else None})
         return
     from rich.console import Console
 

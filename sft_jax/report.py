@@ -6,7 +6,6 @@ that loads nothing. What needs the data, the tokenizer or the models is left out
 otherwise and what came of it, with their curves in one plot. Exit codes: 0 done; 2 wrong input.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -39,11 +38,12 @@ def main(folders: list[str]) -> None:
     from sft_jax.diagnosis.page import write_page
     from sft_jax.diagnosis.run_files import read_run
     from sft_jax.diagnosis.terminal import report_text
+    from sft_jax.evaluation.tables import EvaluationProgress
 
     for folder in folders:  # what is no run is told before any of them is looked at
         read_run(folder)
     measure = None if _QUICK.value else _measure()
-    reports = [examine(folder, quick=_QUICK.value, measure=measure, log=_say) for folder in folders]
+    reports = [examine(folder, quick=_QUICK.value, measure=measure, log=_say, bars=EvaluationProgress) for folder in folders]
     if len(reports) == 1:
         (found,) = reports
         text, write = report_text, write_page
@@ -53,7 +53,7 @@ def main(folders: list[str]) -> None:
     if page is not None:
         _say(write(page, found))
     if _JSON.value:
-        print(json.dumps(found.to_json(), allow_nan=False))
+        cli.print_json(found.to_json())
         return
     from rich.console import Console
 
@@ -63,12 +63,14 @@ def main(folders: list[str]) -> None:
 def _measure() -> Callable:
     """Returns what computes with the models of a run."""
     from sft_jax.diagnosis.measure import measure, read_general
+    from sft_jax.evaluation.tables import EvaluationProgress
+    from sft_jax.hf.progress import LoadProgress
     from sft_jax.model.sharding import make_mesh
     from sft_jax.training.platform import set_up_platform
 
     general = read_general(Path(_GENERAL.value).expanduser()) if _GENERAL.value is not None else ""
     set_up_platform(False)
-    return partial(measure, mesh=make_mesh(), general=general, log=_say)
+    return partial(measure, mesh=make_mesh(), general=general, log=_say, loading=LoadProgress, bars=EvaluationProgress)
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,6 @@ runs have failed; 2 wrong input, or every run has failed; 75 stopped by a signal
 """
 
 import contextlib
-import json
 import sys
 
 from absl import flags
@@ -47,17 +46,22 @@ def main() -> None:
         raise UserError("--grid: is missing; say what is to be compared, such as --grid optim.learning_rate=1e-5,3e-5.")
     use_large_pages()
 
+    from sft_jax.evaluation.tables import EvaluationProgress
     from sft_jax.experiments.engine import open_experiment, pinned
     from sft_jax.experiments.sweep import plan_sweep, run_sweep
     from sft_jax.experiments.sweep_report import plan_to_dict, report, run_lines, to_dict, write_results
 
     plan = plan_sweep(pinned(raw, _WORKDIR.value), points, seeds, _METRIC.value, _say)
     if _DRY_RUN.value:
-        print(json.dumps(plan_to_dict(plan)) if _JSON.value else "\n".join(run_lines(plan)))
+        if _JSON.value:
+            cli.print_json(plan_to_dict(plan))
+        else:
+            print("\n".join(run_lines(plan)))
         return
     _say(str(plan))
     with contextlib.closing(open_experiment(_WORKDIR.value)) as work:
-        sweep = run_sweep(plan, work, _RETRY.value, _say)
+        with EvaluationProgress() as progress:
+            sweep = run_sweep(plan, work, _RETRY.value, _say, progress)
         files = write_results(sweep, work)
     cli.show_results(to_dict(sweep, files), report(sweep), files, as_json=_JSON.value, failed=bool(sweep.failed))
 

@@ -6,6 +6,7 @@ becomes a traceback, or a run that ends as a success, on its way through the com
 
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -286,7 +287,22 @@ def test_a_damaged_newest_checkpoint_is_named_by_the_export_of_the_one_before(ca
     assert "| optimizer steps | 1 |" in (case / "out/README.md").read_text()
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "compare"])
-def test_help_is_no_failure(command):
-    result = subprocess.run([sys.executable, "-m", f"sft_jax.{command}", "--help"], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0 and f"python -m sft_jax.{command}" in result.stdout and "--config" in result.stdout
+COMMANDS = sorted(path.stem for path in (ROOT / "sft_jax").glob("*.py") if '__name__ == "__main__"' in path.read_text())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_can_be_read_and_is_no_failure(command, folder):
+    """It begins with what the command is for and how it is called, and says of every flag what it does."""
+    result = commands.run(command, "--help", env=environment(1, folder / "xdg"), cwd=ROOT)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    about, _, flags = result.stdout.partition("\nflags:")
+    assert f"python -m sft_jax.{command}" in about and "Exit codes: 0" in " ".join(about.split()), about
+    told = dict(re.findall(r"^ +--(?:\[no\])?(\w+): *(.*)$", flags, re.MULTILINE))
+    assert told and all(told.values()), flags
+    source = (ROOT / f"sft_jax/{command}.py").read_text()
+    shared = {"define_config_flag(": "config", "define_decoding_flags(": "temperature"}
+    assert {*re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source), *(flag for call, flag in shared.items() if call in source)} <= told.keys()
+
+
+def test_there_are_commands():
+    assert {"train", "evaluate", "compare", "sweep", "learning_curve", "ledger", "report", "selfcheck"} <= {*COMMANDS}

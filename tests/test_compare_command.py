@@ -17,8 +17,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def compare(folder, *arguments):
-    return commands.run("compare", *arguments, env=environment(1, folder / "cache"), cwd=ROOT)
+def compare(folder, *arguments, **options):
+    return commands.run("compare", *arguments, env=environment(1, folder / "cache"), cwd=ROOT, **options)
 
 
 RECIPE = ["--model=models/nano", "--config=configs/sft.py"]
@@ -33,8 +33,10 @@ def test_json_is_one_object_and_nothing_else_and_the_folder_has_every_answer(fol
     result = compare(
         folder, *RECIPE, *data(folder), "--config.model.compute_dtype=float32", "--json", f"--out={out}", "--shots=1", "--generate=4",
         "--max_new_tokens=8", "--batch_size=4", "--scorer=token_f1", "--latency=1", "--price_in=1", "--price_out=2", "--price_cached=0.1",
+        terminal=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    commands.assert_bar(result)
     found = json.loads(result.stdout)
     names = [each["name"] for each in found["contenders"]]
     assert names == ["models/nano", "models/nano, 1 example"] and (found["rows"], found["scorers"], found["set"]) == (4, ["token_f1"], "eval")

@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 
 from sft_jax import config as config_lib
-from sft_jax.config import Config, default_config, is_key, parse_config, to_dict
+from sft_jax.config import Config, EvalConfig, default_config, is_key, parse_config, to_dict
 from sft_jax.data.formats.registry import FORMATS
 from sft_jax.errors import UserError
 from sft_jax.training.resume import flat_keys, rule_for
@@ -68,6 +68,23 @@ def test_every_field_can_be_overridden():
         ({"train__batch_size": 0}, ["train.batch_size"]),
         ({"eval__every": 5}, ["eval.every", "data.eval"]),
         ({"eval__max_new_tokens": 5}, ["eval.max_new_tokens", "data.eval"]),
+        ({"eval__at": [3]}, ["eval.at", "data.eval"]),
+        ({"eval__slices": ["topic"]}, ["eval.slices", "data.eval"]),
+        ({"data__eval": "e", "eval__at": [0]}, ["eval.at: must be steps from 1 on, not 0"]),
+        ({"data__eval": "e", "eval__at": "3,x"}, ["eval.at[1]: must be int"]),
+        ({"data__eval": "e", "eval__at": [2.5]}, ["eval.at[0]: must be int"]),
+        ({"data__eval": "e", "eval__slices": [""]}, ["eval.slices: must be a list of texts that are not empty"]),
+        ({"data__eval": "e", "eval__generate": 1, "eval__stop": ["a", ""]}, ["eval.stop: must be a list of texts that are not empty"]),
+        ({"data__eval": "e", "eval__stop": ["a"]}, ["eval.stop: changes nothing since eval.generate=0"]),
+        ({"data__eval": "e", "eval__sampling": {"seed": 1}}, ["eval.sampling: changes nothing since eval.generate=0"]),
+        ({"eval__sampling": {"temperatur": 1.0}}, ["'eval.sampling.temperatur'", "'temperature'"]),
+        ({"eval__sampling": {"temperature": -1.0}}, ["eval.sampling.temperature: must be 0 (greedy)"]),
+        ({"eval__sampling": {"temperature": float("inf")}}, ["eval.sampling.temperature: must be a finite number"]),
+        ({"eval__sampling": {"top_k": -1}}, ["eval.sampling.top_k: must be 0"]),
+        ({"eval__sampling": {"top_p": 0.0}}, ["eval.sampling.top_p: must be above 0"]),
+        ({"eval__sampling": {"min_p": 1.1}}, ["eval.sampling.min_p: must be 0"]),
+        ({"eval__sampling": {"repetition_penalty": 0.0}}, ["eval.sampling.repetition_penalty: must be a number above 0"]),
+        ({"eval__sampling": {"seed": 0.5}}, ["eval.sampling.seed: must be int"]),
         ({"eval__batch_size": 8}, ["eval.batch_size", "data.eval"]),
         ({"data__packing": False, "data__max_segments": 7}, ["data.max_segments", "data.packing"]),
         ({"mesh__data": -1}, ["mesh.data", "mesh.fsdp"]),
@@ -231,3 +248,17 @@ def test_types_are_ones_that_the_converter_knows():
                 assert origin in (int, float, str, bool, tuple, dict, typing.Literal) or type(None) in typing.get_args(kind), kind
 
     visit(Config)
+
+
+def test_lists_of_evaluation_are_read_from_flags_as_they_stand():
+    """Steps from a number or a list of them; a text that ends answers is one, with its commas and line breaks."""
+    raw = {"model": {"path": "m"}, "data": {"train": "t", "eval": "e"}}
+    for at, stop, expected in (("3, 5", ",\n", ((3, 5), (",\n",))), (7, ["a", " b"], ((7,), ("a", " b"))), ([1, 2], (), ((1, 2), ()))):
+        found = parse_config({**raw, "eval": {"generate": 1, "at": at, "stop": stop}}).eval
+        assert (found.at, found.stop) == expected
+        assert parse_config(to_dict(parse_config({**raw, "eval": {"generate": 1, "at": at, "stop": stop}}))).eval == found
+
+
+@pytest.mark.parametrize(("every", "at", "due"), [(0, (), []), (3, (), [3, 6]), (0, (4, 5), [4, 5]), (3, (4, 6), [3, 4, 6])])
+def test_steps_that_are_evaluated(every, at, due):
+    assert [step for step in range(1, 8) if EvalConfig(every, at).due(step)] == due

@@ -1,6 +1,8 @@
 """The evaluate command as a user runs it, on the model of the quickstart."""
 
 import json
+import subprocess
+import sys
 
 import commands
 import pytest
@@ -18,8 +20,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def evaluate(folder, *arguments):
-    return commands.run("evaluate", *arguments, env=environment(1, folder / "cache"), cwd=ROOT)
+def evaluate(folder, *arguments, **options):
+    return commands.run("evaluate", *arguments, env=environment(1, folder / "cache"), cwd=ROOT, **options)
 
 
 RECIPE = ["--model=models/nano", "--config=configs/sft.py"]
@@ -33,9 +35,10 @@ def test_json_is_one_object_and_nothing_else_and_samples_are_lines(folder):
     samples = folder / "samples.jsonl"
     result = evaluate(
         folder, *RECIPE, *data(folder), "--json", "--generate=4", "--max_new_tokens=8", "--scorer=contains", "--scorer=token_f1",
-        "--slice=kind", f"--samples={samples}",
+        "--slice=kind", f"--samples={samples}", terminal=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    commands.assert_bar(result)
     found = json.loads(result.stdout)
     asked = found["sets"]["asked"]
     assert found["model"] == "models/nano" and asked["examples"] == 24 and asked["scores"].keys() == {"contains", "token_f1"}
@@ -43,6 +46,46 @@ def test_json_is_one_object_and_nothing_else_and_samples_are_lines(folder):
     records = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(records) == 4 and [record["set"] for record in records] == ["asked"] * 4
     assert [record["example"]["line"] for record in records] == sorted(record["example"]["line"] for record in records)
+
+
+TASK = """
+task: actions
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def task(folder):
+    """A benchmark in a file, with its data beside it."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'sft_jax[lm-eval]'")
+    rows = [{"text": "The train to", "choices": [" Oslo", " zqx"], "label": 0}, {"text": "Every", "choices": [" ##", " morning"], "label": 1}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "actions.yaml").write_text(TASK % (folder / "rows.jsonl"))
+    return folder / "actions.yaml"
+
+
+def test_a_benchmark_of_a_file_is_run_by_the_command(folder, task):
+    result = evaluate(folder, "--model=models/nano", f"--tasks={task}", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["sets"] == {} and found["benchmarks"]["actions"]["acc,none"] == 1.0 and found["benchmarks"]["actions"]["examples"] == 2
+    assert "\x1b" not in result.stderr and "\u2501" not in result.stderr
+
+
+def test_no_bar_of_the_harness_reaches_a_file(folder, task):
+    """The harness and the reader of its data draw bars of their own. Python is started, since it is at an import that they are turned off."""
+    command = [sys.executable, "-m", "sft_jax.evaluate", "--model=models/nano", f"--tasks={task}"]
+    result = subprocess.run(command, cwd=ROOT, env=environment(1, folder / "cache"), capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0 and "it/s" not in result.stderr and "|" not in result.stderr, result.stderr
+    assert "actions" in result.stdout and "sample_len" not in result.stdout
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def report(run, *arguments):
-    return commands.run("report", *arguments, env=environment(1, run.parent / "cache"), cwd=ROOT)
+def report(run, *arguments, **options):
+    return commands.run("report", *arguments, env=environment(1, run.parent / "cache"), cwd=ROOT, **options)
 
 
 def test_json_is_one_object_and_nothing_else_and_a_page_is_written(run, tmp_path):
@@ -31,6 +31,20 @@ def test_json_is_one_object_and_nothing_else_and_a_page_is_written(run, tmp_path
     found = json.loads(result.stdout)
     assert found["run"] == str(run) and found["steps"] == metrics(run)[-1]["step"] and found["causes"] == []
     assert "is written" in result.stderr and (tmp_path / "page.html").is_file()
+
+
+def test_what_takes_long_has_a_bar_on_a_terminal_and_none_in_a_file(run):
+    """Of this run the rows of the data are looked at; its models are not there."""
+    for terminal in (True, False):
+        result = report(run, run, "--json", terminal=terminal)
+        assert result.returncode == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert found["not_looked_for"]["export_differs"] and "duplicates_or_leakage" in found["looked_for"]
+        if terminal:
+            commands.assert_bar(result)
+            assert "rows" in result.stderr
+        else:
+            assert "\x1b" not in result.stdout + result.stderr and "\u2501" not in result.stderr
 
 
 @pytest.mark.slow

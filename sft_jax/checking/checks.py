@@ -11,7 +11,7 @@ from pathlib import Path
 from sft_jax.checking import computing, running
 from sft_jax.checking.outcome import Outcome
 from sft_jax.checking.subject import Subject
-from sft_jax.errors import UserError, did_you_mean
+from sft_jax.errors import StoppedBySignal, UserError, did_you_mean
 
 
 class Bench:
@@ -43,17 +43,22 @@ CONTRACTS: dict[str, Callable[[Bench], Outcome]] = {
 STATEMENTS = {name: (getattr(computing, name, None) or getattr(running, name)).__doc__ for name in CONTRACTS}
 
 
+def check_names(names: Collection[str]) -> None:
+    """Raises UserError for a name that is no contract."""
+    for name in names:
+        if name not in CONTRACTS:
+            raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}.")
+
+
 def check(
     subject: Subject, names: Collection[str] = (), folder: Path | None = None, begin: Callable[[str], None] = lambda name: None
 ) -> Iterator[Outcome]:
     """Yields what each contract in `names` (none: all) was found to be, as soon as it is known; `begin` is called before.
 
     Short runs are made in `folder`, which stays; without one in a temporary folder, which does not. Raises UserError
-    for a name that is none.
+    for a name that is none, and StoppedBySignal where the user ends one of these runs.
     """
-    for name in names:
-        if name not in CONTRACTS:
-            raise UserError(f"--only: '{name}' is no contract; {did_you_mean(name, CONTRACTS)}.")
+    check_names(names)
     place = Path(tempfile.mkdtemp(prefix="sft_jax_selfcheck_")) if folder is None else folder
     try:
         bench = Bench(subject, place)
@@ -62,6 +67,10 @@ def check(
                 begin(name)
                 begun = time.monotonic()
                 yield dataclasses.replace(CONTRACTS[name](bench), seconds=time.monotonic() - begun)
+    except StoppedBySignal as stopped:
+        if folder is not None:  # its runs go on
+            raise
+        raise StoppedBySignal("Stopped by a signal in the short runs, which are removed with their folder. Start the same command again.") from stopped
     finally:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)

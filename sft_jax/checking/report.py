@@ -11,6 +11,7 @@ from rich.text import Text
 from sft_jax.checking.checks import STATEMENTS
 from sft_jax.checking.outcome import Outcome
 from sft_jax.checking.subject import Subject
+from sft_jax.evaluation.tables import EvaluationProgress
 
 _STYLES = {"holds": "green", "FAILS": "bold red", "not checked": "yellow"}
 
@@ -18,27 +19,33 @@ _STYLES = {"holds": "green", "FAILS": "bold red", "not checked": "yellow"}
 class Table(contextlib.AbstractContextManager):
     """Prints a line when a contract has been checked, and says which one is being checked now."""
 
-    def __init__(self, subject: Subject, shown: bool):
-        self._shown = shown
+    def __init__(self, subject: Subject, shown: bool, contracts: int):
+        """`contracts` are to be checked; where not `shown` there is only the bar."""
+        self._shown, self._total, self._checked = shown, contracts, 0
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._status = Console(file=sys.stderr).status("")
+        self._bar: EvaluationProgress | None = None
         self._failed = self._unchecked = 0
         if shown:
             self._console.print(heading(subject) + "\n")
 
     def __exit__(self, *error) -> None:
-        self._status.stop()
+        self._end_bar()
         if self._shown and error == (None, None, None):
             self._console.print("\n" + summary(self._failed, self._unchecked))
 
     def begin(self, name: str) -> None:
         """Says what is being checked, where standard error is a terminal."""
-        if sys.stderr.isatty():
-            self._status.update(f"{name}: {_first_sentence(STATEMENTS[name])}")
-            self._status.start()
+        self._bar = EvaluationProgress()
+        self._bar(f"contracts: {name}", self._checked, self._total)
+
+    def _end_bar(self) -> None:
+        """Takes the bar away, so that a line of the table can be printed on the same terminal."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
 
     def add(self, outcome: Outcome) -> None:
-        self._status.stop()
+        self._end_bar()
+        self._checked += 1
         self._failed += outcome.state == "FAILS"
         self._unchecked += outcome.state == "not checked"
         if self._shown:

@@ -15,13 +15,14 @@ from sft_jax.checking.outcome import Outcome
 from sft_jax.checking.subject import Subject
 from sft_jax.checkpoint.checkpoints import DamagedCheckpoint, committed_steps, read_manifest, verify
 from sft_jax.config import Config
-from sft_jax.errors import StoppedBySignal
+from sft_jax.errors import StoppedAsConfigured
 from sft_jax.hf.load import load_decoder
 from sft_jax.hf.source import ADAPTER, EXPORT
 from sft_jax.model.options import Options
 from sft_jax.model.sharding import constrain_fn
 from sft_jax.training import contracts
 from sft_jax.training.run import fit
+from sft_jax.training.signals import StopSignal
 from sft_jax.training.state import create_state
 from sft_jax.training.step import make_train_step, place_batch
 
@@ -39,16 +40,18 @@ class Runs:
 
 
 def make_runs(subject: Subject, folder: Path) -> Runs:
-    """Trains twice for a few steps; what the runs print is left in their folders, as output.txt."""
+    """Trains twice for a few steps; what the runs print is left beside their folders. Raises StoppedBySignal where the user ends them."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = Runs(folder / "whole", folder / "stopped")
     config = short(subject.run, export=True)
-    with _told_to(folder / "whole.txt"):
-        fit(config, runs.whole)
-    with _told_to(folder / "stopped.txt"):
-        with contextlib.suppress(StoppedBySignal):
-            fit(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_after_steps=_STEPS // 2)), runs.stopped)
-        fit(config, runs.stopped)
+    with StopSignal() as stop:  # beside it each run has one of its own, which passes on what comes too late for it
+        stop.where = "between the short runs"
+        with _told_to(folder / "whole.txt"):
+            fit(config, runs.whole)
+        with _told_to(folder / "stopped.txt"):
+            with contextlib.suppress(StoppedAsConfigured):  # a signal of the user ends the check
+                fit(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_after_steps=_STEPS // 2)), runs.stopped)
+            fit(config, runs.stopped)
     return runs
 
 

@@ -15,7 +15,7 @@ from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
 from sft_jax.diagnosis.page import causes_section, loss_curves, plot, write
 from sft_jax.diagnosis.page_samples import values_of
 from sft_jax.diagnosis.run_files import RunFiles
-from sft_jax.diagnosis.terminal import finding_text
+from sft_jax.diagnosis.terminal import causes_text
 from sft_jax.evaluation.bootstrap import interval
 from sft_jax.evaluation.scoring import ratio
 from sft_jax.inspection.page import Section
@@ -69,7 +69,7 @@ def comparison_text(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
     for report in comparison.reports:
         parts.append(Text(printable(f"{report.run.shown}: {report.run.steps:,} steps{'' if report.run.summary else ', not finished'}")))
-        parts += [finding_text(place, name, report) for place, name in enumerate(report.findings, 1)] or [Text("No cause was found.")]
+        parts += causes_text(report)
     for head, rows in _tables(comparison):
         shown = Table(expand=False)
         for column, name in enumerate(head):

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sft_jax.diagnosis.causes import CAUSES, find_causes
-from sft_jax.diagnosis.finding import Evidence, Finding
+from sft_jax.diagnosis.bars import Bars, no_bars
+from sft_jax.diagnosis.causes import CAUSES, find_causes, not_looked_for
+from sft_jax.diagnosis.finding import DATA, EXPORTED_WEIGHTS, OWN_SAMPLES, PROMPTS, Evidence, Finding
 from sft_jax.diagnosis.health import health_of
 from sft_jax.diagnosis.prompts import PromptDifference, compare_prompts
 from sft_jax.diagnosis.run_files import RunFiles, read_run
@@ -20,6 +22,7 @@ Log = Callable[[str], None]
 Measure = Callable[[Evidence], tuple[Evidence, list[str]]]  # -> the evidence with what the models say, notes
 MOST_ROWS = 200_000  # of data that are looked at; more take minutes, which inspect_data --check is for
 LISTED = 5  # examples of each kind of the ledger
+_NO_MODELS = "nothing was computed with the models"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,12 @@ class Report:
     evidence: Evidence
     findings: dict[str, Finding]  # by cause, what makes others appear first
     ledger: Analysis | None
+    not_looked_for: dict[str, str]  # causes that could not be looked for, or only in part, and why
     notes: tuple[str, ...]  # what is missing, or was not looked at, and why
+
+    @property
+    def looked_for(self) -> list[str]:
+        return [name for name in CAUSES if name not in self.not_looked_for]
 
     @property
     def run(self) -> RunFiles:
@@ -43,7 +51,8 @@ class Report:
             "finished": bool(run.summary),
             "steps": run.steps,
             "causes": [{"cause": name, "about": CAUSES[name].about, **finding._asdict()} for name, finding in self.findings.items()],
-            "looked_for": list(CAUSES),
+            "looked_for": self.looked_for,
+            "not_looked_for": self.not_looked_for,
             "losses": {name: losses_of(run, name) for name in run.evals},
             "scores": {name: scores_of(run, name) for name in run.evals},
             "health": {name: health.to_json() for name, health in self.evidence.health.items()},
@@ -56,7 +65,9 @@ class Report:
         }
 
 
-def examine(path: str | Path, *, quick: bool = False, measure: Measure | None = None, log: Log = lambda line: None) -> Report:
+def examine(
+    path: str | Path, *, quick: bool = False, measure: Measure | None = None, log: Log = lambda line: None, bars: Bars = no_bars
+) -> Report:
     """Returns the report of a run.
 
     Args:
@@ -64,6 +75,7 @@ def examine(path: str | Path, *, quick: bool = False, measure: Measure | None = 
         quick: reads the files of the run alone; not its data, tokenizers or models.
         measure: computes with the models of the run; None: that is left out.
         log: takes lines about what is done.
+        bars: for what takes long.
 
     Raises UserError where the folder is no run.
     """
@@ -75,11 +87,14 @@ def examine(path: str | Path, *, quick: bool = False, measure: Measure | None = 
     evidence = Evidence(run, health_of(run.samples), health_of(run.samples, last=False))
     if quick:
         notes.append("--quick: data, templates, rows of the ledger and models were not looked at.")
+        absent = {PROMPTS: "templates", DATA: "the data", EXPORTED_WEIGHTS: "models", OWN_SAMPLES: "models"}
+        evidence = dataclasses.replace(evidence, absent={name: f"--quick leaves out {what}" for name, what in absent.items()})
         return _report(evidence, ledger, notes)
-    prompts = _tried("Prompts of training and of the export were not compared", notes, lambda: _prompts(run, notes))
-    data = _tried("The data were not looked at", notes, lambda: _data(run, notes, log))
+    absent = {EXPORTED_WEIGHTS: _NO_MODELS, OWN_SAMPLES: _NO_MODELS} if measure is None else {}
+    prompts = _tried("Prompts of training and of the export were not compared", notes, lambda: _prompts(run, notes, absent), absent, PROMPTS)
+    data = _tried("The data were not looked at", notes, lambda: _data(run, notes, log, absent, bars), absent, DATA)
     ledger = _tried("The ledger was not read", notes, lambda: analyse(open_ledger(run.folder, log), limit=LISTED))
-    evidence = dataclasses.replace(evidence, prompts=prompts, data=data)
+    evidence = dataclasses.replace(evidence, prompts=prompts, data=data, absent=absent)
     if measure is not None:
         evidence, more = measure(evidence)
         notes += more
@@ -87,32 +102,38 @@ def examine(path: str | Path, *, quick: bool = False, measure: Measure | None = 
 
 
 def _report(evidence: Evidence, ledger: Analysis | None, notes: list[str]) -> Report:
-    return Report(evidence, find_causes(evidence), ledger, tuple(notes))
+    found = find_causes(evidence)
+    return Report(evidence, found, ledger, not_looked_for(evidence, found), tuple(notes))
 
 
-def _tried(what: str, notes: list[str], work: Callable[[], Any]) -> Any:
-    """Returns what `work` gives, or None and a note where what it needs is not there any more."""
+def _tried(what: str, notes: list[str], work: Callable[[], Any], absent: dict[str, str] | None = None, name: str = "") -> Any:
+    """Returns what `work` gives; None, a note, and in `absent` the reason by `name`, where what it needs is not there any more."""
     try:
         return work()
     except UserError as error:
         notes.append(f"{what}: {error}")
+        if absent is not None:
+            absent[name] = str(error)
         return None
 
 
-def _prompts(run: RunFiles, notes: list[str]) -> PromptDifference | None:
+def _prompts(run: RunFiles, notes: list[str], absent: dict[str, str]) -> PromptDifference | None:
     if run.exported is None:
+        absent[PROMPTS] = "there is no export"
         notes.append("Prompts of training and of inference were not compared, since there is no export.")
         return None
     return compare_prompts(run.config.model.path, run.exported, run.config.data)
 
 
-def _data(run: RunFiles, notes: list[str], log: Log) -> Diagnosis | None:
+def _data(run: RunFiles, notes: list[str], log: Log, absent: dict[str, str], bars: Bars) -> Diagnosis | None:
     reports = [*run.training_sets.values(), *run.data_report.get("eval", {}).values()]
     rows = sum(report.get("rows_read", 0) for report in reports)
     if rows > MOST_ROWS:
         notes.append(f"The data have {rows:,} rows, which take minutes: python -m sft_jax.inspect_data --check looks for duplicates and leakage.")
+        absent[DATA] = f"the data have {rows:,} rows (python -m sft_jax.inspect_data --check)"
         return None
-    return diagnose_data(run.config.data, log=log)
+    with bars() as bar:
+        return diagnose_data(run.config.data, log=log, between=partial(bar, "rows"))
 
 
 def losses_of(run: RunFiles, name: str) -> dict[str, float | int | None]:

@@ -1,6 +1,6 @@
 """What a cause is looked for in, and what is said where it is found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ class Measured:
     export: Divergence | None = None  # of the export from the trained model, on the same prompts
 
 
+# What is looked at beside the files of a run.
+PROMPTS, DATA, EXPORTED_WEIGHTS, OWN_SAMPLES = "prompts", "data", "exported weights", "own samples"
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All that is known of a run."""
@@ -59,6 +63,7 @@ class Evidence:
     prompts: PromptDifference | None = None
     data: Diagnosis | None = None
     measured: Measured = Measured()
+    absent: Mapping[str, str] = field(default_factory=dict)  # by name of the above, why it was not looked at
 
 
 class Cause(NamedTuple):
@@ -66,6 +71,7 @@ class Cause(NamedTuple):
 
     about: str
     check: Callable[[Evidence], Finding | None]
+    lacks: Callable[[Evidence], str]  # why it cannot be looked for, or only in part; "" where it can
 
 
 def number(value: Any) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from sft_jax.diagnosis.curves import Curve
 from sft_jax.diagnosis.finding import Evidence, Finding
+from sft_jax.diagnosis.needs import FEWEST_RECORDS
 from sft_jax.diagnosis.run_files import RunFiles
 
 # The norm of an update over that of the parameters. About 1e-3 is usual in training (A. Karpathy's rule of thumb), 1e-4 in tuning.
@@ -22,7 +23,6 @@ HELD_OUT_ROSE = 0.02  # of the held-out loss, above its best
 STILL_FALLS = 0.15
 SURE = 4.0  # standard errors
 _PARTS = 10  # of the training curve, at most; each of four records or more
-_FEWEST = 12  # records below which a curve is not judged
 
 
 def learning_rate_too_high(evidence: Evidence) -> Finding | None:
@@ -36,7 +36,7 @@ def learning_rate_too_high(evidence: Evidence) -> Finding | None:
     if skipped:
         return Finding(f"{skipped:,} steps had a loss or a gradient that was not finite, and were left out.", found, why, remedy)
     curve = run.curve("loss")
-    if len(curve.steps) >= _FEWEST:
+    if len(curve.steps) >= FEWEST_RECORDS:
         levels, first = curve.levels(min(_PARTS, len(curve.steps) // 4)), float(curve.values[0])
         end, lowest, highest = levels[-1], min(levels), max(levels)
         found |= {"first_loss": first, "highest_loss": highest.mean, "lowest_loss": lowest.mean, "last_loss": end.mean}
@@ -105,7 +105,7 @@ def over_fitting(evidence: Evidence) -> Finding | None:
 def under_training(evidence: Evidence) -> Finding | None:
     """The training loss was still falling when the run ended."""
     run, curve = evidence.run, evidence.run.curve("loss")
-    if len(curve.steps) < _FEWEST:
+    if len(curve.steps) < FEWEST_RECORDS:
         return None
     moved = _by_learning_rate(run, curve)
     before, after = moved.level(0.6, 0.8), moved.level(0.8, 1.0)

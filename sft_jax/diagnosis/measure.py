@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,13 @@ from jax.sharding import Mesh
 
 from sft_jax.config import Config
 from sft_jax.data.tokenizers.tokens import Tokenizer
-from sft_jax.diagnosis.finding import Divergence, Evidence, Measured, TextLoss
+from sft_jax.diagnosis.bars import Bars, no_bars
+from sft_jax.diagnosis.finding import EXPORTED_WEIGHTS, OWN_SAMPLES, Divergence, Evidence, Measured, TextLoss
 from sft_jax.diagnosis.health import health_of
 from sft_jax.errors import UserError
 from sft_jax.evaluation.bootstrap import interval
 from sft_jax.evaluation.decoding import round_up
+from sft_jax.evaluation.evals import Between
 from sft_jax.evaluation.generate import generate_ids
 from sft_jax.evaluation.likelihoods import likelihoods
 from sft_jax.evaluation.offline import Subject, open_decoder, open_held_out, open_tokenizer_of
@@ -26,6 +29,7 @@ from sft_jax.evaluation.samples import Decoding, generate_answers, sample_held_o
 from sft_jax.evaluation.sampling import sampling
 from sft_jax.evaluation.scoring import ratio
 from sft_jax.evaluation.step import make_eval_step, split_model
+from sft_jax.hf.progress import Loading, silently
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.sharding import pieces_along
 
@@ -68,7 +72,9 @@ def read_general(path: Path) -> str:
     return text
 
 
-def measure(evidence: Evidence, mesh: Mesh, general: str = "", log: Log = lambda line: None) -> tuple[Evidence, list[str]]:
+def measure(
+    evidence: Evidence, mesh: Mesh, general: str = "", log: Log = lambda line: None, loading: Loading = silently, bars: Bars = no_bars
+) -> tuple[Evidence, list[str]]:
     """Returns the evidence with what the models say, and notes on what could not be computed.
 
     Args:
@@ -76,6 +82,7 @@ def measure(evidence: Evidence, mesh: Mesh, general: str = "", log: Log = lambda
         mesh: that models lie on.
         general: text that the model should still know; "" is none.
         log: takes lines about what is done.
+        loading, bars: for what takes long.
     """
     run, notes = evidence.run, []
     exact = dataclasses.replace(run.config.model, compute_dtype="float32", matmul_precision="highest")
@@ -84,51 +91,73 @@ def measure(evidence: Evidence, mesh: Mesh, general: str = "", log: Log = lambda
     try:
         tokenizer = open_tokenizer_of(subject)
     except UserError as error:
-        return evidence, [f"Nothing was computed with the models: {error}"]
+        return _without(evidence, str(error), EXPORTED_WEIGHTS, OWN_SAMPLES), [f"Nothing was computed with the models: {error}"]
     prompts = [[*tokenizer.plain_prefix, *tokenizer.encode(text)] for text in NEUTRAL]
-    base = _base(config, tokenizer, prompts, general, mesh, notes, log)
+    base = _base(config, tokenizer, prompts, general, mesh, notes, log, loading, bars)
+    if base is None:
+        evidence = _without(evidence, notes[-1], OWN_SAMPLES)
     try:
         log("Reading the trained model.")
-        tuned = open_decoder(subject, config, mesh)
+        with loading(str(run.folder)) as loaded:
+            tuned = open_decoder(subject, config, mesh, loaded)
     except UserError as error:
-        return evidence, [*notes, f"Nothing was computed with the trained model: {error}"]
-    trained = _log_probabilities(tuned, prompts, mesh)
+        return _without(evidence, str(error), EXPORTED_WEIGHTS, OWN_SAMPLES), [*notes, f"Nothing was computed with the trained model: {error}"]
     measured = Measured()
+    with bars() as bar:
+        trained = _log_probabilities(tuned, prompts, mesh, bar)
+        losses = {
+            name: _text_loss(loss, _losses(tuned, texts, mesh, partial(bar, f"loss of {name} texts")), texts)
+            for name, (texts, loss) in (base.texts if base is not None else {}).items()
+        }
     if base is not None:
-        losses = {name: _text_loss(loss, _losses(tuned, texts, mesh), texts) for name, (texts, loss) in base.texts.items()}
         measured = Measured(losses["general"], losses["own"], divergence(trained, base.probabilities))
     health = evidence.health
     if not health and config.data.eval:
         try:
-            health = health_of(_answers(subject, config, tuned, tokenizer, run.steps, log))
+            health = health_of(_answers(subject, config, tuned, tokenizer, run.steps, log, bars))
         except UserError as error:
             notes.append(f"No held-out prompts were answered: {error}")
     del tuned
-    if run.exported is not None:
+    if run.exported is None:
+        evidence = _without(evidence, "there is no export", EXPORTED_WEIGHTS)
+    else:
         try:
             log("Reading the export.")
-            export = divergence(_log_probabilities(open_decoder(Subject(str(run.exported)), config, mesh), prompts, mesh), trained)
+            with loading(str(run.exported)) as loaded:
+                decoder = open_decoder(Subject(str(run.exported)), config, mesh, loaded)
+            with bars() as bar:
+                export = divergence(_log_probabilities(decoder, prompts, mesh, bar), trained)
             measured = dataclasses.replace(measured, export=export)
         except UserError as error:
             notes.append(f"The export was not compared: {error}")
+            evidence = _without(evidence, str(error), EXPORTED_WEIGHTS)
     return dataclasses.replace(evidence, measured=measured, health=health), notes
 
 
+def _without(evidence: Evidence, why: str, *names: str) -> Evidence:
+    """Returns the evidence, which says why these parts are not there."""
+    return dataclasses.replace(evidence, absent={**evidence.absent, **dict.fromkeys(names, why)})
+
+
 def _base(
-    config: Config, tokenizer: Tokenizer, prompts: Sequence[list[int]], general: str, mesh: Mesh, notes: list[str], log: Log
-) -> _Base | None:
+    config: Config, tokenizer: Tokenizer, prompts: Sequence[list[int]], general: str, mesh: Mesh, notes: list[str], log: Log, loading: Loading,
+    bars: Bars,
+) -> _Base | None:  # fmt: skip
     """Returns what the base makes of the prompts and texts; None, and a note, where there is none to compare with."""
     if config.model.init == "random":
         notes.append("The base was drawn at random, so there was nothing to forget.")
         return None
     try:
         log("Reading the base.")
-        base = open_decoder(Subject(config.model.path), config, mesh)
+        with loading(config.model.path) as loaded:
+            base = open_decoder(Subject(config.model.path), config, mesh, loaded)
     except UserError as error:
         notes.append(f"Nothing was compared with the base: {error}")
         return None
-    texts = {"general": _pieces(tokenizer, general, config, base), "own": _own_samples(base, prompts)}
-    return _Base(_log_probabilities(base, prompts, mesh), {name: (found, _losses(base, found, mesh)) for name, found in texts.items()})
+    with bars() as bar:
+        texts = {"general": _pieces(tokenizer, general, config, base), "own": _own_samples(base, prompts, bar)}
+        probabilities = _log_probabilities(base, prompts, mesh, bar)
+        return _Base(probabilities, {name: (found, _losses(base, found, mesh, partial(bar, f"loss of {name} texts"))) for name, found in texts.items()})
 
 
 def divergence(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Divergence | None:
@@ -150,7 +179,7 @@ def divergence(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Dive
     return Divergence(float(max(mean, 0.0)), float(error), int(counts.sum()))
 
 
-def _log_probabilities(decoder: Decoder, texts: Sequence[Sequence[int]], mesh: Mesh) -> list[np.ndarray]:
+def _log_probabilities(decoder: Decoder, texts: Sequence[Sequence[int]], mesh: Mesh, bar: Between) -> list[np.ndarray]:
     """Returns of each text the log probabilities at each place, float32 [n, V], on the host."""
     length, groups = round_up(max(map(len, texts))), pieces_along(mesh, "batch")
     rows = -(-_ROWS // groups) * groups
@@ -165,12 +194,14 @@ def _log_probabilities(decoder: Decoder, texts: Sequence[Sequence[int]], mesh: M
             tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
         values = np.asarray(jax.device_get(forward(state, tokens, positions, segments)))
         found += [values[row, : len(ids)] for row, ids in enumerate(group)]
+        bar("neutral prompts", len(found), len(texts))
     return found
 
 
-def _own_samples(base: Decoder, prompts: Sequence[list[int]]) -> _Texts:
+def _own_samples(base: Decoder, prompts: Sequence[list[int]], bar: Between) -> _Texts:
     """Returns what the base writes behind the prompts, drawn with temperature 1: its loss there is its entropy."""
-    answers = generate_ids(base, prompts, [], NEW_TOKENS, options=sampling(temperature=1.0), batch_size=_ROWS)
+    between = lambda done: bar("what the base writes", done, len(prompts))  # noqa: E731
+    answers = generate_ids(base, prompts, [], NEW_TOKENS, options=sampling(temperature=1.0), batch_size=_ROWS, between=between)
     return [(list(prompt), list(answer.ids)) for prompt, answer in zip(prompts, answers, strict=True) if len(answer.ids)]
 
 
@@ -186,10 +217,10 @@ def _pieces(tokenizer: Tokenizer, text: str, config: Config, decoder: Decoder) -
     return [(prefix or piece[:1], piece if prefix else piece[1:]) for piece in pieces[::step]]
 
 
-def _losses(decoder: Decoder, texts: _Texts, mesh: Mesh) -> np.ndarray:
+def _losses(decoder: Decoder, texts: _Texts, mesh: Mesh, told: Callable[[int, int], None]) -> np.ndarray:
     """Returns float64 [texts], the negative log-likelihood of each in nats."""
     graphdef, state = split_model(decoder)
-    found = likelihoods(make_eval_step(graphdef, mesh), state, texts, _ROWS, mesh) if texts else []
+    found = likelihoods(make_eval_step(graphdef, mesh), state, texts, _ROWS, mesh, lambda done: told(done, len(texts))) if texts else []
     return np.array([-one.log_likelihood for one in found], np.float64)
 
 
@@ -203,13 +234,18 @@ def _text_loss(base: np.ndarray, tuned: np.ndarray, texts: _Texts) -> TextLoss |
     )
 
 
-def _answers(subject: Subject, config: Config, decoder: Decoder, tokenizer: Tokenizer, step: int, log: Log) -> list[dict]:
+def _answers(
+    subject: Subject, config: Config, decoder: Decoder, tokenizer: Tokenizer, step: int, log: Log, bars: Bars
+) -> list[dict]:
     """Returns records like those of samples.jsonl, of a run that has answered no prompts."""
     reader = PromptReader(tokenizer, config.data.chat_template, config.data.chat_template_kwargs)
     stops = stop_ids_of(decoder.source, tokenizer, reader)
     records = []
     for name, stream in open_held_out(subject, config, log).eval.items():
         held_out = sample_held_out(stream, PROMPTS, config.seed)
-        answers, generations = generate_answers(decoder, tokenizer, held_out, stops, Decoding(config.eval.max_new_tokens, PROMPTS))
+        with bars() as bar:
+            between = lambda done, name=name, held_out=held_out, bar=bar: bar(f"{name}: answers", done, len(held_out))  # noqa: E731
+            decoding = Decoding(config.eval.max_new_tokens, PROMPTS)
+            answers, generations = generate_answers(decoder, tokenizer, held_out, stops, decoding, between=between)
         records += [{"step": step, "set": name, **record} for record in sample_records(held_out, answers, generations, {})]
     return records

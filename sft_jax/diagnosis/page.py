@@ -11,7 +11,7 @@ from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
 from sft_jax.diagnosis.finding import number
 from sft_jax.diagnosis.page_samples import samples_section
 from sft_jax.diagnosis.run_files import RunFiles
-from sft_jax.diagnosis.terminal import HEALTH_HEAD, health_row, measured_lines
+from sft_jax.diagnosis.terminal import HEALTH_HEAD, health_row, measured_lines, not_looked_for_line
 from sft_jax.dynamics.analysis import Analysis
 from sft_jax.errors import UserError
 from sft_jax.inspection.markup import escape
@@ -53,8 +53,10 @@ def write(path: Path, title: str, sections: Sequence[Section]) -> str:
 
 def causes_section(report: Report) -> str:
     """Returns what was found, the first cause first."""
-    if not report.findings:
-        return f"<p>None was found. Looked for: {escape(', '.join(CAUSES))}.</p>"
+    looked_for = f"<p>{'Also looked' if report.findings else 'None was found. Looked'} for: "
+    looked_for += f"{escape(', '.join(name for name in report.looked_for if name not in report.findings))}.</p>"
+    if report.not_looked_for:
+        looked_for += f"<p>Not looked for: {escape(not_looked_for_line(report))}</p>"
     parts = []
     for place, (name, finding) in enumerate(report.findings.items(), 1):
         evidence = table(("evidence", "value"), [(key, number(value)) for key, value in finding.evidence.items()], numbers={1})
@@ -63,7 +65,7 @@ def causes_section(report: Report) -> str:
             f'<div class="document"><p class="meta">{escape(finding.why)}</p><p class="meta">Remedy: {escape(finding.remedy)}</p>'
             f"{evidence}</div></article>"
         )
-    return "".join(parts)
+    return "".join(parts) + looked_for
 
 
 def plot(curves: Sequence[tuple[str, Curve]], title: str, y_label: str, *, logarithmic: bool = False) -> str:

@@ -18,10 +18,29 @@ def report_text(report: Report) -> RenderableType:
     """Returns what rich prints of a report."""
     run = report.run
     parts: list[RenderableType] = [Text(printable(f"{run.shown}: {run.steps:,} steps{'' if run.summary else ', not finished'}"))]
-    parts += [finding_text(place, name, report) for place, name in enumerate(report.findings, 1)] or [Text("No cause was found.")]
+    parts += causes_text(report)
     parts += [table for table in (_losses(report), _health(report)) if table is not None]
     parts += [Text(line) for line in measured_lines(report)]
     return Group(*parts, *(Text(printable(f"Note: {note}")) for note in report.notes))
+
+
+def causes_text(report: Report) -> list[RenderableType]:
+    """Returns the causes that were found, or among how many there is none; and what was not looked for."""
+    unseen = f"ot looked for: {not_looked_for_line(report)}"
+    if report.findings:
+        parts = [finding_text(place, name, report) for place, name in enumerate(report.findings, 1)]
+        return [*parts, Text(printable(f"N{unseen}"))] if report.not_looked_for else parts
+    among = f"No cause was found among {len(report.looked_for)} of {len(CAUSES)}"
+    return [Text(printable(f"{among}; n{unseen}" if report.not_looked_for else f"{among}."))]
+
+
+def not_looked_for_line(report: Report) -> str:
+    """Returns what was not looked for, and why, those together that have one reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in report.not_looked_for.items():
+        reasons.setdefault(why, []).append(name)
+    told = "; ".join(f"{', '.join(names)} ({why.rstrip('.')})" for why, names in reasons.items())
+    return f"{told}."
 
 
 def measured_lines(report: Report) -> list[str]:

@@ -24,6 +24,8 @@ from sft_jax.doctor.template_marks import control_tokens_of
 WIDTH = 160  # of a table that goes to a file
 EXIT_CLEAN, EXIT_FINDINGS = 0, 3
 Log = Callable[[str], None]
+Between = Callable[[int, int], None]  # (rows that were looked at, of all)
+_TOLD = 256  # rows between two looks at how many are done
 
 
 def run_check(
@@ -80,6 +82,7 @@ def diagnose(
     model_path: str = "",
     counted: Iterable[str] = (),
     log: Log = lambda line: None,
+    between: Between = lambda done, total: None,
 ) -> Diagnosis:
     """Looks at the data sets of a configuration. Raises UserError where there are none to look at.
 
@@ -89,8 +92,9 @@ def diagnose(
         model_path: of a model whose control tokens content should not hold; "" = of none.
         counted: kinds that are counted however usual they are in a set.
         log: takes lines about what is done.
+        between: is told now and then how many rows of all were looked at.
     """
-    return _examine(config, benchmark, model_path, counted, LISTED, (), log)[0]
+    return _examine(config, benchmark, model_path, counted, LISTED, (), log, between)[0]
 
 
 def _examine(
@@ -101,6 +105,7 @@ def _examine(
     listed: int,
     keep_all: Sequence[str],
     log: Log,
+    between: Between = lambda done, total: None,
 ) -> tuple[Diagnosis, Collection, Collector]:
     rows = open_collection(config, benchmark, log)
     collector, diversity = Collector(rows, keep_all, counted, listed), Diversity(rows)
@@ -109,6 +114,8 @@ def _examine(
     log(f"Looking at {len(rows):,} rows.")
     control = control_tokens_of(model_path) | frozenset(config.add_tokens)
     for row, number, found in _all_facts(config, rows, control):
+        if row % _TOLD == 0 or row == len(rows) - 1:
+            between(row + 1, len(rows))
         of_benchmark = rows.sets[number].split == "benchmark"
         for kind, detail in found.faults:
             if not of_benchmark:

@@ -1,6 +1,6 @@
 """Evaluation on held-out sets: loss over every supervised token, and scores of generated answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,12 +11,12 @@ from sft_jax.config import Config
 from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.evaluation.choices import read_choices
-from sft_jax.evaluation.held_out_rows import HeldOutRows
+from sft_jax.evaluation.held_out_rows import HeldOutRows, Slices
 from sft_jax.evaluation.likelihoods import likelihoods
-from sft_jax.evaluation.losses import Interrupted, Values, evaluate_documents, supervised_bytes
+from sft_jax.evaluation.losses import Interrupted, evaluate_documents, supervised_bytes
 from sft_jax.evaluation.prompts import PromptReader, stop_ids_of
 from sft_jax.evaluation.results import SetResult
-from sft_jax.evaluation.samples import Decoding, HeldOut, generate_answers, sample_held_out, sample_records, score_answers
+from sft_jax.evaluation.samples import HeldOut, decoding_of, generate_answers, sample_held_out, sample_records, score_answers
 from sft_jax.evaluation.scorers import find_scorers
 from sft_jax.evaluation.scoring import Answer
 from sft_jax.evaluation.step import EvalStep, State
@@ -48,23 +48,23 @@ class Evaluator:
         batch_size: int,
         source: Source,
         stopping: Callable[[int], bool] = lambda late: False,
-        decoding: Decoding | None = None,
+        slices: Mapping[str, Slices] | None = None,
         progress: Between = lambda what, done, total: None,
     ):
         """Draws the prompts.
 
         Args:
             eval_step: gives sums whole on every process.
-            batch_size: rows of a batch, and prompts that are answered together unless `decoding` says otherwise.
+            batch_size: rows of a batch, and prompts that are answered together.
             source: where the model was read from; it says what ends its answers.
             stopping: asked between batches, with the number of those under way, whether to give up.
-            decoding: None: greedy, with at most `eval.max_new_tokens`.
+            slices: by set, what its records tell apart, see `slices_of`.
             progress: takes note of what is done.
         """
         self._config, self._streams, self._tokenizer = config, data.eval, data.tokenizer
         self._graphdef, self._eval_step, self._mesh, self._batch_size = graphdef, eval_step, mesh, batch_size
         self._stopping, self._progress = stopping, progress
-        self._decoding = decoding or Decoding(config.eval.max_new_tokens, batch_size)
+        self._slices, self._decoding = slices or {}, decoding_of(config.eval, batch_size)
         self._sizes = {name: supervised_bytes(stream, data.tokenizer) for name, stream in data.eval.items()}
         self._held_out: dict[str, list[HeldOut]] = {}
         if config.eval.generate:
@@ -77,11 +77,12 @@ class Evaluator:
             for name, stream in data.eval.items():
                 self._held_out[name] = sample_held_out(stream, count, config.seed)
 
-    def __call__(self, state: State, step: int) -> tuple[dict[str, Values], list[dict[str, Any]]]:
-        """Returns the values of every set by name, and the records of samples.jsonl. Raises Interrupted."""
+    def __call__(self, state: State, step: int) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+        """Returns by name what the log says of every set (`SetResult.record`), and the records of samples.jsonl. Raises Interrupted."""
         results = self.evaluate(state)
         records = [{"step": step, "set": name, **record} for name, result in results.items() for record in result.records]
-        return {name: result.values() for name, result in results.items()}, records
+        seed = self._config.seed
+        return {name: result.record(self._slices.get(name, {}), seed) for name, result in results.items()}, records
 
     def evaluate(self, state: State) -> dict[str, SetResult]:
         """Returns the result of every set by name. Raises Interrupted."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,10 @@ class HarnessModel(TemplateLM):
         prefix = list(self._tokenizer.plain_prefix)
         wanted = ids[: len(prefix)] != prefix if add_special_tokens is None else add_special_tokens
         return [*prefix, *ids] if wanted else ids
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As the harness has it, without its bar where that would go to a file."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         sequences = []
@@ -212,6 +217,7 @@ def run_benchmarks(model: HarnessModel, asked: Benchmarks, tasks: Tasks, log: Ca
         log(f"--tasks: {model.truncated:,} sequences did not fit the model's context of {model.max_length:,} tokens and lost their beginning.")
     results = {}
     for name, values in found["results"].items():
+        values = {key: value for key, value in values.items() if key != "sample_len"}  # no metric: "examples" says it
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         examples = found.get("n-samples", {}).get(name, {}).get("effective")
         results[name] = numbers | ({"examples": examples} if examples is not None else {})

@@ -1,7 +1,7 @@
 """The rows of a held-out set with all their columns, as its files have them, by document."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,21 @@ from sft_jax.errors import UserError, did_you_mean
 _BLOCK = 512  # rows that are read together
 _MOST_SLICES = 100
 _ABSENT = object()
+
+
+Slices = dict[str, dict[str, np.ndarray]]  # by column and value, the documents of a set
+
+
+def slices_of(streams: Mapping[str, RowStream], config: DataConfig, columns: Sequence[str], key: str) -> dict[str, Slices]:
+    """Returns the documents of every set by the values of these columns. Raises UserError, which names `key`, for one that is none."""
+    found: dict[str, Slices] = {}
+    for name, stream in streams.items() if columns else ():
+        held = HeldOutRows(stream, config, name)
+        try:
+            found[name] = {column: held.slices(column) for column in columns}
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+    return found
 
 
 class HeldOutRows:

@@ -1,6 +1,6 @@
 """Evaluation of a model that is not being trained, on the held-out sets of a configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from sft_jax.data.prepare import HeldOutData, prepare_held_out
 from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.evals import Between, Evaluator
-from sft_jax.evaluation.held_out_rows import HeldOutRows
+from sft_jax.evaluation.held_out_rows import Slices, slices_of
 from sft_jax.evaluation.results import SetResult
-from sft_jax.evaluation.samples import Decoding
 from sft_jax.evaluation.step import make_eval_step, split_model
 from sft_jax.hf.load import Progress, load_decoder, load_model_tokenizer, spec_of
+from sft_jax.hf.progress import Loading, silently
 from sft_jax.hf.restore import model_source
 from sft_jax.hf.source import find_model, read_source, tokenizer_folder
 from sft_jax.model.decoder import Decoder
@@ -74,36 +74,30 @@ def evaluate_model(
     config: Config,
     mesh: Mesh,
     *,
-    decoding: Decoding | None = None,
-    slices: Sequence[str] = (),
     benchmark: Benchmark | None = None,
     log: Log = print,
-    loading: Progress | None = None,
+    loading: Loading = silently,
     progress: Between = lambda what, done, total: None,
 ) -> "Evaluation":
-    """Evaluates a model on every set of `config.data.eval`; `config.eval` says how many prompts are answered, and how scored.
+    """Evaluates a model on every set of `config.data.eval`, as `config.eval` says: answers, scores and slices.
 
     Args:
-        decoding: None: greedy, with at most `eval.max_new_tokens`.
-        slices: columns of the rows by whose values results are told apart.
         benchmark: is given the model and its tokenizer, and returns further results by name.
         log, loading, progress: take note of what is done.
 
     Raises UserError for whatever is wrong with model, data or configuration. All processes make the same call.
     """
     data = open_held_out(subject, config, log) if config.data.eval else None
-    parts = {  # before the model is read: a column that is not there is told at once
-        name: {column: held.slices(column) for column in slices}
-        for name, stream in (data.eval.items() if data is not None else ())
-        for held in ([HeldOutRows(stream, config.data, name)] if slices else [])
-    }
+    # before the model is read: a column that is not there is told at once
+    parts = slices_of(data.eval, config.data, config.eval.slices, "eval.slices") if data is not None else {}
     rows = config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
-    decoder = open_decoder(subject, config, mesh, loading)
+    with loading(subject.path) as loaded:  # its bar is gone before the next one begins
+        decoder = open_decoder(subject, config, mesh, loaded)
     results: Mapping[str, SetResult] = {}
     if data is not None:
         graphdef, state = split_model(decoder)
         evaluator = Evaluator(
-            config, data, graphdef, make_eval_step(graphdef, mesh), mesh, rows, decoder.source, decoding=decoding, progress=progress
+            config, data, graphdef, make_eval_step(graphdef, mesh), mesh, rows, decoder.source, progress=progress
         )
         results = evaluator.evaluate(state)
     provenance = decoder.source.provenance
@@ -123,7 +117,7 @@ class Evaluation:
     model_fingerprint: str | None
     data_fingerprint: str | None
     results: Mapping[str, SetResult]  # by set
-    slices: Mapping[str, Mapping[str, Mapping[str, Any]]]  # by set, column and value: the documents
+    slices: Mapping[str, Slices]  # by set
     seed: int  # of the bootstrap
     benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # values by task
 

@@ -24,6 +24,12 @@ class SetResult:
         """Returns the values of the loss, and the score of every scorer, by name."""
         return {**self.documents.values(), **{name: scored.value for name, scored in self.scored.items()}}
 
+    def record(self, slices: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, Any]:
+        """Returns what the log of a run says: `values`, "intervals" of the loss and of every score, and "slices" as in `describe`."""
+        described = self.describe(slices, seed)
+        intervals = {"loss": described["loss_interval"], **{name: score["interval"] for name, score in described.get("scores", {}).items()}}
+        return {**self.values(), "intervals": intervals, **({"slices": described["slices"]} if slices else {})}
+
     def select(self, documents: np.ndarray) -> "SetResult":
         """Returns the result of some of the documents alone, given as ascending indices."""
         answered = np.flatnonzero(np.isin(np.asarray(self.asked, np.int64), documents))

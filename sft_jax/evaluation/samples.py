@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config import EvalConfig
 from sft_jax.data.packing.pipeline import RowStream
 from sft_jax.data.randomness import derive_key, permutation
 from sft_jax.data.tokenizers.tokens import Tokenizer
@@ -50,6 +51,13 @@ class Decoding:
     options: Sampling = field(default_factory=sampling)
     seed: int = 0
     stop: tuple[str, ...] = ()  # texts that end an answer
+
+
+def decoding_of(config: EvalConfig, batch_size: int) -> Decoding:
+    """Returns how the prompts of an evaluation are answered, `batch_size` of them together."""
+    drawn = vars(config.sampling)
+    options = sampling(**{name: value for name, value in drawn.items() if name != "seed"})
+    return Decoding(config.max_new_tokens, batch_size, options, config.sampling.seed, config.stop)
 
 
 def generate_answers(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sft_jax.errors import UserError
+from sft_jax.config_checks import check_sampling
 
 
 @functools.partial(
@@ -55,16 +55,7 @@ def sampling(
     Raises:
         UserError: A value is out of range.
     """
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature: must be 0 (greedy) or a number above 0, not {temperature}.")
-    if top_k < 0:
-        raise UserError(f"top_k: must be 0 (all tokens) or more, not {top_k}.")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p: must be above 0 and at most 1, not {top_p}.")
-    if not 0 <= min_p <= 1:
-        raise UserError(f"min_p: must be 0 (all tokens) or more and at most 1, not {min_p}.")
-    if not 0 < repetition_penalty < float("inf"):
-        raise UserError(f"repetition_penalty: must be a number above 0, 1 for none, not {repetition_penalty}.")
+    check_sampling("", temperature, top_k, top_p, min_p, repetition_penalty)
     return Sampling(
         float(temperature), float(top_p), float(min_p), float(repetition_penalty), int(top_k), greedy=temperature == 0,
         nucleus=top_p < 1, penalised=repetition_penalty != 1,

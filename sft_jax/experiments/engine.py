@@ -1,8 +1,9 @@
 """Many runs, one after the other, in one process: those that have finished stay, one that was stopped goes on.
 
 A run is `sft_jax.training.run.fit` and nothing else, in a folder of its own, so whatever reads a run reads these. Prepared
-data are shared by the store, compiled programs by the compilation cache (the step takes what a sweep changes most, learning
-rate, length of the schedule and seed, as arguments). Nothing of a run stays in memory when the next begins.
+data are shared by the store, compiled programs by the compilation cache, which several CPU devices of one process have not (the step
+takes what a sweep changes most, learning rate, length of the schedule and seed, as arguments). Nothing of a run stays in memory when
+the next begins.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ import gc
 import io
 import json
 import os
+import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from typing import Any
 from sft_jax.config import to_dict
 from sft_jax.config_checks import check_local
 from sft_jax.errors import StoppedBySignal, UserError
+from sft_jax.evaluation.evals import Between
 from sft_jax.experiments.cost import Cost
 from sft_jax.experiments.runs import FAILED, RUNS, Run, changes, check_folders, shown_path
 from sft_jax.training.clusters import find_place
@@ -31,6 +35,8 @@ from sft_jax.training.signals import StopSignal
 from sft_jax.training.workdir import Workdir
 
 _OUTPUT = "output.txt"  # what a run prints, in its folder
+_STEP = re.compile(r"step (\d+)/(\d+) ")  # how a line about a training step begins
+_TOKENS = "tokens of all runs"
 _BEGUN = "experiment.json"  # the day on which an experiment has begun
 
 Log = Callable[[str], None]
@@ -80,8 +86,9 @@ def _today() -> str:
 
 
 def run_all(
-    runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, retry: bool, log: Log, keep_states: bool = True
-) -> list[Result]:
+    runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, retry: bool, log: Log, keep_states: bool = True,
+    progress: Between = lambda what, done, total: None,
+) -> list[Result]:  # fmt: skip
     """Runs what has not been run yet and returns how each run has ended, in the order of `runs`.
 
     A run that ends with a UserError, such as a loss that is not finite, is noted in its folder, and the others go on.
@@ -90,6 +97,7 @@ def run_all(
         retry: runs that have failed before are started again; else they stay failed.
         log: takes a line when a run begins and ends.
         keep_states: the checkpoints of a run stay when it has finished.
+        progress: takes note of the tokens that are trained on, of those of all runs.
 
     Raises:
         UserError: a folder holds a run with another configuration.
@@ -98,23 +106,29 @@ def run_all(
     check_folders(runs, work)
     with StopSignal() as stop:  # beside it each run has one of its own
         stop.where = f"after 0 of {len(runs)} runs"
-        return _run_all(runs, costs, work, stop, retry, log, keep_states)
+        return _run_all(runs, costs, work, stop, retry, log, keep_states, progress)
 
 
 def _run_all(
-    runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, stop: StopSignal, retry: bool, log: Log, keep_states: bool
+    runs: Sequence[Run], costs: Sequence[Cost], work: Workdir, stop: StopSignal, retry: bool, log: Log, keep_states: bool, progress: Between
 ) -> list[Result]:
     results: list[Result | None] = [_ended(run, work, retry) for run in runs]
     left = [number for number, result in enumerate(results) if result is None]
     if len(left) < len(runs):
         log(f"{len(runs) - len(left)} of {len(runs)} runs have ended before.")
+    whole = sum(cost.tokens for cost in costs)
+    done = whole - sum(costs[number].tokens for number in left)
+    progress(_TOKENS, done, whole)
     seconds = tokens = 0.0
     for place, number in enumerate(left):
         run = runs[number]
         stop.where = f"after {len(runs) - len(left) + place} of {len(runs)} runs"
         log(f"run {number + 1} of {len(runs)}: {run.name}")
         begun = time.perf_counter()
-        results[number] = result = _run(run, work, log)
+        own = costs[number].tokens
+        results[number] = result = _run(run, work, log, lambda step, steps, done=done, own=own: progress(_TOKENS, done + own * step // steps, whole))
+        done += own
+        progress(_TOKENS, done, whole)
         check_same_data([result for result in results if result is not None])  # at once: the next ones would be in vain
         if result.summary and not keep_states:
             shutil.rmtree(result.folder / "checkpoints", ignore_errors=True)
@@ -163,12 +177,13 @@ def _ended(run: Run, work: Workdir, retry: bool) -> Result | None:
     return None
 
 
-def _run(run: Run, work: Workdir, log: Log) -> Result:
+def _run(run: Run, work: Workdir, log: Log, made: Callable[[int, int], None]) -> Result:
+    """Runs one; `made` is told of (step, steps) when it has made a step that it logs."""
     folder = work.path / RUNS / run.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
     try:
-        with _told_to(folder / _OUTPUT, log):
+        with _told_to(folder / _OUTPUT, log, made):
             return _done(run, folder, fit(run.config, folder))
     except UserError as error:
         message = str(error)
@@ -194,8 +209,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 class _Output(io.TextIOBase):
     """Writes what a run prints to a file, and gives lines about its steps to `log`."""
 
-    def __init__(self, file: io.TextIOBase, log: Log):
-        self._file, self._log, self._line = file, log, ""
+    def __init__(self, file: io.TextIOBase, log: Log, made: Callable[[int, int], None]):
+        self._file, self._log, self._made, self._line = file, log, made, ""
 
     def write(self, text: str) -> int:
         self._file.write(text)
@@ -203,6 +218,22 @@ class _Output(io.TextIOBase):
         for line in lines:
             if line.startswith("step "):
                 self._log(f"  {line}")
+            if found := _STEP.match(line):
+                self._made(int(found[1]), int(found[2]))
+        return len(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class _Lines(io.TextIOBase):
+    """Standard error without its terminal, so that a run draws no bars there: that of all runs stands there."""
+
+    def __init__(self, file: io.TextIOBase):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
@@ -210,7 +241,11 @@ class _Output(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _told_to(path: Path, log: Log) -> Iterator[None]:
-    with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(_Output(file, log)):
+def _told_to(path: Path, log: Log, made: Callable[[int, int], None]) -> Iterator[None]:
+    with (
+        open(path, "a", encoding="utf-8") as file,
+        contextlib.redirect_stdout(_Output(file, log, made)),
+        contextlib.redirect_stderr(_Lines(sys.stderr)),
+    ):
         yield
 

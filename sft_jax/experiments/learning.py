@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sft_jax.evaluation.evals import Between
 from sft_jax.experiments.curve import Curve, learning_curve, limit_of
 from sft_jax.experiments.engine import Result, check_same_data, run_all
 from sft_jax.experiments.fractions import FEWEST_RUNS, FEWEST_SIZES, CurvePlan
@@ -39,12 +40,14 @@ class Learning:
         return [result for result in self.results if result.summary is None]
 
 
-def run_curve(plan: CurvePlan, work: Workdir, retry: bool, log: Callable[[str], None]) -> Learning:
+def run_curve(
+    plan: CurvePlan, work: Workdir, retry: bool, log: Callable[[str], None], progress: Between = lambda what, done, total: None
+) -> Learning:
     """Runs what is missing of a learning curve in its folder and returns all of it. Finished runs keep no checkpoints.
 
     Raises UserError where a folder holds another run, and where every run has failed; StoppedBySignal as `run_all`.
     """
-    results = run_all(plan.runs, plan.costs, work, retry, log, keep_states=False)
+    results = run_all(plan.runs, plan.costs, work, retry, log, keep_states=False, progress=progress)
     check_some(results)
     note = check_same_data(results)
     return summarise(plan, results, [note] if note else [])

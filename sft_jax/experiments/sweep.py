@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_jax.errors import UserError
+from sft_jax.evaluation.evals import Between
 from sft_jax.experiments.cost import Cost, costs_of
 from sft_jax.experiments.engine import Result, check_same_data, run_all
 from sft_jax.experiments.metric import Metric, find_metric
@@ -73,12 +74,12 @@ def plan_sweep(raw: dict[str, Any], points: Sequence[Overrides], seeds: Sequence
     return Plan(runs, costs_of(runs, log), found.pop())
 
 
-def run_sweep(plan: Plan, work: Workdir, retry: bool, log: Log) -> Sweep:
-    """Runs what is missing of a sweep in its folder and returns all of it.
+def run_sweep(plan: Plan, work: Workdir, retry: bool, log: Log, progress: Between = lambda what, done, total: None) -> Sweep:
+    """Runs what is missing of a sweep in its folder and returns all of it; `progress` as in `run_all`.
 
     Raises UserError where a folder holds another run, and where every run has failed; StoppedBySignal as `run_all`.
     """
-    results = run_all(plan.runs, plan.costs, work, retry, log)
+    results = run_all(plan.runs, plan.costs, work, retry, log, progress=progress)
     note = check_same_data(results)
     check_some(results)
     return summarise(plan.metric, results, [note] if note else [])

@@ -144,7 +144,10 @@ def _csv(sweep: Sweep) -> str:
     """Returns a line a run: what it differs in, all held-out values at its end, and its costs."""
     keys = list(dict.fromkeys(key for point in sweep.points for key in point.labels))
     values = {
-        result.run.name: {f"{name}/{key}": value for name, found in result.summary["eval_last"].items() for key, value in found.items()}
+        result.run.name: {
+            f"{name}/{key}": value for name, found in result.summary["eval_last"].items() for key, value in found.items()
+            if key not in ("intervals", "slices")  # summary.json has them
+        }
         for result in sweep.results if result.summary
     }  # fmt: skip
     evaluated = list(dict.fromkeys(name for found in values.values() for name in found))

@@ -1,10 +1,21 @@
 """What a command shows while it reads a model: a bar on a terminal, one line elsewhere."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import rich.console
 import rich.progress
+
+Loading = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]  # of the model that is named: LoadProgress, or `silently`
+
+
+def silently(name: str) -> AbstractContextManager[None]:
+    """Shows nothing."""
+    del name
+    return contextlib.nullcontext()
 
 
 class LoadProgress:

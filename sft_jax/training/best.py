@@ -6,7 +6,6 @@ from typing import Any
 
 from sft_jax.config import Config
 from sft_jax.errors import UserError, did_you_mean
-from sft_jax.evaluation.losses import Values
 
 _LOWER = ("loss", "perplexity", "bits_per_byte")  # lower is better
 _HIGHER = ("accuracy",)
@@ -36,7 +35,7 @@ class Best:
         values = {str(step): self._values[step] for step in self.steps}
         return {**self._names, "values": values, "evaluations_since": self._since, "last": self._last} if self.metric else None
 
-    def add(self, step: int, results: dict[str, Values]) -> None:
+    def add(self, step: int, results: dict[str, dict[str, Any]]) -> None:
         """Takes note of the evaluation of `step`. A value that is no number is worse than any other."""
         if self.knows(step):
             return

@@ -17,6 +17,7 @@ from sft_jax.errors import UserError
 from sft_jax.training.metrics import TRAIN, MetricsLog
 from sft_jax.training.profiler import Profiler
 from sft_jax.training.progress import Progress
+from sft_jax.training.signals import STOP_AFTER_STEPS
 from sft_jax.training.votes import Votes
 from sft_jax.training.watchdog import Watchdog
 from sft_jax.training.window import Window
@@ -152,7 +153,7 @@ def train(
         if outcome.step >= total_steps or votes.failed or outcome.ended_early:
             break
         made = outcome.step - first
-        outcome.stopped = votes.stop or ("stop_after_steps" if made and made == config.train.stop_after_steps else None)
+        outcome.stopped = votes.stop or (STOP_AFTER_STEPS if made and made == config.train.stop_after_steps else None)
         if outcome.stopped:
             break
         if profiler.begins(made):
@@ -176,7 +177,7 @@ def train(
             with votes.deferred():
                 profiler.stop()
         last = outcome.step == total_steps
-        if config.eval.every and outcome.step % config.eval.every == 0 and not last and not votes.stop:
+        if config.eval.due(outcome.step) and not last and not votes.stop:
             paused(lambda: hooks.evaluate(outcome.state, outcome.step))
         due = config.checkpoint.every and outcome.step % config.checkpoint.every == 0
         if (due or hooks.is_best(outcome.step)) and not last and not votes.stop:

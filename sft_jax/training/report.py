@@ -50,6 +50,9 @@ def print_totals(config: Config, data: PreparedData, start: Start, total_steps: 
     )
     for name, held_out in data.eval.items():
         say(f"Held-out data '{name}': {held_out.examples:,} examples, {held_out.supervised_tokens:,} supervised tokens.")
+    late = [step for step in config.eval.at if step > total_steps]
+    if late:
+        say(f"eval.at: {', '.join(map(str, late))} come after the last step, {total_steps:,}, so nothing is evaluated there.")
     unused = f" (train.steps wins: train.epochs={config.train.epochs:g} is not used)" if unused_epochs(config) else ""
     say(f"Steps: {total_steps:,} of {config.train.batch_size} rows{unused}; {max(total_steps - start.step, 0):,} to go.")
     if start.manifest and start.manifest["total_steps"] != total_steps:
@@ -112,9 +115,10 @@ def stored_kernels(state: TrainState) -> tuple[int, int]:
     return count, sum(math.prod(value.shape) * value.dtype.itemsize for value in values)
 
 
-def eval_line(step: int, name: str, values: dict[str, float]) -> str:
-    """Returns a line about one evaluation."""
-    shown = "  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+def eval_line(step: int, name: str, values: dict[str, Any]) -> str:
+    """Returns a line about one evaluation: its numbers, not those of slices."""
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    shown = "  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in numbers.items())
     return f"step {step}  {name}: {shown}"
 
 

@@ -1,11 +1,10 @@
 """Which keys of the configuration may change when a run is resumed, and what a longer run means for the schedule."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_jax.config import ColumnsConfig, DataSetConfig, default_config
+from sft_jax.config import ColumnsConfig, Config, DataSetConfig, to_dict
 from sft_jax.errors import UserError
 
 Rule = Literal["free", "longer", "override", "never"]
@@ -75,7 +74,7 @@ _SET_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataS
 
 
 def _defaults() -> dict[str, Any]:
-    return flat_keys(json.loads(default_config().to_json()))
+    return flat_keys(to_dict(Config()))
 
 
 def check_changes(before: dict[str, Any], now: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:

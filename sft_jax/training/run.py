@@ -19,6 +19,7 @@ from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.config import Config, parse_config, to_dict
 from sft_jax.data.packing.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator
+from sft_jax.evaluation.held_out_rows import slices_of
 from sft_jax.evaluation.losses import Interrupted
 from sft_jax.evaluation.scorers import find_scorers
 from sft_jax.evaluation.step import make_eval_step
@@ -122,6 +123,8 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     if start.finished(total_steps, best):
         report.print_finished(config, work, early=start.summary["steps"] < total_steps)
         return start.summary
+    # Only the first process writes what is told apart by slices.
+    slices = agree(lambda: slices_of(data.eval, config.data, config.eval.slices, "eval.slices") if first_process else {})
     votes = Votes(stop, mesh)
     votes.check()
 
@@ -166,7 +169,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
 
     # ---- what happens between steps
     eval_step = votes.ride(make_eval_step(graphdef, mesh))
-    evaluator = Evaluator(config, data, graphdef, eval_step, mesh, eval_rows, source, votes.stopping)
+    evaluator = Evaluator(config, data, graphdef, eval_step, mesh, eval_rows, source, votes.stopping, slices)
     shown = stack.enter_context(contextlib.ExitStack())
     progress = shown.enter_context(Progress(total_steps, start.step, shown=first_process))
     ledger = Ledger(work, data.train, start.step, start.position) if config.log.ledger and first_process else None

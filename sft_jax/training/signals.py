@@ -3,7 +3,9 @@
 import signal
 import threading
 
-from sft_jax.errors import StoppedBySignal
+from sft_jax.errors import StoppedAsConfigured, StoppedBySignal
+
+STOP_AFTER_STEPS = "stop_after_steps"  # the reason that is no signal
 
 
 class StopSignal:
@@ -49,7 +51,11 @@ class StopSignal:
             self.raise_stopped()
 
     def raise_stopped(self, by: str | None = None) -> None:
-        """Raises StoppedBySignal; `by` is the reason, where it is not the signal that was noted."""
-        raise StoppedBySignal(
-            f"Stopped by {by or self.name or 'a signal to another process'} {self.where}. Start the same command again to continue."
-        )
+        """Raises StoppedBySignal; `by` is the reason, where it is not the signal that was noted.
+
+        StoppedAsConfigured where it is "stop_after_steps" and no signal has come, not even while the state was saved.
+        """
+        if by == STOP_AFTER_STEPS:
+            by = self.name or by
+        kind = StoppedAsConfigured if by == STOP_AFTER_STEPS else StoppedBySignal
+        raise kind(f"Stopped by {by or self.name or 'a signal to another process'} {self.where}. Start the same command again to continue.")

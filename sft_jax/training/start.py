@@ -113,8 +113,8 @@ class Start:
             return False
         if self.manifest is None:
             return True
-        due = self.step == total_steps or (config.eval.every and self.step % config.eval.every == 0)
-        return bool(due) and not (best.knows(self.step) and is_evaluated(work.read_lines(METRICS_FILE), self.step, names))
+        due = self.step == total_steps or config.eval.due(self.step)
+        return due and not (best.knows(self.step) and is_evaluated(work.read_lines(METRICS_FILE), self.step, names))
 
     def check_base(self, source: Source, adapters: AdapterPlan) -> None:
         """Raises UserError if the adapters of the checkpoint belong to another base, or are not those of `adapters`."""

@@ -1,6 +1,8 @@
 """The contracts of selfcheck hold of a sound run, on a mesh and with adapters, and each fails where its fault is planted."""
 
 import json
+import os
+import signal
 
 import commands
 import jax
@@ -14,9 +16,10 @@ from sft_jax.checking import computing, running
 from sft_jax.checking.checks import CONTRACTS, STATEMENTS, Bench, check
 from sft_jax.checking.subject import fullest_rows, open_subject
 from sft_jax.config import parse_config
-from sft_jax.errors import UserError
+from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.model.decoder import Decoder
 from sft_jax.training import contracts, step
+from sft_jax.training.signals import STOP_AFTER_STEPS, StopSignal
 
 RUNS = ("resume", "integrity", "export")
 
@@ -136,6 +139,33 @@ def test_runs_hold_and_what_is_changed_on_disk_is_found(small, small_runs, monke
     assert running.export(small, small_runs).state == "FAILS"
 
 
+@pytest.mark.parametrize("place", [1, 2, 3])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_in_a_short_run_ends_the_check_and_says_what_is_kept(small, tmp_path, monkeypatch, place, late):
+    """In the first run, in the one that is to stop by itself, and in its second start; also where a run has ended before it noticed."""
+    calls = []
+
+    def fit(config, path):
+        calls.append(path.name)
+        with StopSignal() as stop:
+            stop.at_once = False
+            if len(calls) == place:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if late:
+                    return
+                stop.raise_stopped()
+            if config.train.stop_after_steps:
+                stop.raise_stopped(STOP_AFTER_STEPS)
+
+    monkeypatch.setattr(running, "fit", fit)
+    with pytest.raises(StoppedBySignal, match="Stopped by a signal in the short runs, which are removed with their folder"):
+        list(check(small, ["resume"]))
+    assert len(calls) == place
+    calls.clear()
+    with pytest.raises(StoppedBySignal, match="Stopped by SIGTERM"):
+        list(check(small, ["resume"], tmp_path))
+
+
 @pytest.mark.slow
 def test_a_resume_that_starts_the_data_again_is_found(small, tmp_path, monkeypatch):
     from sft_jax.training import run
@@ -163,17 +193,21 @@ def test_the_command(folder):
     """One object on standard output, or a table; exit code 3 where something fails, 2 for wrong input."""
     config = tiny_config(folder, optim__learning_rate=1e-9)
 
-    def run(*arguments):
+    def run(*arguments, **options):
         flags = [f"--config={ROOT / 'configs/sft.py'}", *as_flags(config), *arguments]
-        return commands.run("selfcheck", *flags, env=environment(1, folder / "xdg"))
+        return commands.run("selfcheck", *flags, env=environment(1, folder / "xdg"), **options)
 
-    result = run("--only=isolation,overfitting,layout", "--json")
+    result = run("--only=isolation,overfitting,layout", "--json", terminal=True)
     assert result.returncode == 3, result.stderr
     answer = json.loads(result.stdout)
     assert [(one["contract"], one["state"]) for one in answer["contracts"]] == [("isolation", "holds"), ("layout", "not checked"), ("overfitting", "fails")]
     assert answer["holds"] is False
+    commands.assert_bar(result)
+    assert all(f"{done}/3" in result.stderr for done in range(3)) and "contracts: overfitting" in result.stderr
     result = run("--only=isolation")
     assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stdout + result.stderr and "\u2501" not in result.stderr
     assert "isolation    holds" in result.stdout and "All contracts that could be checked hold." in result.stdout
     result = run("--only=isolatoin")
-    assert result.returncode == 2 and result.stderr.strip().splitlines()[-1].startswith("error: --only: 'isolatoin' is no contract")
+    assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: --only: 'isolatoin' is no contract")

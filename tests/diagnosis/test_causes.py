@@ -4,15 +4,24 @@ Faults are written into copies of a run that was trained, in the form in which a
 makes by itself are trained in the slow tests.
 """
 
+import io
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 from planted_runs import ROOT, edit_json, edit_lines, noise, planted, rows_of, train, write_rows
 
+from rich.console import Console
+
+from sft_jax.diagnosis import result_causes
 from sft_jax.diagnosis.causes import CAUSES
 from sft_jax.diagnosis.diagnose import examine
+from sft_jax.diagnosis.finding import Divergence, Evidence, Measured, TextLoss
+from sft_jax.diagnosis.page import causes_section
+from sft_jax.diagnosis.run_files import read_run
+from sft_jax.diagnosis.terminal import report_text
 from sft_jax.errors import UserError
 
 
@@ -22,6 +31,7 @@ def causes(run, **options):
 
 def test_a_sound_run_has_no_cause(healthy):
     report = examine(healthy)
+    assert list(report.not_looked_for) == ["export_differs", "forgetting"]  # which take models
     assert not report.findings
     assert not [note for note in report.notes if "cannot" in note or "missing" in note]
     assert report.evidence.data is not None and report.ledger is not None
@@ -83,6 +93,20 @@ def old_export(run):
     edit_json(run / "export" / "sft_jax.json", lambda values: values.update(steps=values["steps"] - 8))
 
 
+LONG_ROWS = [
+    {"messages": [{"role": "user", "content": " ".join(f"item {number} of list {row} is {number * row % 7}" for number in range(12))},
+                  {"role": "assistant", "content": f"list {row} has twelve items"}]} for row in range(1, 31)
+]  # fmt: skip
+
+
+def nearly(rows):
+    """The rows, and each once more with a word of its prompt changed."""
+    changed = json.loads(json.dumps(rows))
+    for row in changed:
+        row["messages"][0]["content"] = row["messages"][0]["content"].replace("item 5 ", "part 5 ")
+    return rows + changed
+
+
 diverged = of_training(lambda record, share, noise: record.update(loss=5.0 - 8 * share + noise if share < 0.5 else 1 + 6 * (share - 0.5) + noise))
 jumped = of_training(lambda record, share, noise: record.update(loss=5.8 if share < 0.04 else 4 + 16 * (1 - share) ** 4 + noise))
 not_finite = of_training(lambda record, share, noise: record.update(nonfinite_steps=1.0) if 0.2 < share < 0.25 else None)
@@ -118,6 +142,7 @@ PLANTED = {
     "duplicates_or_leakage": [
         pytest.param(other_data(rows_of("train.jsonl", 400) + rows_of("held_out.jsonl", 24)), id="leaked"),
         pytest.param(other_data(rows_of("train.jsonl", 200) * 2), id="repeated", marks=pytest.mark.slow),
+        pytest.param(other_data(rows_of("train.jsonl", 100) + nearly(LONG_ROWS)), id="nearly-repeated", marks=pytest.mark.slow),
     ],
     "template": [other_template],
     "export_differs": [old_export],
@@ -162,6 +187,109 @@ def test_evidence_is_what_was_planted(healthy, tmp_path):
     assert (answers["ended"], answers["answers"]) == (0, 12) and answers["repeating"] > 0
 
 
+OF_MORE_THAN_FILES = {"duplicates_or_leakage": "data", "template": "templates", "export_differs": "models", "forgetting": "models"}
+
+
+def test_what_was_not_looked_for_is_said_with_the_reason(healthy, tmp_path):
+    report = examine(healthy, quick=True)
+    found = report.to_json()
+    assert {name: why.split()[-1] for name, why in found["not_looked_for"].items()} == OF_MORE_THAN_FILES
+    assert sorted([*found["looked_for"], *found["not_looked_for"]]) == sorted(CAUSES) and len(found["looked_for"]) == 8
+    text = said(report)
+    assert "No cause was found among 8 of 12; not looked for: " in text and "export_differs, forgetting (--quick leaves out models)" in text
+    page = causes_section(report)
+    assert "None was found. Looked for: first_loss, mask_share" in page and "Not looked for: " in page and "template (--quick leaves" in page
+    run = planted(healthy, tmp_path / "run")
+    old_export(run)  # is found by its step, so it was looked for
+    report = examine(run, quick=True)
+    assert "export_differs" in report.looked_for and "export_differs" not in report.not_looked_for
+    text = said(report)
+    assert "No cause" not in text and "Not looked for: " in text
+    assert "Also looked for: first_loss" in causes_section(report)
+
+
+def said(report) -> str:
+    console = Console(width=1000, file=io.StringIO())
+    console.print(report_text(report))
+    return console.file.getvalue()
+
+
+def without_training(run):
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(split="other") if record["split"] == "train" else None)
+
+
+def short_log(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:6]))
+
+
+LACKS = {
+    "no evaluation": (lambda run: edit_lines(run / "metrics.jsonl", lambda record: record.update(split="train") if record["split"] != "train" else None),
+                      {"over_fitting": "no held-out set was evaluated twice"}),
+    "few records": (short_log, {"learning_rate_too_high": "5 records of training, and 12 are needed", "under_training": "5 records",
+                                "over_fitting": "no held-out set was evaluated twice"}),
+    "an older run": (of_training(lambda record, share, noise: record.pop("update_ratio")), {"learning_rate_too_low": "no update_ratio"}),
+    "no answers": (lambda run: (run / "samples.jsonl").unlink(), {"truncated_answers": "0 held-out prompts were answered, and 8"}),
+    "no report": (lambda run: (run / "data_report.json").unlink(), dict.fromkeys(("mask_share", "few_tokens", "truncated_answers"), "data_report.json")),
+    "no export": (lambda run: shutil.rmtree(run / "export"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LACKS)
+def test_a_cause_whose_evidence_is_not_there_is_not_looked_for(healthy, tmp_path, case):
+    edit, expected = LACKS[case]
+    run = planted(healthy, tmp_path / "run")
+    edit(run)
+    found = {name: why for name, why in examine(run, quick=True).not_looked_for.items() if name not in OF_MORE_THAN_FILES}
+    assert found.keys() == expected.keys()
+    assert all(text in found[name] for name, text in expected.items()), found
+
+
+@pytest.fixture(scope="module")
+def files(healthy):
+    return read_run(healthy)
+
+
+@pytest.mark.parametrize(
+    ("kl", "moved", "named"),
+    [(0.0101, 5.0, True), (0.0099, 5.0, False), (0.0099, 0.0150, True), (0.00101, 0.0020, True), (0.00099, 0.0010, False), (0.0050, 0.0101, False),
+     (0.0050, 0.0099, True), (0.0101, None, True), (0.0099, None, False)],
+)  # fmt: skip
+def test_thresholds_of_an_export_that_differs(files, kl, moved, named):
+    """0.01 nats a token; or 0.001 and half of the way that training has gone."""
+    measured = Measured(export=Divergence(kl, 1e-4, 400), from_base=None if moved is None else Divergence(moved, 1e-3, 400))
+    assert bool(result_causes.export_differs(Evidence(files, measured=measured))) == named
+
+
+def loss(base, tuned, low, high):
+    return TextLoss(base, tuned, None if low is None else (low, high), 16, 700)
+
+
+KNOWN = math.log(1024) - 0.5  # what a base with a loss of 0.5 on its own texts knows of them
+
+
+@pytest.mark.parametrize(
+    ("measured", "named"),
+    [
+        pytest.param(Measured(general=loss(2.0, 2.22, 0.1, 0.3)), True, id="forgotten"),
+        pytest.param(Measured(general=loss(2.0, 2.10, 0.05, 0.15)), False, id="5 % more"),
+        pytest.param(Measured(general=loss(2.0, 2.60, -0.1, 1.3)), False, id="around 0"),
+        pytest.param(Measured(general=loss(2.0, 2.60, None, None)), False, id="one text"),
+        pytest.param(Measured(general=loss(2.0, 1.5, -0.6, -0.4)), False, id="better"),
+        pytest.param(Measured(general=loss(2.0, 2.0, -0.1, 0.1), own_samples=loss(0.5, 6.9, 6.2, 6.5)), False, id="the user's text decides"),
+        pytest.param(Measured(own_samples=loss(0.54, 1.34, 0.6, 1.0), from_base=Divergence(1.8, 0.2, 431)), False, id="one task learnt"),
+        pytest.param(Measured(own_samples=loss(0.5, 0.5 + 0.6 * KNOWN, 0.51 * KNOWN, 0.7 * KNOWN)), True, id="most lost"),
+        pytest.param(Measured(own_samples=loss(0.5, 0.5 + 0.6 * KNOWN, 0.49 * KNOWN, 0.7 * KNOWN)), False, id="perhaps most lost"),
+        pytest.param(Measured(own_samples=loss(7.0, 7.5, 0.4, 0.6)), False, id="a base that knew nothing"),
+    ],
+)
+def test_what_is_forgotten_and_what_is_not(files, measured, named):
+    found = result_causes.forgetting(Evidence(files, measured=measured))
+    assert bool(found) == named
+    if found and measured.own_samples:
+        assert found.evidence["tuned_loss"] == measured.own_samples.tuned and "--general" in found.remedy
+
+
 def test_what_is_missing_or_torn_is_said(healthy, tmp_path):
     run = planted(healthy, tmp_path / "run")
     for name in ("summary.json", "manifest.json", "samples.jsonl"):
@@ -199,6 +327,8 @@ def test_a_folder_that_is_no_run_is_one_message(tmp_path, make):
 # ---- trained with the fault
 
 TRAINED = {
+    "over_fitting": {"data__cap": 100, "train__epochs": 24.0, "eval__every": 30, "optim__schedule": "constant", "optim__learning_rate": 3e-3},
+    "under_training": {"train__epochs": 0.6, "optim__schedule": "constant", "optim__learning_rate": 4e-5, "log__every": 1},
     "first_loss": {"model__init": "random", "train__epochs": 0.3},
     "mask_share": {"data__supervise": "all", "train__epochs": 0.3},
     "few_tokens": {"data__cap": 40, "train__epochs": 1.0},

@@ -105,4 +105,4 @@ def test_bad_flags_end_the_command_with_one_message(folder, flags, message):
     flags = [flag.replace("RUN", str(folder / "run")) for flag in flags]
     result = commands.run("ledger", *flags, env=environment(1, folder / "xdg"), cwd=ROOT)
     assert result.returncode == 2 and not result.stdout
-    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")][0].startswith(f"error: {message}"), result.stderr
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith(f"error: {message}"), result.stderr

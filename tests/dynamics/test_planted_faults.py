@@ -84,7 +84,10 @@ def test_numbers_of_slices_add_up_to_those_of_the_set(analysis):
 
 def test_the_command_writes_one_object_or_tables(folder, planted):
     ledger = [f"--workdir={folder / 'run'}", "--limit=2", "--slice=meta.action"]
-    written, shown = (commands.run("ledger", *ledger, *flags, env=environment(1, folder / "xdg"), cwd=ROOT) for flags in (["--json"], []))
+    written, shown = (
+        commands.run("ledger", *ledger, *flags, env=environment(1, folder / "xdg"), cwd=ROOT, terminal=bool(flags)) for flags in (["--json"], [])
+    )
+    commands.assert_bar(written)
     assert (written.returncode, shown.returncode) == (0, 0), written.stderr + shown.stderr
     found = json.loads(written.stdout)
     assert found["influence"] is None and len(found["worst"]) == 2 and len(found["kinds"]["never_learnt"]["examples"]) == 2

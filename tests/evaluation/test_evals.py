@@ -54,7 +54,9 @@ def test_every_set_has_its_values_and_its_samples(run):
     assert list(results) == ["first", "second"] == list(dict.fromkeys(record["set"] for record in records))
     for name, values in results.items():
         loss = evaluate_loss(run[3], run[1], run[2].eval[name], 4)
-        assert values == {**loss, "bits_per_byte": values["bits_per_byte"], "exact_match": values["exact_match"]}
+        more = ("bits_per_byte", "exact_match", "intervals")
+        assert values == {**loss, **{key: values[key] for key in more}} and values["intervals"].keys() == {"loss", "exact_match"}
+        assert values["intervals"]["loss"][0] < loss["loss"] < values["intervals"]["loss"][1]
         own = [record for record in records if record["set"] == name]
         assert len(own) == 3 and {record["step"] for record in own} == {7}
         assert values["exact_match"] == np.mean([record["exact_match"] for record in own])

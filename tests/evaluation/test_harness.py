@@ -99,6 +99,7 @@ def run(model, asked):
 def test_a_local_task_is_scored(model, task):
     found = run(model, Benchmarks((str(task),)))
     assert found["stories"]["acc,none"] == pytest.approx(2 / 3) and found["stories"]["examples"] == 3
+    assert found["stories"].keys() == {"acc,none", "acc_stderr,none", "examples"}
     assert run(model, Benchmarks((str(task),), limit=2))["stories"]["acc,none"] == 1.0
 
 

@@ -104,7 +104,9 @@ def test_another_temperature_does_not_compile_again():
     ("options", "key"),
     [({"temperature": -1.0}, "temperature"), ({"temperature": float("nan")}, "temperature"),
      ({"temperature": 1.0, "top_k": -2}, "top_k"), ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
-     ({"temperature": 1.0, "top_p": 1.5}, "top_p")],
+     ({"temperature": 1.0, "top_p": 1.5}, "top_p"), ({"temperature": 1.0, "min_p": 1.01}, "min_p"), ({"min_p": -0.1}, "min_p"),
+     ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"repetition_penalty": float("inf")}, "repetition_penalty"),
+     ({"repetition_penalty": float("nan")}, "repetition_penalty")],
 )  # fmt: skip
 def test_a_value_out_of_range_names_its_key(options, key):
     with pytest.raises(UserError, match=f"^{key}:"):

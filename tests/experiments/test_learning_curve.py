@@ -4,20 +4,22 @@ import contextlib
 import csv
 import doctest
 import json
+import shutil
 from fractions import Fraction
+from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
-from tiny_run import ROOT, environment
-from tiny_sweeps import tiny_recipe
+from tiny_run import ROOT, as_flags, environment, tiny_config
+from tiny_sweeps import tiny_changes, tiny_recipe
 
 from sft_jax.data.prepare import prepare
 from sft_jax.errors import UserError
 from sft_jax.experiments import engine, fractions
 from sft_jax.experiments.fractions import plan_curve, read_fractions, seed_counts
 from sft_jax.experiments.learning import run_curve
-from sft_jax.experiments.learning_report import conclusions, run_lines, to_dict, write_results
+from sft_jax.experiments.learning_report import conclusions, plan_to_dict, run_lines, to_dict, write_results
 
 SIZES = ["1/4", "1/2", "1"]
 
@@ -126,6 +128,47 @@ def test_it_is_not_run_again_and_what_does_not_compare_or_is_too_little_is_said(
             run_curve(planned(folder), work, False, lambda line: None)
     assert broken.curve is None and "3 runs of 2 sizes" in broken.notes[-1] and len(broken.failed) == 2
     assert to_dict(broken, [])["verdict"] == "cannot tell"
+
+
+def command(folder, out, *arguments, **options):
+    """The command for the runs of `learned`."""
+    config = tiny_config(folder, **tiny_changes(folder) | {"train__steps": 0})
+    flags = ["--config=configs/sft.py", *as_flags(config), "--config.train.epochs=1.0", f"--fractions={','.join(SIZES)}", "--seeds=2"]
+    flags += [f"--workdir={out}"] if out else []
+    return commands.run("learning_curve", *flags, *arguments, env=environment(8, folder / "xdg"), cwd=ROOT, **options)
+
+
+def test_the_command_says_the_cost_first_and_writes_one_object(learned, folder):
+    done = command(folder, folder / "out", "--json", terminal=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == {**to_dict(*learned), "files": found["files"]} and [Path(file).name for file in found["files"]] == ["curve.csv", "curve.html"]
+    told = [done.stderr.index(text) for text in ("1/4 of the data", "5 runs on 24 to 96 rows", "5 of 5 runs have ended before.")]
+    assert told == sorted(told)
+    commands.assert_bar(done)
+
+
+def test_a_dry_run_of_the_command_says_the_cost_and_makes_nothing(folder):
+    done = command(folder, None, "--dry_run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = planned(folder)
+    assert json.loads(done.stdout) == json.loads(json.dumps(plan_to_dict(plan)))
+    assert "ended before" not in done.stderr and "\x1b" not in done.stderr and "\u2501" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_shows_a_table_and_says_with_3_that_runs_have_failed(learned, folder, tmp_path):
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    done = command(folder, out)
+    assert done.returncode == 0 and "95 % interval" in done.stdout and "Written: " in done.stdout, done.stderr
+    assert learned[0].curve.why in " ".join(done.stdout.split()) and "\x1b" not in done.stdout + done.stderr and "\u2501" not in done.stderr
+    run = learned[0].results[0].run
+    (out / "runs" / run.name / "summary.json").unlink()
+    (out / "runs" / run.name / "failed.json").write_text(
+        json.dumps({"message": "no such thing", "config": json.loads((out / "runs" / run.name / "config.json").read_text())})
+    )
+    done = command(folder, out, "--json")
+    assert done.returncode == 3 and json.loads(done.stdout)["failed"] == 1, done.stderr
 
 
 BAD = [

@@ -2,11 +2,14 @@
 
 import contextlib
 import csv
+import dataclasses
 import gc
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import commands
 import jax
@@ -196,6 +199,19 @@ def test_all_runs_are_of_the_day_on_which_the_experiment_began(tmp_path):
     assert engine.pinned({"data": {"date": "2026-02-01"}}, str(tmp_path))["data"]["date"] == "2026-02-01"
 
 
+def test_a_second_run_compiles_nothing(folder, tmp_path):
+    """On one device, where there is a cache: another learning rate and another seed are programs that are there."""
+    (tmp_path / "recipe.json").write_text(json.dumps(tiny_recipe(folder)))
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/experiments/counted_compilations.py", tmp_path / "recipe.json", tmp_path / "out"],
+        env={**environment(1, tmp_path / "xdg"), "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, *others = json.loads(done.stdout.splitlines()[-1])
+    assert first["compiled"] > 5 and [run["compiled"] for run in others] == [0, 0, 0]
+    assert all(run["read"] > 5 for run in others)
+
+
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
@@ -204,19 +220,48 @@ def test_several_processes_are_refused(monkeypatch):
         engine.open_experiment("runs/sweep")
 
 
-def command(folder, *arguments):
-    return commands.run("sweep", *arguments, env=environment(8, folder / "xdg"), cwd=ROOT)
+def command(folder, *arguments, **options):
+    return commands.run("sweep", *arguments, env=environment(8, folder / "xdg"), cwd=ROOT, **options)
 
 
 def test_the_command_writes_one_object_and_says_with_3_that_runs_have_failed(swept, folder):
     config = tiny_config(folder, **tiny_changes(folder))
     done = command(
-        folder, "--config=configs/sft.py", *as_flags(config), f"--workdir={swept[1]}", "--grid", *GRID, "--seeds=2", "--json"
+        folder, "--config=configs/sft.py", *as_flags(config), f"--workdir={swept[1]}", "--grid", *GRID, "--seeds=2", "--json",
+        terminal=True,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     found = json.loads(done.stdout)
     assert found["failed"] == 2 and found["points"][0]["overrides"] == {"optim.learning_rate": 0.01}
     assert "6 of 6 runs have ended before." in done.stderr
+    commands.assert_bar(done)
+
+
+def test_the_bar_counts_the_tokens_of_all_runs_and_a_run_draws_none_of_its_own(folder, monkeypatch, tmp_path):
+    """Three runs, of which the first has ended before; each says that it has made its first and its last step."""
+    plan = planned(folder, ["optim.learning_rate=1e-2,1e-3,1e-4"], [0])
+    terminals = []
+
+    def fit(config, path):
+        terminals.extend([sys.stdout.isatty(), sys.stderr.isatty()])
+        for step in (1, 3):
+            print(f"step {step}/3  loss 1.0")
+        print("Reading.", file=sys.stderr)
+        (path / "manifest.json").write_text(json.dumps({"fingerprints": {"tokens": "t", "eval": "e", "tokenizer": "k"}}))
+        (path / "summary.json").write_text(json.dumps(summary := {"finished": True, "eval_last": {"held_out": {"loss": 1.0}}, "seconds": {}}))
+        return summary
+
+    monkeypatch.setattr(engine, "fit", fit)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    seen = []
+    one = dataclasses.replace(plan, runs=plan.runs[:1], costs=plan.costs[:1])
+    run(one, tmp_path / "out")
+    terminals.clear()
+    with contextlib.closing(engine.open_experiment(str(tmp_path / "out"))) as work:
+        run_sweep(plan, work, False, lambda line: None, lambda what, done, total: seen.append((done, total)))
+    tokens = plan.costs[0].tokens
+    expected = [tokens, *(tokens * place + part for place in (1, 2) for part in (tokens // 3, tokens, tokens))]
+    assert seen == [(done, 3 * tokens) for done in expected] and terminals == [False] * 4
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tiny_run import metrics, tiny_config
 
 from sft_jax import fit
 from sft_jax.checkpoint.manifest import committed_steps
-from sft_jax.errors import StoppedBySignal
+from sft_jax.errors import StoppedAsConfigured, StoppedBySignal
 from sft_jax.training import run as run_lib
 from sft_jax.training.signals import StopSignal
 
@@ -43,6 +43,16 @@ def test_a_signal_while_the_first_step_compiles_saves_after_it(folder, tmp_path,
     with pytest.raises(StoppedBySignal, match="Stopped by SIGINT after step 1 of 2; the state is saved"):
         fit(tiny_config(folder, train__steps=2), tmp_path / "run")
     assert committed_steps(tmp_path / "run/checkpoints") == [1]
+
+
+def test_that_a_run_stops_as_configured_is_told_apart_from_a_signal_also_one_that_comes_while_it_saves(folder, tmp_path, monkeypatch):
+    config = tiny_config(folder, train__steps=2, train__stop_after_steps=1)
+    with pytest.raises(StoppedAsConfigured, match="Stopped by stop_after_steps after step 1 of 2"):
+        fit(config, tmp_path / "run")
+    monkeypatch.setattr(run_lib, "saved_arrays", signalled(run_lib.saved_arrays))
+    with pytest.raises(StoppedBySignal, match="Stopped by SIGTERM after step 1 of 2") as stopped:
+        fit(config, tmp_path / "other")
+    assert not isinstance(stopped.value, StoppedAsConfigured)
 
 
 def test_a_signal_while_exporting_ends_the_run_whose_state_is_saved(folder, tmp_path, monkeypatch):

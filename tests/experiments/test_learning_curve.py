@@ -110,18 +110,20 @@ def test_the_table_the_file_and_the_page_say_the_same(learned):
     assert run_lines(learning.plan)[0].split()[0] == "1/4" and "x 2 seeds" in run_lines(learning.plan)[0]
 
 
-def test_it_is_not_run_again_and_what_does_not_compare_or_is_too_little_is_said(learned, folder, monkeypatch):
+def test_it_is_not_run_again_and_what_does_not_compare_or_is_too_little_is_said(learned, folder, tmp_path, monkeypatch):
+    out = shutil.copytree(folder / "out", tmp_path / "out")  # which is damaged here
+
     def fail(config, path):
         raise UserError("no such thing")
 
     monkeypatch.setattr(engine, "fit", fail)
-    with contextlib.closing(engine.open_experiment(str(folder / "out"))) as work:
+    with contextlib.closing(engine.open_experiment(str(out))) as work:
         again = run_curve(planned(folder), work, False, lambda line: None)
         assert to_dict(again, []) == to_dict(learned[0], [])
         for run in again.plan.runs[:2]:
-            (folder / "out/runs" / run.name / "summary.json").unlink()
+            (out / "runs" / run.name / "summary.json").unlink()
         broken = run_curve(planned(folder), work, False, lambda line: None)
-        manifest = folder / "out/runs" / again.plan.runs[2].name / "manifest.json"
+        manifest = out / "runs" / again.plan.runs[2].name / "manifest.json"
         told = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**told, "fingerprints": {**told["fingerprints"], "tokens": "of other rows"}}))
         with pytest.raises(UserError, match=r"its data \(tokens\) are not those of"):

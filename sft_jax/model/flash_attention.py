@@ -4,6 +4,8 @@ Documents are isolated by their segments, and causality is by index, as in sft_j
 layout is not used: JAX has no public way to it.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +32,10 @@ def why_not_flash(q, k, v, mask: MaskSpec, precision, sinks) -> str | None:
 
 def flash_attention(q, k, v, mask: MaskSpec, precision, sinks=None, interpret: bool = False) -> jax.Array:
     """See `sft_jax.model.attention.attend`; `interpret` runs on any platform, slowly."""
-    from jax.experimental.pallas.ops.gpu import attention as pallas  # here: slow to import, and for GPUs alone
+    with warnings.catch_warnings():
+        # JAX 0.12 still brings the kernel, but names tokamax in its place, a package that is not among ours.
+        warnings.filterwarnings("ignore", "jax.experimental.pallas.ops.gpu.attention is deprecated", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention as pallas  # here: slow to import, and for GPUs alone
 
     del precision, sinks
     repeats = q.shape[2] // k.shape[2]

@@ -327,7 +327,7 @@ def test_a_folder_that_is_no_run_is_one_message(tmp_path, make):
 # ---- trained with the fault
 
 TRAINED = {
-    "over_fitting": {"data__cap": 100, "train__epochs": 24.0, "eval__every": 30, "optim__schedule": "constant", "optim__learning_rate": 3e-3},
+    "over_fitting": {"data__cap": 100, "train__epochs": 16.0, "eval__every": 30, "optim__schedule": "constant", "optim__learning_rate": 3e-3},
     "under_training": {"train__epochs": 0.6, "optim__schedule": "constant", "optim__learning_rate": 4e-5, "log__every": 1},
     "first_loss": {"model__init": "random", "train__epochs": 0.3},
     "mask_share": {"data__supervise": "all", "train__epochs": 0.3},

@@ -15,9 +15,9 @@ from sft_jax.training.clusters import as_variables, find_place
 
 _CONFIG = cli.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: configuration, metrics, checkpoints, export.")
-_ADDRESS = flags.DEFINE_string("coordinator-address", None, "Of several processes: HOST:PORT of the first one (JAX_COORDINATOR_ADDRESS).")
-_COUNT = flags.DEFINE_integer("num-processes", None, "How many processes the run has (JAX_NUM_PROCESSES).", lower_bound=1)
-_INDEX = flags.DEFINE_integer("process-id", None, "Which of them this is, from 0 on (JAX_PROCESS_ID).", lower_bound=0)
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "Of several processes: HOST:PORT of the first one (JAX_COORDINATOR_ADDRESS).")
+_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has (JAX_NUM_PROCESSES).", lower_bound=1)
+_INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on (JAX_PROCESS_ID).", lower_bound=0)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from sft_jax.errors import UserError
 Environment = Mapping[str, str]
 _FIRST_PORT, _PORTS = 61440, 4096  # ports of coordinators, as JAX chooses them
 _COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"  # what `sft_jax.train` sets of its flags
-_FLAGS = {"JAX_COORDINATOR_ADDRESS": "--coordinator-address", _COUNT: "--num-processes", _INDEX: "--process-id"}
+_FLAGS = {"JAX_COORDINATOR_ADDRESS": "--coordinator_address", _COUNT: "--num_processes", _INDEX: "--process_id"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_place(environment: Environment) -> Place | None:
         for name in (_COUNT, _INDEX):
             if environment.get(name):
                 raise UserError(
-                    f"{name} ({_FLAGS[name]}): is set but JAX_COORDINATOR_ADDRESS (--coordinator-address), host:port of the first process, "
+                    f"{name} ({_FLAGS[name]}): is set but JAX_COORDINATOR_ADDRESS (--coordinator_address), host:port of the first process, "
                     "is not; set both or neither."
                 )
         if told and told.launcher == "Kubernetes":
@@ -61,11 +61,11 @@ def find_place(environment: Environment) -> Place | None:
         return told
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"JAX_COORDINATOR_ADDRESS (--coordinator-address): must be host:port of the first process, not '{address}'.")
+        raise UserError(f"JAX_COORDINATOR_ADDRESS (--coordinator_address): must be host:port of the first process, not '{address}'.")
     count = _number(environment, _COUNT, told.count if told else None)
     index = _number(environment, _INDEX, told.index if told else None)
     if not index < count:
-        raise UserError(f"JAX_PROCESS_ID (--process-id): must be below the number of processes, {count}, not {index}.")
+        raise UserError(f"JAX_PROCESS_ID (--process_id): must be below the number of processes, {count}, not {index}.")
     return Place(f"JAX_COORDINATOR_ADDRESS={address}", address, count, index)
 
 

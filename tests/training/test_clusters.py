@@ -67,16 +67,16 @@ def test_processes_that_are_alone(environment):
 @pytest.mark.parametrize(
     "environment, words",
     [
-        ({"JAX_NUM_PROCESSES": "2"}, r"JAX_NUM_PROCESSES \(--num-processes\): is set but JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_PROCESS_ID": "0"}, r"JAX_PROCESS_ID \(--process-id\): is set but JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, r"JAX_NUM_PROCESSES \(--num-processes\): must be a number"),
-        (FLAGS | {"JAX_PROCESS_ID": ""}, r"JAX_PROCESS_ID \(--process-id\): must be a number"),
-        (FLAGS | {"JAX_PROCESS_ID": "4"}, r"JAX_PROCESS_ID \(--process-id\): must be below the number of processes, 4"),
+        ({"JAX_NUM_PROCESSES": "2"}, r"JAX_NUM_PROCESSES \(--num_processes\): is set but JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_PROCESS_ID": "0"}, r"JAX_PROCESS_ID \(--process_id\): is set but JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, r"JAX_NUM_PROCESSES \(--num_processes\): must be a number"),
+        (FLAGS | {"JAX_PROCESS_ID": ""}, r"JAX_PROCESS_ID \(--process_id\): must be a number"),
+        (FLAGS | {"JAX_PROCESS_ID": "4"}, r"JAX_PROCESS_ID \(--process_id\): must be below the number of processes, 4"),
         (FLAGS | {"JAX_COORDINATOR_ADDRESS": "somewhere"}, "must be host:port"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_RANK: must be a number where Open MPI"),
         (OPEN_MPI, "JAX_COORDINATOR_ADDRESS: is missing; Open MPI 5"),
         (SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID: must be a number where Slurm"),
-        (KUBERNETES | {"JAX_COORDINATOR_ADDRESS": "h:1"}, r"JAX_NUM_PROCESSES \(--num-processes\): must be a number"),
+        (KUBERNETES | {"JAX_COORDINATOR_ADDRESS": "h:1"}, r"JAX_NUM_PROCESSES \(--num_processes\): must be a number"),
     ],
 )
 def test_a_part_of_the_variables_is_one_message(environment, words):
@@ -114,10 +114,10 @@ def test_first_hosts():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-processes=2"], "JAX_NUM_PROCESSES (--num-processes): is set but JAX_COORDINATOR_ADDRESS (--coordinator-address)"),
-        (["--coordinator-address=host:1", "--num-processes=2", "--process-id=2"], "JAX_PROCESS_ID (--process-id): must be below"),
-        (["--coordinator-address=host", "--num-processes=2", "--process-id=1"], "JAX_COORDINATOR_ADDRESS (--coordinator-address): must be host:port"),
-        (["--process-id=one"], "flag --process-id=one"),
+        (["--num_processes=2"], "JAX_NUM_PROCESSES (--num_processes): is set but JAX_COORDINATOR_ADDRESS (--coordinator_address)"),
+        (["--coordinator_address=host:1", "--num_processes=2", "--process_id=2"], "JAX_PROCESS_ID (--process_id): must be below"),
+        (["--coordinator_address=host", "--num_processes=2", "--process_id=1"], "JAX_COORDINATOR_ADDRESS (--coordinator_address): must be host:port"),
+        (["--process_id=one"], "flag --process_id=one"),
     ],
 )
 def test_flags_are_the_variables(tmp_path, flags, message):

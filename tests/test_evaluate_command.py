@@ -6,6 +6,7 @@ import sys
 
 import commands
 import pytest
+from benchmark_task import write_task
 from tiny_run import ROOT, environment
 
 
@@ -48,28 +49,12 @@ def test_json_is_one_object_and_nothing_else_and_samples_are_lines(folder):
     assert [record["example"]["line"] for record in records] == sorted(record["example"]["line"] for record in records)
 
 
-TASK = """
-task: actions
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{text}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1}
-"""
-
-
 @pytest.fixture(scope="module")
 def task(folder):
     """A benchmark in a file, with its data beside it."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'sft_jax[lm-eval]'")
     rows = [{"text": "The train to", "choices": [" Oslo", " zqx"], "label": 0}, {"text": "Every", "choices": [" ##", " morning"], "label": 1}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "actions.yaml").write_text(TASK % (folder / "rows.jsonl"))
-    return folder / "actions.yaml"
+    return write_task(folder, "actions", rows)
 
 
 def test_a_benchmark_of_a_file_is_run_by_the_command(folder, task):

@@ -1,11 +1,12 @@
 """The adapter of lm-evaluation-harness: its answers against the harness's own adapter of transformers, and a local task."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'sft_jax[lm-eval]'")
+
+from benchmark_task import write_task
 
 from sft_jax.errors import UserError
 from sft_jax.evaluation.harness import Benchmarks, HarnessModel, find_tasks, run_benchmarks
@@ -64,21 +65,6 @@ def test_sampling_follows_the_seed_and_unknown_settings_are_named(model):
         model.generate_until(asked(("Lily", {**settings, "num_beams": 4})))
 
 
-TASK = """
-task: stories
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{text}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-num_fewshot: 0
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1}
-"""
-
-
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
@@ -87,9 +73,7 @@ def task(tmp_path_factory):
         {"text": "She was very happy and", "choices": [" quantum", " smiled"], "label": 1},
         {"text": "One day, Tom went to the", "choices": [" park", " zqx"], "label": 1},
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "stories.yaml").write_text(TASK % (folder / "rows.jsonl"))
-    return folder / "stories.yaml"
+    return write_task(folder, "stories", rows)
 
 
 def run(model, asked):

@@ -120,7 +120,7 @@ def repeated(data: Path, times: int, folder: Path) -> Path:
 
 def prepare_into(cache: Path, data: Path, arguments):
     """Prepares the data with a cache of its own."""
-    from sft_jax.config import parse_config
+    from sft_jax.config_parsing import parse_config
     from sft_jax.data.prepare import prepare
 
     config = parse_config({

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from sft_jax.batch import Batch
-from sft_jax.config import default_config, parse_config
+from sft_jax.config import default_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.packing.pipeline import batches
 from sft_jax.data.prepare import prepare
 from sft_jax.hf.load import load_decoder

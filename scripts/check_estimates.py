@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from sft_jax.config import Config, default_config, parse_config
+from sft_jax.config import Config, default_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.planning.machines import GIB, machine
 from sft_jax.planning.planner import Plan, base_of, make_plan
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.chats.templates import TEMPLATES
 from sft_jax.data.prepare import prepare
 from sft_jax.errors import UserError

@@ -15,7 +15,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sft_jax.config import Config, is_key, leaf_keys, parse_config
+from sft_jax.config import Config, is_key, leaf_keys
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import StoppedBySignal, UserError, did_you_mean
 
 EXIT_USER_ERROR = 2

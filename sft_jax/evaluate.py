@@ -17,7 +17,8 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.config import AdapterConfig, Config, parse_config
+from sft_jax.config import AdapterConfig, Config
+from sft_jax.config_parsing import parse_config
 from sft_jax.decoding_flags import define_decoding_flags
 from sft_jax.errors import UserError
 

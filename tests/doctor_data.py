@@ -7,7 +7,8 @@ import numpy as np
 from rich.console import Console
 from row_files import lines, write
 
-from sft_jax.config import default_config, parse_config
+from sft_jax.config import default_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.formats.conversation import Conversation, Message
 from sft_jax.doctor.check import diagnose, run_check
 from sft_jax.doctor.texts import texts_of

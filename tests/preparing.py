@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare
 from sft_jax.data.stores import maker as stores
 from sft_jax.data.tokenizers.tokens import load_tokenizer

@@ -7,7 +7,8 @@ import ml_collections
 import pytest
 
 from sft_jax import config as config_lib
-from sft_jax.config import Config, EvalConfig, default_config, is_key, parse_config, to_dict
+from sft_jax.config import Config, EvalConfig, default_config, is_key, to_dict
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.formats.registry import FORMATS
 from sft_jax.errors import UserError
 from sft_jax.training.resume import flat_keys, rule_for

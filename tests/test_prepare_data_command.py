@@ -9,7 +9,7 @@ import commands
 import pytest
 from tiny_run import make_rows, tiny_config, train_flags
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import UserError
 from sft_jax.training.resolved import data_model
 

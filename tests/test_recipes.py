@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source
 from sft_jax.model.adapters import is_adapter

@@ -7,7 +7,8 @@ import pytest
 from planted_runs import write_rows
 from tiny_run import ROOT, environment, metrics, tiny_config
 
-from sft_jax.config import parse_config, to_dict
+from sft_jax.config import to_dict
+from sft_jax.config_parsing import parse_config
 
 
 @pytest.fixture(scope="module")

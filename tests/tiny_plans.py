@@ -5,7 +5,8 @@ from pathlib import Path
 
 from published_configs import published_config
 
-from sft_jax.config import Config, default_config, parse_config
+from sft_jax.config import Config, default_config
+from sft_jax.config_parsing import parse_config
 
 LENGTH, ROWS, MICRO = 256, 8, 4
 MODEL = {

@@ -12,7 +12,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare
 
 WARM_UP_STEPS = 2

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config import Config, parse_config
+from sft_jax.config import Config
+from sft_jax.config_parsing import parse_config
 from sft_jax.dynamics.bar import Bar
 from sft_jax.dynamics.conflicts import Conflict, find_conflicts
 from sft_jax.dynamics.groups import Group, make_groups

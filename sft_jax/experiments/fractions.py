@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from sft_jax.config import Config, parse_config
+from sft_jax.config import Config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import UserError
 from sft_jax.experiments.cost import Cost, costs_of
 from sft_jax.experiments.metric import Metric, find_metric

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_jax.config import Config, parse_config, to_dict
+from sft_jax.config import Config, to_dict
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import UserError
 from sft_jax.experiments.overrides import Overrides, overridden
 from sft_jax.training.resolved import resolved

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sft_jax.config import Config, parse_config, to_dict
+from sft_jax.config import Config, to_dict
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import UserError
 from sft_jax.hf.source import Source
 from sft_jax.model.platform import tracing_for

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from sft_jax.checkpoint.checkpoints import Checkpoints
 from sft_jax.checkpoint.processes import agree, anywhere
-from sft_jax.config import Config, parse_config, to_dict
+from sft_jax.config import Config, to_dict
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.packing.pipeline import batches
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.evaluation.held_out_rows import slices_of

@@ -15,7 +15,7 @@ from tiny_run import ROOT, as_flags, environment, make_base, tiny_config
 from sft_jax.checking import computing, running
 from sft_jax.checking.checks import CONTRACTS, STATEMENTS, Bench, check
 from sft_jax.checking.subject import fullest_rows, open_subject
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.model.decoder import Decoder
 from sft_jax.training import contracts, step

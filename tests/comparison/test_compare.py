@@ -16,7 +16,7 @@ from sft_jax.comparison.questions import read_questions
 from sft_jax.comparison.results import Price
 from sft_jax.comparison.run import Request, compare, form_of
 from sft_jax.comparison.systems import System
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.generate import generate

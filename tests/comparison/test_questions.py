@@ -9,7 +9,8 @@ from sft_jax.comparison.contenders import Contender, Examples, make_contenders, 
 from sft_jax.comparison.prompts import Shelf, composed
 from sft_jax.comparison.questions import question_of, read_questions
 from sft_jax.comparison.systems import System
-from sft_jax.config import ColumnsConfig, parse_config
+from sft_jax.config import ColumnsConfig
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.examples import RowError
 from sft_jax.data.formats.conversation import Conversation, Message
 from sft_jax.data.formats.registry import FORMATS

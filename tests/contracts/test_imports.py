@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "sft_jax"
 
 # Lower layers first. A module may import its own layer and those before it.
 LAYERS = [
-    {"errors", "batch", "config", "config_checks", "printable", "versions"},
+    {"errors", "batch", "config", "config_checks", "config_rules", "config_parsing", "printable", "versions"},
     {"data"},
     {"doctor"},
     {"inspection"},

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare, prepare_part
 from sft_jax.data.stores import store
 from sft_jax.data.stores.build import Part

@@ -5,7 +5,8 @@ import json
 import pytest
 from format_rows import ANSWER, ROWS, STANDARD, USER, read
 
-from sft_jax.config import ColumnsConfig, parse_config
+from sft_jax.config import ColumnsConfig
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.examples import RowError
 from sft_jax.data.formats.conversation import Message
 from sft_jax.data.formats.detection import detect_format, resolve_format

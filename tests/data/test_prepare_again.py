@@ -247,7 +247,7 @@ def test_a_warm_start_needs_no_transformers(run, assets, tmp_path):
     cold = run(rows, model_path=model, max_length=200)
     code = f"""
 import sys
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare
 data = {{"train": {rows!r}, "cache_dir": {str(run.cache)!r}, "max_length": 200, "chat_template": "none"}}
 config = parse_config({{"model": {{"path": "m"}}, "data": data}}).data

@@ -8,7 +8,7 @@ from evaluation_sets import decoder_on, held_out
 from flax import nnx
 from synthetic_data import Plain, make_stream
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.evaluation import decoding
 from sft_jax.evaluation.evals import Evaluator
 from sft_jax.evaluation.losses import evaluate_documents, evaluate_loss, supervised_bytes

@@ -10,7 +10,8 @@ import commands
 from tiny_run import ROOT, environment, make_rows, tiny_config
 
 from sft_jax import fit
-from sft_jax.config import SamplingConfig, parse_config
+from sft_jax.config import SamplingConfig
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.errors import UserError
 from sft_jax.evaluation.evals import Evaluator

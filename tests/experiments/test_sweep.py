@@ -17,7 +17,7 @@ import pytest
 from tiny_run import ROOT, as_flags, environment, final_checksums, metrics, tiny_config
 from tiny_sweeps import STEPS, killed_on, tiny_changes, tiny_recipe
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.experiments import engine
 from sft_jax.experiments.overrides import read_grid

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import UserError
 from sft_jax.hf.source import find_model, is_adapter, place_of, tokenizer_folder
 from sft_jax.training.resolved import data_model

@@ -4,7 +4,7 @@ import pytest
 import sentencepiece
 from inspected_rows import write
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.inspection.subject import open_subject
 
 # Renders reasoning of the last assistant turn only, as many templates do: a conversation with some becomes several examples.

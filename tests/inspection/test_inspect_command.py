@@ -10,7 +10,8 @@ import commands
 import pytest
 from inspected_rows import PLAIN, ROWS
 
-from sft_jax.config import parse_config, to_dict
+from sft_jax.config import to_dict
+from sft_jax.config_parsing import parse_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +117,7 @@ def test_jax_is_not_imported(inspect, model, cache, written):
     data = {"train": written(PLAIN), "chat_template": "none", "cache_dir": str(cache)}
     config = {"model": {"path": str(model)}, "data": data}
     code = (
-        "import sys; from sft_jax.config import parse_config; from sft_jax.inspection.subject import open_subject\n"
+        "import sys; from sft_jax.config_parsing import parse_config; from sft_jax.inspection.subject import open_subject\n"
         "import sft_jax.inspection.page, sft_jax.inspection.terminal, sft_jax.inspect_data\n"
         f"config = parse_config({config!r})\n"
         "open_subject(config, config.model.path, None, log=lambda line: None)\n"

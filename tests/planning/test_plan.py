@@ -14,7 +14,7 @@ import tiny_run
 from slow_values import slow
 from tiny_plans import LENGTH, MICRO, MODEL, ROWS, tiny_config, write_model
 
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare
 from sft_jax.errors import UserError
 from sft_jax.hf.load import spec_of

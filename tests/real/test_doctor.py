@@ -2,7 +2,8 @@
 
 import pytest
 
-from sft_jax.config import default_config, parse_config
+from sft_jax.config import default_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.doctor.check import diagnose
 
 

@@ -9,7 +9,7 @@ from tiny_run import final_checksums, metrics, tiny_config
 import sft_jax
 from sft_jax import fit
 from sft_jax.checkpoint.checkpoints import committed_steps, read_manifest
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.evaluation import evals
 from sft_jax.training.best import Best

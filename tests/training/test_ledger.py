@@ -10,7 +10,7 @@ import pytest
 from tiny_run import assert_same_exposures, exposures, metrics, tiny_config
 
 import sft_jax
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare
 from sft_jax.dynamics.parts import part_name, read_documents
 from sft_jax.errors import StoppedBySignal, UserError

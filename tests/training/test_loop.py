@@ -6,7 +6,7 @@ import numpy as np
 from tiny_run import tiny_config
 
 from sft_jax.batch import Batch
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.model.sharding import make_mesh
 from sft_jax.training import loop
 from sft_jax.training.profiler import Profiler

@@ -19,7 +19,7 @@ import sft_jax
 from sft_jax import fit
 from sft_jax.checkpoint import checkpoints as checkpoints_lib
 from sft_jax.checkpoint import manifest as manifest_lib
-from sft_jax.config import parse_config
+from sft_jax.config_parsing import parse_config
 from sft_jax.data.prepare import prepare
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.model.families import spec_from_config

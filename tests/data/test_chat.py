@@ -1,60 +1,21 @@
-"""Rows: which tokens are supervised, and what a bad row does. Masks of all templates are in contracts/test_mask.py."""
+"""Which tokens of a chat are supervised, and what a bad row does. Masks of all templates are in contracts/test_mask.py."""
 
 import json
 import re
 
 import numpy as np
 import pytest
+from built_rows import build, chat, supervised, texts_of
 from chat_cases import as_dicts, shared_tokenizer, template_classes_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import unicode_texts
 
-from sft_jax.data.chats.chat import COUNTS, RowBuilder, build_rows
+from sft_jax.data.chats.chat import COUNTS, build_rows
 from sft_jax.data.chats.templates import TEMPLATES, ChatTemplate
 from sft_jax.data.examples import BadRow
 from sft_jax.data.formats.conversation import Conversation, Message
 from sft_jax.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def qwen(assets):
-    return shared_tokenizer(assets / "tokenizers" / "qwen3")
-
-
-@pytest.fixture(scope="module")
-def llama(assets):
-    """SentencePiece, BOS, and a padding token that is EOS."""
-    return shared_tokenizer(assets / "tokenizers" / "llama2")
-
-
-@pytest.fixture(scope="module")
-def stock(assets):
-    return {path.stem: path.read_text() for path in (assets / "chat_templates" / "stock").glob("*.jinja")}
-
-
-def chat(*texts, **fields):
-    turns = [Message(("user", "assistant")[index % 2], text) for index, text in enumerate(texts)]
-    return Conversation(messages=tuple(turns), **fields)
-
-
-def build(tokenizer, template, *conversations, **options):
-    source = TEMPLATES.get(template, template)
-    compiled = None if source is None else ChatTemplate(source, tokenizer.special_tokens)
-    return build_rows(conversations, tokenizer, compiled, **options)
-
-
-def supervised(tokenizer, example, above=0.0):
-    """Returns the texts of the supervised stretches."""
-    on = np.concatenate([[False], example.weights > above, [False]])
-    edges = np.flatnonzero(on[1:] != on[:-1]).reshape(-1, 2).tolist()
-    return [tokenizer.decode(example.ids[:end])[len(tokenizer.decode(example.ids[:start])) :] for start, end in edges]
-
-
-def texts_of(tokenizer, row):
-    assert not isinstance(row, BadRow), row
-    return [(example.turn, supervised(tokenizer, example)) for example in row.examples]
-
 
 # --- what is supervised ---
 
@@ -175,221 +136,6 @@ def test_prompt_and_completion_are_a_chat_where_there_is_a_template(qwen):
     )  # fmt: skip
     assert rows[0].examples[0].ids.tolist() == rows[1].examples[0].ids.tolist()
     assert texts_of(qwen, rows[0]) == [(-1, ["c<|im_end|>"])]
-
-
-# --- without a template ---
-
-
-def test_completion(llama):
-    (row,) = build(llama, None, Conversation(prompt="Question: 1+1=", completion=" 2"))
-    example = row.examples[0]
-    assert row.kind == "plain"
-    assert example.ids.tolist() == [1, *llama.encode("Question: 1+1= 2"), 2]
-    assert example.weights.tolist() == [0] * (len(example.ids) - 3) + [1] * 3  # space, 2, EOS
-    assert example.turn_starts.tolist() == [1, len(example.ids) - 3] and example.turn_roles == ("user", "assistant")
-
-
-def test_completion_with_system_and_separator(qwen):
-    (row,) = build(qwen, None, Conversation(prompt="p", completion="c", system="s", separator="\n\n"))
-    assert qwen.decode(row.examples[0].ids) == "s\n\np\n\nc<|im_end|>"
-    assert texts_of(qwen, row) == [(-1, ["c<|im_end|>"])]
-
-
-@pytest.mark.parametrize(
-    ("supervise", "share"), [("user", "prompt"), ("all", "everything"), ("user,assistant", "everything")]
-)
-def test_completion_supervise(llama, supervise, share):
-    (row,) = build(llama, None, Conversation(prompt="one two", completion=" three"), supervise=supervise)
-    text = "".join(supervised(llama, row.examples[0])).replace("</s>", "|")
-    assert text.split() == {"prompt": ["one", "two"], "everything": ["one", "two", "three|"]}[share]
-
-
-def test_text_is_supervised_but_for_bos(llama, qwen):
-    for tokenizer in (llama, qwen):
-        (row,) = build(tokenizer, "chatml", Conversation(text="Once upon a time"))
-        example = row.examples[0]
-        assert example.ids.tolist() == [
-            *tokenizer.plain_prefix,
-            *tokenizer.encode("Once upon a time"),
-            tokenizer.eos_id,
-        ]
-        assert example.weights.tolist() == [0, *[1] * (len(example.ids) - 1)]
-
-
-def test_eos_is_trained_where_it_is_the_padding_token_too(llama):
-    assert llama.pad_id == llama.eos_id
-    rows = build(llama, None, Conversation(prompt="a", completion=" b"), Conversation(text="c"), chat("a", "b"))
-    for row in rows[:2]:
-        assert row.examples[0].ids[-1] == llama.eos_id and row.examples[0].weights[-1] == 1
-    (row,) = build(llama, "zephyr", chat("a", "b"))
-    assert row.examples[0].weights[row.examples[0].ids == llama.eos_id].tolist() == [0, 1]
-
-
-def test_token_zero_keeps_its_weight(qwen):
-    assert qwen.encode("!") == [0]
-    (row,) = build(qwen, "chatml", chat("!", "!"))
-    assert row.examples[0].weights[row.examples[0].ids == 0].tolist() == [0, 1]
-
-
-def test_eos_that_the_data_writes_is_not_doubled(llama):
-    (row,) = build(llama, None, Conversation(prompt="a", completion=" b</s>"), allow_special_tokens=True)
-    assert (row.examples[0].ids == llama.eos_id).sum() == 1 and row.examples[0].weights[-1] == 1
-
-
-def test_bos_is_there_once(tiny, llama):
-    for tokenizer in (llama, tiny):
-        for name in ("chatml", "llama2", "llama3", "gemma", "zephyr", "alpaca", "vicuna", None):
-            conversations = (
-                [chat("a", "b")] if name else [Conversation(prompt="a", completion=" b"), Conversation(text="c")]
-            )
-            for row in build(tokenizer, name, *conversations):
-                ids = row.examples[0].ids
-                assert (ids == tokenizer.bos_id).sum() == 1 and ids[0] == tokenizer.bos_id, name
-
-
-# --- seams ---
-
-
-def test_the_prompt_s_ids_win(qwen):
-    """`assistant\\n` and an answer that begins with a line feed would share a token."""
-    (row,) = build(qwen, "chatml", chat("a", "\nb", "c", "d"))
-    assert (row.kind, row.counts) == ("cut", {"seam_cuts": 1})
-    whole, own = row.examples
-    assert (whole.turn, own.turn) == (-1, 0)
-    prompt = qwen.encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n")
-    assert own.ids[: len(prompt)].tolist() == prompt
-    assert supervised(qwen, own) == ["\nb<|im_end|>"]
-    # The later turn must see the ids that a server makes of the history, so the first is not cut there.
-    assert supervised(qwen, whole) == ["d<|im_end|>"]
-    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
-    assert whole.ids.tolist() == qwen.encode(text + "<|im_start|>assistant\nd<|im_end|>\n")
-
-
-def test_a_seam_in_the_last_turn_is_cut_in_place(qwen):
-    (row,) = build(qwen, "chatml", chat("a", "b", "c", "\n\nd"))
-    assert (row.kind, row.counts) == ("cut", {"seam_cuts": 1})
-    assert texts_of(qwen, row) == [(-1, ["b<|im_end|>", "\n\nd<|im_end|>"])]
-
-
-@pytest.mark.parametrize("prompt", ["Answer: ", "x =", "line\n", "dash-", "12", "word", "é", "a  ", "tab\t", ""])
-@pytest.mark.parametrize("completion", ["yes", " yes", "\nyes", "= 5", "345", "\u0301", "  two", "ing", ""])
-def test_prompt_ids_are_those_of_inference(qwen, llama, prompt, completion):
-    for tokenizer in (qwen, llama):
-        (row,) = build(tokenizer, None, Conversation(prompt=prompt, completion=completion))
-        check_plain(tokenizer, row, prompt, completion)
-
-
-def check_plain(tokenizer, row, prompt, completion):
-    if isinstance(row, BadRow):  # nothing is left to learn: not even EOS follows anything
-        assert prompt == completion == "" and not tokenizer.plain_prefix
-        return
-    example = row.examples[0]
-    before = [*tokenizer.plain_prefix, *tokenizer.encode(prompt)]
-    assert example.ids[: len(before)].tolist() == before
-    first = max(len(before), 1)
-    assert not example.weights[:first].any() and example.weights[first:].all()
-    assert example.ids[-1] == tokenizer.eos_id
-
-
-@settings(max_examples=150, deadline=None)
-@given(prompt=unicode_texts, completion=unicode_texts)
-def test_prompt_ids_are_those_of_inference_for_any_text(tiny, prompt, completion):
-    (row,) = build(tiny, None, Conversation(prompt=prompt, completion=completion), allow_special_tokens=True)
-    if completion.endswith("</s>"):
-        return
-    check_plain(tiny, row, prompt, completion)
-
-
-@pytest.fixture(scope="module")
-def tiny(assets):
-    return shared_tokenizer(assets / "models" / "stories260k")
-
-
-# --- templates that change their minds ---
-
-
-def test_thinking_is_trained_in_every_turn(qwen, stock):
-    """Qwen3 drops the thinking of earlier turns, so every turn is an example of its own."""
-    thoughts = chat("a", "<think>\nwhy\n</think>\n\nb", "c", "<think>\nhow\n</think>\n\nd")
-    fields = Conversation(
-        messages=(
-            Message("user", "a"),
-            Message("assistant", "b", reasoning="why"),
-            Message("user", "c"),
-            Message("assistant", "d", reasoning="how"),
-        )  # fmt: skip
-    )
-    rows = build(qwen, stock["Qwen-Qwen3-0.6B"], thoughts, fields)
-    for row in rows:
-        assert (row.kind, row.counts) == ("per_turn", {"per_turn": 2})
-        assert texts_of(qwen, row) == [
-            (0, ["<think>\nwhy\n</think>\n\nb<|im_end|>"]), (1, ["<think>\nhow\n</think>\n\nd<|im_end|>"]),
-        ]  # fmt: skip
-        assert "why" not in qwen.decode(row.examples[1].ids)
-
-
-def test_template_arguments(qwen, stock):
-    off = {"enable_thinking": False}
-    (row,) = build(qwen, stock["Qwen-Qwen3-0.6B"], chat("a", "b"), template_kwargs=off)
-    assert (row.kind, texts_of(qwen, row)) == ("once", [(-1, ["b<|im_end|>"])])
-    assert "<think>\n\n</think>" in qwen.decode(row.examples[0].ids)
-    (row,) = build(qwen, stock["Qwen-Qwen3-0.6B"], chat("a", "<think>\nx\n</think>\n\nb"), template_kwargs=off)
-    assert texts_of(qwen, row) == [(0, ["b<|im_end|>"])]  # the prompt has closed the section
-    assert row.counts["reasoning_dropped"] == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "kwargs", "answer", "text", "count"),
-    [
-        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "<think>\nx\n</think>\n\nb", "x\n</think>\n\nb{end}", None),
-        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "<think>x</think>b", "x</think>b{end}", None),
-        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "x\n</think>\n\nb", "x\n</think>\n\nb{end}", None),
-        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {}, "b", "b{end}", "open_thinking"),
-        ("deepseek-ai-DeepSeek-V3.1", {}, "<think>x</think>b", "b{end}", "reasoning_dropped"),
-        ("deepseek-ai-DeepSeek-V3.1", {"thinking": True}, "<think>x</think>b", "x</think>b{end}", None),
-        ("Qwen3.5-4B", {}, "b", "\n</think>\n\nb<|im_end|>", None),
-        ("Qwen3.5-4B", {}, "<think>\nx\n</think>\n\nb", "x\n</think>\n\nb<|im_end|>", None),
-        ("openai-gpt-oss-120b", {}, "b", "<|channel|>final<|message|>b<|return|>", None),
-        ("google-gemma-4-31B-it", {}, " b ", "b<turn|>", None),
-        ("microsoft-Phi-3.5-mini-instruct", {}, "b", "b<|end|>", None),
-    ],
-)
-def test_answers_of_templates_that_think(qwen, stock, name, kwargs, answer, text, count):
-    (row,) = build(qwen, stock[name], chat("a", answer), template_kwargs=kwargs)
-    text = text.format(end="<｜end▁of▁sentence｜>")
-    assert [stretch.rstrip("\n") for _, (stretch,) in texts_of(qwen, row)] == [text]
-    assert (count is None and not set(row.counts) - {"per_turn", "seam_cuts"}) or row.counts[count] == 1
-
-
-def test_an_end_of_turn_that_is_the_head_of_the_next_message(qwen):
-    source = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
-    )
-    (row,) = build(qwen, source, chat("a", "b", "c", "d"))
-    assert texts_of(qwen, row) == [(-1, [" b<|im_start|>", " d<|im_start|>"])]
-    assert row.counts == {"end_added": 2}
-    builder = RowBuilder(qwen, ChatTemplate(source, qwen.special_tokens))
-    assert builder.end_of_turn == "<|im_start|>"
-
-
-def test_a_template_without_any_end_of_turn_gets_eos(qwen):
-    source = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    source += "{% if add_generation_prompt %}assistant:{% endif %}"
-    (row,) = build(qwen, source, chat("a", "b", "c", "d"))
-    assert texts_of(qwen, row) == [(0, [" b<|im_end|>"]), (1, [" d<|im_end|>"])]
-
-
-def test_the_system_prompt_that_moves_to_the_last_user_turn(qwen, stock):
-    messages = (Message("system", "Be brief."), *chat("a", "b", "c", "d").messages)
-    source = stock["mistralai-Mistral-Nemo-Instruct-2407"]
-    template = ChatTemplate(source, {"bos_token": "", "eos_token": "<|im_end|>"})
-    (row,) = build_rows([Conversation(messages=messages)], qwen, template)
-    assert [qwen.decode(example.ids) for example in row.examples] == [
-        "[INST]Be brief.\n\na[/INST]b<|im_end|>",
-        "[INST]a[/INST]b<|im_end|>[INST]Be brief.\n\nc[/INST]d<|im_end|>",
-    ]
-    assert texts_of(qwen, row) == [(0, ["b<|im_end|>"]), (1, ["d<|im_end|>"])]
 
 
 # --- the versions with {% generation %} ---

@@ -19,19 +19,9 @@ from sft_jax.data.tokenizers.hf_tokenizer import HFTokenizer
 
 
 @pytest.fixture(scope="module")
-def qwen(assets):
-    return shared_tokenizer(assets / "tokenizers" / "qwen3")
-
-
-@pytest.fixture(scope="module")
 def mistral(assets):
     """A bare SentencePiece model with hundreds of control symbols."""
     return shared_tokenizer(assets / "tokenizers" / "mistral_v3")
-
-
-@pytest.fixture(scope="module")
-def tiny(assets):
-    return shared_tokenizer(assets / "models" / "stories260k")
 
 
 MISTRAL = (

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from chat_cases import shared_tokenizer
 
 from sft_jax.data.chats import spans
 from sft_jax.data.chats.chat import RowBuilder
@@ -81,11 +80,6 @@ def templates(assets):
     paths = sorted((assets / "chat_templates").rglob("*.jinja"))
     sources = {path.stem: path.read_text(encoding="utf-8") for path in paths} | TEMPLATES
     return {name: ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, name=name) for name, source in sources.items()}
-
-
-@pytest.fixture(scope="module")
-def tiny(assets):
-    return shared_tokenizer(assets / "models" / "stories260k")
 
 
 def agrees(template: ChatTemplate, messages, least: int, **kwargs) -> bool:

@@ -13,11 +13,6 @@ from sft_jax.data.formats.conversation import Conversation, Message, Piece
 
 
 @pytest.fixture(scope="module")
-def qwen(assets):
-    return shared_tokenizer(assets / "tokenizers" / "qwen3")
-
-
-@pytest.fixture(scope="module")
 def chatml(qwen):
     return RowBuilder(qwen, ChatTemplate(TEMPLATES["chatml"], qwen.special_tokens))
 

@@ -7,6 +7,7 @@ from sft_jax.data.chats.chat import RowBuilder, build_rows
 from sft_jax.data.chats.templates import ChatTemplate
 from sft_jax.data.formats.conversation import Conversation, Message
 
+
 def test_thinking_is_trained_in_every_turn(qwen, stock):
     """Qwen3 drops the thinking of earlier turns, so every turn is an example of its own."""
     thoughts = chat("a", "<think>\nwhy\n</think>\n\nb", "c", "<think>\nhow\n</think>\n\nd")

@@ -8,6 +8,7 @@ from tokenizer_texts import unicode_texts
 from sft_jax.data.examples import BadRow
 from sft_jax.data.formats.conversation import Conversation
 
+
 def test_completion(llama):
     (row,) = build(llama, None, Conversation(prompt="Question: 1+1=", completion=" 2"))
     example = row.examples[0]

@@ -36,6 +36,7 @@ def logits(path, **options) -> np.ndarray:
     return np.asarray(model(np.arange(24, dtype=np.int32).reshape(2, 12)))
 
 
+@pytest.mark.slow
 def test_the_merged_model_is_the_run(folder):
     result = command(folder, "export", "--model", folder / "run", "--merge")
     assert result.returncode == 0, result.stderr

@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import commands
 import numpy as np
 import pytest
 import safetensors.numpy
+from slow_values import slow
 from tiny_run import ROOT, environment, make_model, make_rows, run_command, tiny_config, train_command, train_flags
 
 WEIGHTS = "model.safetensors"
@@ -262,7 +262,7 @@ def test_a_locked_workdir(case, folder):
     ends_with_one_message(result, "is in use by process 1 on elsewhere", case / "run")
 
 
-@pytest.mark.parametrize("kilobytes", [64, 400])
+@pytest.mark.parametrize("kilobytes", [400, *slow(64)])
 def test_a_full_disk(kilobytes, case, folder):
     """The workdir is a file system of its own that is too small: for the first checkpoint, and for a later one that is saved in the background."""
     (case / "run").mkdir()
@@ -277,6 +277,7 @@ def test_a_full_disk(kilobytes, case, folder):
     assert "Traceback" not in result.stderr and "Done:" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_by_the_export_of_the_one_before(case, folder):
     result = run_command(tiny_config(case, train__steps=2, checkpoint__every=1, mesh__fsdp=1), case / "run", folder / "xdg")
     assert result.returncode == 0, result.stderr

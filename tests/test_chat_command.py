@@ -92,6 +92,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(arguments, message, environm
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
 
 
+@pytest.mark.slow
 def test_without_standard_input_a_prompt_is_answered(model, environment):
     """A closed one, as `<&-` in a shell or some schedulers give it."""
 

@@ -65,6 +65,7 @@ def test_a_benchmark_of_a_file_is_run_by_the_command(folder, task):
     assert "\x1b" not in result.stderr and "\u2501" not in result.stderr
 
 
+@pytest.mark.slow
 def test_no_bar_of_the_harness_reaches_a_file(folder, task):
     """The harness and the reader of its data draw bars of their own. Python is started, since it is at an import that they are turned off."""
     command = [sys.executable, "-m", "sft_jax.evaluate", "--model=models/nano", f"--tasks={task}"]

@@ -43,6 +43,7 @@ def test_time_goes_to_the_scopes_that_take_it(tmp_path):
     assert shares["optimizer"] == shares["communication"] == 0
 
 
+@pytest.mark.slow
 def test_every_kind_is_found_in_a_run_over_devices(tmp_path):
     """As the head of the script says it is done."""
     config = tiny_config(tmp_path, train__steps=4, train__profile=2, checkpoint__every=0)

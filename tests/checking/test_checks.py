@@ -128,6 +128,7 @@ def test_a_batch_that_is_not_learned_is_found(small, monkeypatch):
     assert outcome.state == "FAILS" and "learning rate (1e-09)" in outcome.hint
 
 
+@pytest.mark.slow
 def test_runs_hold_and_what_is_changed_on_disk_is_found(small, small_runs, monkeypatch):
     assert [outcome.state for outcome in (running.resume(small_runs), running.integrity(small_runs), running.export(small, small_runs))] == ["holds"] * 3
     monkeypatch.setattr(running, "verify", lambda folder: None)

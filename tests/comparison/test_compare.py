@@ -74,6 +74,7 @@ def rows(folder, name):
     return [json.loads(line)["messages"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_without_examples_the_answers_are_those_of_evaluate(folder, comparison, mesh):
     config = config_of(folder, eval__generate=ROWS, eval__max_new_tokens=NEW, eval__scorers=["token_f1"])
     expected = evaluate_model(Subject(str(folder / "base")), config, mesh, log=lambda line: None).records()

@@ -27,6 +27,7 @@ from chat_cases import (
     template_classes_script,
     trl_templates,
 )
+from slow_values import slow
 
 from sft_jax.data.chats.chat import RowBuilder
 from sft_jax.data.chats.templates import ChatTemplate
@@ -56,7 +57,7 @@ class Tokenizers(NamedTuple):
     builders: dict[str, RowBuilder]
 
 
-@pytest.fixture(scope="module", params=["llama3", "qwen3", "llama2"])
+@pytest.fixture(scope="module", params=["qwen3", "llama2", *slow("llama3")])
 def tokenizers(request, assets, sources):
     from transformers import AutoTokenizer
 
@@ -232,6 +233,7 @@ def test_once_is_apply_chat_template(sources, tokenizers):
         assert row.examples[0].ids.tolist() == ids, name
 
 
+@pytest.mark.slow
 def test_templates_of_an_installed_package(assets):
     """All that TRL brings, such as those of Nemotron, LFM2 and models that take contents as parts only."""
     sources = trl_templates()

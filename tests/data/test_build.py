@@ -143,6 +143,7 @@ def test_parts_of_several_processes_are_the_same_store(rows, whole, tmp_path, or
     assert run(rows, cache).fingerprints == whole[0].fingerprints
 
 
+@pytest.mark.slow
 def test_parts_at_the_same_time_are_the_same_store(rows, whole, tmp_path):
     """Also where two processes by mistake have the same part."""
     code = """

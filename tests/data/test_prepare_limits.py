@@ -118,6 +118,7 @@ def test_a_template_that_is_not_valid_is_named(run, tmp_path):
     assert str(template) in message and "not a valid chat template" in message
 
 
+@pytest.mark.slow
 def test_a_row_that_ran_into_a_limit_is_tried_again_under_another(run, tmp_path, wild):
     """And the limits that a run began with lead back to its rows."""
     slow = "{% for i in range(6000) %}{% for j in range(6000) %}{% endfor %}{% endfor %}"

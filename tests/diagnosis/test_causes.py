@@ -29,6 +29,7 @@ def causes(run, **options):
     return list(examine(run, **options).findings)
 
 
+@pytest.mark.slow
 def test_a_sound_run_has_no_cause(healthy):
     report = examine(healthy)
     assert list(report.not_looked_for) == ["export_differs", "forgetting"]  # which take models

@@ -83,6 +83,7 @@ def test_general_text_that_was_forgotten_is_named_first(measured):
     assert json.loads(json.dumps(measured.to_json(), allow_nan=False))["measured"]["general"]["texts"] == found.general.texts
 
 
+@pytest.mark.slow
 def test_an_export_of_other_weights_is_named_first_and_answers_are_made_where_there_are_none(healthy, tmp_path, mesh):
     run = planted(healthy, tmp_path / "run", checkpoints=True)
     (run / "samples.jsonl").unlink()

@@ -9,6 +9,7 @@ def of_means(values, **rest):
     return interval(np.stack([values, np.ones(len(values))], axis=1), ratio, **rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "mean", "least"),
     [

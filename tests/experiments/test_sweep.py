@@ -74,6 +74,7 @@ def never(*args):
     raise AssertionError("a run was started")
 
 
+@pytest.mark.slow
 def test_the_runs_are_those_of_train(swept, folder):
     fit(parse_config(tiny_recipe(folder, optim__learning_rate=1e-3, seed=1)), folder / "alone")
     in_sweep = swept[1] / "runs/learning_rate=0.001_seed=1"

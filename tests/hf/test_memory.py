@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from slow_values import slow
 from tiny_models import CONFIGS, stored_tensors
 
 from sft_jax.hf.files import SINGLE_FILE
@@ -40,7 +41,7 @@ def write_zeros(folder: Path, config: dict) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, *slow(8)])
 def test_peak_memory(devices, tmp_path):
     tiny = write_zeros(tmp_path / "tiny", CONFIGS["llama"])
     large = write_zeros(tmp_path / "large", {**CONFIGS["llama"], **LARGE})

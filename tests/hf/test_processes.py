@@ -51,6 +51,7 @@ def results(model, tmp_path_factory):
     return out, [json.loads(run.stdout.splitlines()[-1]) for run in runs]
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_half(model, results):
     total = sum(info.nbytes for info in open_tensors(model).tensors.values())
     read = [result["read"] for result in results[1]]

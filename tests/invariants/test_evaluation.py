@@ -80,6 +80,7 @@ def test_slots_are_filled_again_on_many_devices():
         assert split == alone and len({len(answer.ids) for answer in alone}) > 4
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_one_says():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

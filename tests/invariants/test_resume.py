@@ -58,6 +58,7 @@ def test_stopped_runs_continue_bitwise(folder, whole):
     assert summary["train"]["loss"] == uninterrupted["train"]["loss"] and summary["real_tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_draws_the_same_noise_and_logs_the_same_terms(folder):
     """With randomness, further terms of the loss that a window sums up, and the state of several optimizers."""
     options = {
@@ -77,6 +78,7 @@ def test_a_stopped_run_draws_the_same_noise_and_logs_the_same_terms(folder):
     assert not any("z_loss" in record or "label_smoothing" in record for record in records if record not in trained)
 
 
+@pytest.mark.slow
 def test_a_stop_while_evaluating_leaves_the_evaluation_to_the_next_start(folder, whole, monkeypatch):
     """In the middle of the run and at its end; the state is saved before anything else."""
     workdir = folder / "stopped_evaluating"
@@ -179,6 +181,7 @@ def test_a_run_whose_template_writes_the_date_continues_on_another_day(folder, m
     assert reports[0]["fingerprints"] == reports[1]["fingerprints"] != reports[2]["fingerprints"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_it_saved_begins_anew(folder, whole):
     workdir = folder / "never_saved"
     workdir.mkdir()
@@ -214,6 +217,7 @@ def test_a_longer_run_begins_with_the_shorter_one(folder, whole):
     assert final_checksums(workdir)["position"] == final_checksums(reference)["position"]
 
 
+@pytest.mark.slow
 def test_the_schedule_of_an_extended_run_is_that_of_the_longer_one(folder, capsys):
     workdir = folder / "extended_cosine"
     every_step = {"log__every": 1, "data__eval": None, "eval__every": 0}
@@ -268,6 +272,7 @@ def test_changed_data_is_refused(folder):
         fit(config_of(folder, data__train=str(rows)), workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [4, *slow(16)])
 def test_another_batch_size_goes_on_with_the_next_row(folder, batch):
     workdir = folder / f"batch{batch}"

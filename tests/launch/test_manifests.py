@@ -97,6 +97,7 @@ def test_a_set_starts_again_as_a_whole_but_not_on_wrong_input(path):
     assert (ROOT / re.split("[=:]", config)[1]).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [SKYPILOT[0], *slow(*SKYPILOT[1:])], ids=lambda path: path.stem)
 def test_tasks_are_what_skypilot_takes(path):
     """Its own schemas, of the task and of its resources."""

@@ -48,6 +48,7 @@ def test_it_ends_when_the_command_succeeds(tmp_path):
     assert result.returncode == 0 and starts(tmp_path) == 3
 
 
+@pytest.mark.slow
 def test_waits_double_up_to_the_most(tmp_path):
     result = run_script(tmp_path, "exit 75", SFT_JAX_RESTARTS="4", SFT_JAX_BACKOFF="1", SFT_JAX_BACKOFF_MOST="2")
     assert [line.split(" in ")[1].split(" s")[0] for line in result.stderr.splitlines() if "starting again" in line] == ["1", "2", "2", "2"]

@@ -300,6 +300,7 @@ def test_every_field_is_tried():
     assert fields - parts == CHANGES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", CHANGES, ids=".".join)
 def test_every_field_of_the_spec_changes_the_logits(field):
     """A constant that is read from config.json and then not passed on would leave them as they are."""

@@ -152,6 +152,7 @@ def test_no_float_kernel_is_kept(name, remat):
         assert not re.search(rf"f32\[{pairs}\]\S* get-tuple-element", text), "a loop carries tables of numbers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, stored_as, meshes", [
     ("llama", "nf4", [(2, 2, 2)]),  # 192 inputs of an MLP are three blocks, which no two devices can share
     *slow(("llama", "nf4", [(2, 4, 1)])), *slow(*((name, "nf4", [(2, 2, 2)]) for name in ("gpt_oss", "mixtral"))),
@@ -187,6 +188,7 @@ def test_one_device_is_eight(name, stored_as, meshes):
             assert largest(others[path] - gradient) <= 1e-4 * largest(gradient), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", *slow("gpt_oss")])
 def test_contracts_of_training_hold(name):
     decoder = quantise(random_decoder(name), "nf4")

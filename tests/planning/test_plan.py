@@ -191,6 +191,7 @@ def test_an_estimate_counts_an_evaluation(model, tmp_path, monkeypatch):
     assert remedy.settings.keys() == {"eval.batch_size"} and "an evaluation needs" in "\n".join(report.lines(short, 0.5, None, [remedy]))
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_was_compiled_is_told(model, tmp_path, monkeypatch):
     """The flags of the launchers, arrays of the eval step as well, and which operations wait for devices."""

@@ -19,6 +19,7 @@ def counts(assets, train, held_out=None, **columns):
     return {kind: result.rows for kind, result in diagnose(parse_config(config).data).kinds.items() if result.rows}
 
 
+@pytest.mark.slow
 def test_gsm8k_has_a_few_common_sentences(assets):
     found = counts(assets, "gsm8k/train.jsonl", "gsm8k/test.jsonl", prompt="question", completion="answer")
     assert found == {"overlap": 7}

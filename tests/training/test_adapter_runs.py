@@ -74,6 +74,7 @@ def test_a_run_is_its_base_with_its_adapters(folder, finished):
     assert attached == merged
 
 
+@pytest.mark.slow
 def test_what_an_adapter_brings_and_a_group_freezes_is_kept(folder, finished):
     """A norm of the adapter that is gone on with, not of the base: in checkpoints, in going on and in loading."""
     decided = dict(adapter__rank=16, adapter__alpha=32.0, adapter__train=None, adapter__tokens=None)
@@ -89,6 +90,7 @@ def test_what_an_adapter_brings_and_a_group_freezes_is_kept(folder, finished):
     assert np.abs(norms[0] - norms[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_has_gone_on_since_it_wrote_its_adapter(folder, finished, tmp_path):
     shutil.copytree(finished[1], tmp_path / "run")
     fit(config(folder, train__steps=6, train__export=False), tmp_path / "run")
@@ -97,6 +99,7 @@ def test_a_run_has_gone_on_since_it_wrote_its_adapter(folder, finished, tmp_path
         fit(config(folder, **decided, adapter__path=str(tmp_path / "run")), tmp_path / "next")
 
 
+@pytest.mark.slow
 def test_an_adapter_brings_the_template_that_it_knows(folder, tmp_path):
     """Of a base that has none: the tokenizer beside the adapter has it, for training on as for talking."""
     chats = [{"messages": [{"role": "user", "content": "lamp"}, {"role": "assistant", "content": "off"}]}] * 12
@@ -131,6 +134,7 @@ def test_an_adapter_is_gone_on_with(folder, finished):
         fit(wanted, folder / "on_another")
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_is_never_stopped(folder, finished):
     _, workdir = finished
     again = folder / "stopped"
@@ -191,6 +195,7 @@ def test_a_run_whose_base_has_moved_is_loaded(folder, finished, tmp_path):
     np.testing.assert_array_equal(sft_jax.load(workdir)[0](TOKENS), expected)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_run_has_the_base_that_it_was_trained_on(folder, tmp_path):
     """Adapters on a bfloat16 model are merged in the dtype of the run on top of it, in training and in loading."""
     base = load_decoder(folder / "base", Options(), param_dtype="bfloat16")
@@ -207,6 +212,7 @@ def test_a_run_on_a_run_has_the_base_that_it_was_trained_on(folder, tmp_path):
     )["eval_first"]["held"]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_drawn_base(folder, tmp_path):
     """It lies nowhere, so nobody could use the adapter alone; it is drawn again as it was, whatever dtype is wanted."""
     with pytest.raises(UserError, match="train.export: with model.init=random the base lies nowhere"):
@@ -224,6 +230,7 @@ def test_a_changed_plan_is_refused(stopped):
         fit(wanted, workdir)
 
 
+@pytest.mark.slow
 def test_dropout_may_change_knowingly(stopped):
     wanted, workdir = stopped
     wanted.adapter.dropout = 0.0
@@ -330,6 +337,7 @@ def test_weight_decay_is_on_matrices_only():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_on_another_mesh_is_the_same_run(folder, finished):
     """Dropout included: eight devices along fsdp in the other tests, four and two along fsdp and tensor here."""
     summary, workdir = finished

@@ -130,6 +130,7 @@ def arrays(workdir, step: int) -> dict[str, np.ndarray]:
     return restore(place, {name: jax.ShapeDtypeStruct(shape, dtype, sharding=device) for name, (shape, dtype, _) in written.items()})
 
 
+@pytest.mark.slow
 def test_the_average_in_checkpoints_is_what_is_loaded_and_exported(run):
     _, workdir = run
     steps = [arrays(workdir, step) for step in range(1, 7)]
@@ -157,6 +158,7 @@ def test_evaluation_is_of_the_average(folder, run):
     assert trained[0] == trained[1]  # the average changes nothing of the training
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_bitwise(folder, run):
     _, workdir = run
     for steps in (2, 1):

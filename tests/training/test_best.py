@@ -149,6 +149,7 @@ def test_a_run_that_ended_early_has_finished(folder, ended, told, capsys):
     assert "raise train.patience to extend it" in capsys.readouterr().out and metrics(workdir) == before
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_ends_the_same(folder, ended, told):
     workdir = folder / "stopped"
     for steps in (4, 3):  # right after the best evaluation, and between two

@@ -53,6 +53,7 @@ def finished(folder):
     return fit(config(folder, train__export=True), folder / "finished"), folder / "finished"
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_neither_codes_nor_scales(finished):
     summary, workdir = finished
     arrays = final_checksums(workdir)["arrays"]
@@ -81,6 +82,7 @@ def test_a_run_is_its_quantised_base_with_its_adapters(folder, finished):
     assert held_out(again, "eval_first") == pytest.approx(held_out(summary), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_adapter_is_written_as_always(folder, finished):
     """As a directory of PEFT, which others put on the base as it is; here it is the run's model again, quantised base and all."""
     _, workdir = finished
@@ -102,6 +104,7 @@ def test_the_adapter_is_written_as_always(folder, finished):
     assert held_out(again, "eval_first") == pytest.approx(held_out(finished[0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_is_never_stopped(folder, finished):
     _, workdir = finished
     again = folder / "stopped"
@@ -121,6 +124,7 @@ def test_a_run_from_a_run_merges_before_it_quantises(folder, finished):
     assert held_out(again, "eval_first") == pytest.approx(held_out(summary), abs=0.01)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_that_blocks_do_not_fit(folder, finished):
     """Kernels of one block on eight devices: the same run."""
     again = fit(config(folder, mesh__data=1, mesh__fsdp=4, mesh__tensor=2), folder / "other_mesh")
@@ -138,6 +142,7 @@ def test_a_kernel_that_an_adapter_brings_whole_cannot_lie_on_a_quantised_base(fo
         fit(config(folder, **changes), folder / "refused")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_is_its_adapter_on_the_quantised_base(folder, finished):
     work = folder / "no_checkpoint"
     fit(config(folder, train__export=True, checkpoint__every=0, checkpoint__save_last=False), work)

@@ -96,6 +96,7 @@ def test_windows_of_the_log_are_sums(finished):
     assert epochs[-1] == pytest.approx(sum(min(max(40 - first, 0), rows) / rows for first, rows in zip(firsts, whole, strict=False)))
 
 
+@pytest.mark.slow
 def test_the_log_counts_what_each_data_set_has_given(folder):
     """Against what the batches hold up to each position, in a run that was stopped between two records and continued."""
     tiny_config(folder)
@@ -164,6 +165,7 @@ def test_a_relative_base_is_found_from_anywhere(folder, finished, monkeypatch):
     assert fit(config, folder / "relative")["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_new_run_from_a_run_has_its_chat_template(folder):
     """Also from one that was stopped and has no export: the rows are those of a run that names the template itself."""
     with pytest.raises(StoppedBySignal):

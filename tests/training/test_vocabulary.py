@@ -108,6 +108,7 @@ def interrupted(folder):
     return folder / "stopped"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_tokens(folder, interrupted):
     """Bit for bit on the same mesh, and on another one: what is saved does not depend on it."""
     fit(added_config(folder, mesh__fsdp=4, mesh__tensor=2), folder / "whole")
@@ -134,6 +135,7 @@ def test_tokens_may_not_change_in_the_middle_of_a_run(folder, interrupted):
         fit(added_config(folder, data__add_tokens="<|im_start|>,<|im_end|>,<|more|>"), interrupted)
 
 
+@pytest.mark.slow
 def test_a_run_from_a_run_keeps_its_tokens_and_gives_more(folder, interrupted, capsys):
     """Of the new one's weights the rows of old tokens are the old ones; also where the old one has no export."""
     before, _ = sft_jax.load(interrupted)
@@ -169,6 +171,7 @@ def test_tokens_take_rows_that_a_model_has_to_spare(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "run/export/config.json").read_text()) == config
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_more_tokens_than_the_model(folder, tmp_path):
     """They are refused where data use them, until one of them is named; then the model is enlarged for all."""
     shutil.copytree(folder / "model", tmp_path / "model")
@@ -192,6 +195,7 @@ def test_a_new_model_is_drawn_with_the_tokens(folder):
 ADAPTER = dict(adapter__name="lora", adapter__rank=4, adapter__targets=["query"], model__init="checkpoint")
 
 
+@pytest.mark.slow
 def test_adapters_on_a_model_that_is_given_tokens(folder):
     """The base is enlarged when it is read, in training, in going on, and in loading; its fingerprint is that of its files."""
     given = ADAPTER | dict(adapter__tokens=list(TOKENS), adapter__train=["final_norm"], optim__learning_rate=0.03)
@@ -210,6 +214,7 @@ def test_adapters_on_a_model_that_is_given_tokens(folder):
     np.testing.assert_array_equal(embedding_of(folder / "merged")[:1024], embedding_of(folder / "model"))
 
 
+@pytest.mark.slow
 def test_adapters_on_a_run_that_has_given_its_model_tokens(folder, interrupted):
     """They lie on its model and not on the smaller one that it began with; nothing is to be trained for old tokens."""
     given = ADAPTER | dict(model__path=str(interrupted), data__chat_template="auto", data__add_tokens=[], train__steps=1)

@@ -1,6 +1,6 @@
 """The log of a run: records in metrics.jsonl, TensorBoard and W&B, and what a later start reads from them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sft_jax.config import Config, to_dict
@@ -41,9 +41,12 @@ class MetricsLog:
                     raise
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Writes {"step", "split", name: value, ...}; a number that is not finite is null there."""
+        """Writes {"step", "split", name: value, ...}; a number that is not finite is null there.
+
+        TensorBoard and W&B get the numbers, those inside sections under names such as "slices/language/fr/loss".
+        """
         self._workdir.append_lines(METRICS_FILE, [{"step": step, "split": split, **values}])
-        numbers = {name: value for name, value in plain(values).items() if isinstance(value, (int, float))}
+        numbers = dict(_numbers(plain(values)))
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.scalar(f"{split}/{name}", value, step)
@@ -52,6 +55,14 @@ class MetricsLog:
 
     def write_samples(self, samples: list[Record]) -> None:
         self._workdir.append_lines(SAMPLES_FILE, samples)
+
+
+def _numbers(values: Record, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{name}", value
 
 
 def cut_logs_back(work: Workdir, step: int, evaluate_again: bool) -> None:

@@ -62,6 +62,15 @@ def test_every_start_has_an_event_file_that_hides_what_is_made_again(tmp_path):
         assert all(abs(event.wall_time - time.time()) < 60 for event in file)
 
 
+def test_numbers_of_sections_have_curves_of_their_own(tmp_path):
+    record = {"loss": 2.0, "slices": {"language": {"fr": {"loss": 3.0, "interval": [1.0, 2.0], "best": None}, "de": {"loss": 1}}}}
+    with MetricsLog(Workdir(tmp_path), with_log(tensorboard=True), 0) as log:
+        log.write(4, "held", record)
+    ((_, _, *found),) = events(tmp_path)
+    shown = {value.tag: value.simple_value for event in found for value in event.summary.value}
+    assert shown == {"held/loss": 2.0, "held/slices/language/fr/loss": 3.0, "held/slices/language/de/loss": 1.0}
+
+
 def test_a_full_disk_under_tensorboard_is_one_message(tmp_path, monkeypatch):
     log = MetricsLog(Workdir(tmp_path), with_log(tensorboard=True), 0)
 

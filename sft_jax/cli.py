@@ -1,7 +1,8 @@
 """What every command shares: flags, exit codes, and one message instead of a traceback.
 
 Exit codes: 0 done; 2 the user's input is wrong; 3 data with more faults than allowed, or a plan that does not fit; 75 stopped early by a signal with the
-state saved, or before there was anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its traceback.
+state saved, or before there was anything to save: start again; 130 ended at once by Ctrl-C (in training by the second one); 1 anything else, with its
+traceback, and where other processes or a store could not be reached, with one message: starting again may help.
 """
 
 import functools
@@ -17,8 +18,9 @@ from ml_collections import config_flags
 
 from sft_jax.config import Config, is_key, leaf_keys
 from sft_jax.config_parsing import parse_config
-from sft_jax.errors import StoppedBySignal, UserError, did_you_mean
+from sft_jax.errors import StoppedBySignal, Unreachable, UserError, did_you_mean
 
+EXIT_UNREACHABLE = 1
 EXIT_USER_ERROR = 2
 EXIT_FINDINGS = 3  # the answer is no: data with more faults than allowed, a plan that does not fit
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -150,6 +152,8 @@ def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.FATAL)
     try:
         main()
+    except Unreachable as error:
+        _fail(str(error), EXIT_UNREACHABLE)
     except UserError as error:
         _fail(str(error))
     except StoppedBySignal as stop:
@@ -163,6 +167,6 @@ def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _fail(message: str):
+def _fail(message: str, code: int = EXIT_USER_ERROR):
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)

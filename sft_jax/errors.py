@@ -15,6 +15,10 @@ class UserError(Exception):
         super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
+class Unreachable(UserError):
+    """Another process of the run or a store cannot be reached for now: exit code 1, with which launchers start the same command again."""
+
+
 class StoppedBySignal(Exception):
     """The run was asked to stop; what there was to save is saved: exit code 75, start the same command again."""
 

@@ -8,16 +8,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.errors import UserError
+from sft_jax.errors import Unreachable, UserError
 
 T = TypeVar("T")
-_FAILED, _REFUSED = 1, 2  # what a process says of an action that raised; refused: by a UserError
+_KINDS = (RuntimeError, UserError, Unreachable)  # of what an action raised, those first that are told where processes differ
 
 
 def agree(action: Callable[[], T]) -> T:
     """Runs `action` on every process; where one of them raises, all of them raise, so that none waits for ever.
 
-    Where the others raised UserError only, so does this process: the user's input is at fault, and it is said once.
+    What another process raised is one of _KINDS here: where it was a UserError, the input is at fault, and it is said once.
     """
     failure: Exception | None = None
     result = None
@@ -26,15 +26,20 @@ def agree(action: Callable[[], T]) -> T:
     except Exception as error:  # raised again below, once the others know of it
         failure = error
     if jax.process_count() > 1:
-        state = 0 if failure is None else _REFUSED if isinstance(failure, UserError) else _FAILED
-        states = _of_all_processes([state])[:, 0]
+        states = _of_all_processes([_kind(failure)])[:, 0]
         failed = np.flatnonzero(states)
         if failure is None and len(failed):
-            kind = RuntimeError if _FAILED in states else UserError
-            raise kind(f"Process {failed[0]} failed where this one did not; its output says why.")
+            raise _KINDS[states[failed].min() - 1](f"Process {failed[0]} failed where this one did not; its output says why.")
     if failure is not None:
         raise failure
     return result
+
+
+def _kind(failure: Exception | None) -> int:
+    """Returns which of _KINDS an error is, from 1 on; 0 for none."""
+    if failure is None:
+        return 0
+    return 3 if isinstance(failure, Unreachable) else 2 if isinstance(failure, UserError) else 1
 
 
 def processes_where(flag: bool) -> list[int]:

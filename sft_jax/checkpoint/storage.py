@@ -13,11 +13,15 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.errors import UserError, reason_of
+from sft_jax.errors import Unreachable, UserError, reason_of
 
 Place = Path | epath.Path
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
-_STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "NOT_FOUND", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
+_PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # statuses of TensorStore; those of a wrong URL or of rights do not pass
+# Errors that say that the network or the store is at fault for now, by name since few runs import their libraries: those of Python,
+# aiohttp, google.auth and botocore.
+_PASSING_ERRORS = {"ConnectionError", "TimeoutError", "ClientConnectionError", "TransportError", "HTTPClientError"}
+_STATUSES = (*_PASSING, "PERMISSION_DENIED", "NOT_FOUND", "UNAUTHENTICATED")
 _DIGESTS = ("crc32c", "md5Hash", "ETag")  # what stores say of the content of a file, the first that there is
 
 
@@ -63,7 +67,10 @@ def _system(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def reachable(place: str | os.PathLike):
-    """Raises UserError naming a remote `place` for what goes wrong between here and the store; lets errors elsewhere through."""
+    """Raises UserError naming a remote `place` for what goes wrong between here and the store; lets errors elsewhere through.
+
+    It is Unreachable, with which a launcher starts again, where time alone may mend it.
+    """
     try:
         yield
     except UserError:
@@ -71,7 +78,8 @@ def reachable(place: str | os.PathLike):
     except Exception as error:
         if not is_remote(place) or not _of_store(error):
             raise
-        raise UserError(
+        kind = Unreachable if _passes(error) else UserError
+        raise kind(
             f"{place}: the object store refuses or cannot be reached ({type(error).__name__}: {reason_of(error)}). Check the URL, "
             "the network and the rights of this machine on the bucket, and start the same command again."
         ) from error
@@ -82,6 +90,15 @@ def _of_store(error: BaseException) -> bool:
     module = type(error).__module__.partition(".")[0]
     told = isinstance(error, ValueError) and str(error).startswith(_STATUSES)
     return told or isinstance(error, OSError) or module in ("gcsfs", "s3fs", "aiohttp", "google", "botocore")
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error of a store is one of the network, of a busy or of a broken server, not of the URL or of rights."""
+    code = getattr(error, "code", None)
+    if isinstance(code, int):  # of HTTP
+        return code == 429 or code >= 500
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(_PASSING_ERRORS & names) or isinstance(error, ValueError) and str(error).startswith(_PASSING)
 
 
 def digests(folder: Place) -> dict[str, str]:

@@ -8,7 +8,7 @@ import itertools
 
 from jax._src import distributed  # global_state.client has no public equivalent
 
-from sft_jax.errors import UserError
+from sft_jax.errors import Unreachable
 
 _calls = itertools.count()  # every process makes the same exchanges in the same order
 
@@ -22,7 +22,7 @@ def client():
 def exchange(text: str, seconds: float = 300.0) -> list[str]:
     """Returns the texts of all processes, by process; all processes must call this.
 
-    Raises UserError where a process does not call it within `seconds`.
+    Raises Unreachable where a process does not call it within `seconds`.
     """
     service = client()
     if service is None:
@@ -34,7 +34,7 @@ def exchange(text: str, seconds: float = 300.0) -> list[str]:
         try:
             found.append(service.blocking_key_value_get(f"{prefix}{process}", int(seconds * 1000)))
         except RuntimeError as error:
-            raise UserError(
+            raise Unreachable(
                 f"Process {process} of the run did not follow the others within {seconds:g} s; its output says why."
             ) from error
     return found

@@ -10,12 +10,13 @@ import jax
 from jax._src import xla_bridge  # has no public equivalent of backends_are_initialized
 
 from sft_jax.data.cache import default_cache
-from sft_jax.errors import UserError
+from sft_jax.errors import Unreachable, UserError
 from sft_jax.training.clusters import Place, find_place, unused_tasks
 from sft_jax.training.coordination import exchange
 from sft_jax.training.local_devices import describe_host, own_gpus, uses_gpus
 
-_START_SECONDS = 300.0  # within which all processes of a run must have started
+_START_VARIABLE = "SFT_JAX_START_SECONDS"  # within which all processes of a run must have started
+_START_SECONDS = 300.0
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -27,7 +28,7 @@ def join_processes(heartbeat_seconds: float) -> None:
     Args:
         heartbeat_seconds: after so long without a sign of life a process counts as dead.
 
-    Raises UserError where the environment says it in part only, or where the processes do not find each other.
+    Raises UserError where the environment says it in part only, Unreachable where the processes do not find each other.
     """
     if jax.distributed.is_initialized():
         return
@@ -38,12 +39,13 @@ def join_processes(heartbeat_seconds: float) -> None:
             print(f"This process is alone in a Slurm allocation of {tasks} tasks; start it with srun to use all of them.", flush=True)
         return
     if place.address is None:
-        _initialize(place, heartbeat_seconds)
+        _initialize(place, heartbeat_seconds, _start_seconds())
         return
+    seconds = _start_seconds()
     if place.index > 0:
-        _wait_for(place)
+        _wait_for(place, seconds)
     _initialize(
-        place, heartbeat_seconds, coordinator_address=place.address, num_processes=place.count, process_id=place.index,
+        place, heartbeat_seconds, seconds, coordinator_address=place.address, num_processes=place.count, process_id=place.index,
         cluster_detection_method="deactivate",
     )  # fmt: skip
     if uses_gpus() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
@@ -52,36 +54,50 @@ def join_processes(heartbeat_seconds: float) -> None:
             jax.config.update("jax_cuda_visible_devices", ",".join(map(str, gpus)))
 
 
-def _wait_for(place: Place) -> None:
+def _start_seconds() -> float:
+    text = os.environ.get(_START_VARIABLE, "")
+    try:
+        seconds = float(text or _START_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{_START_VARIABLE}: must be a number of seconds above 0, not {text!r}.")
+    return seconds
+
+
+def _wait_for(place: Place, seconds: float) -> None:
     """Waits until the first process listens. JAX would wait as long, and then abort without a message."""
     host, _, port = place.address.rpartition(":")
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"{place.launcher}: the first process of the run cannot be reached at {place.address} ({error}). "
-                    "Start process 0 there, and make sure that this machine can connect to the port (JAX_COORDINATOR_PORT chooses another)."
+                raise Unreachable(
+                    f"{place.launcher}: the first process of the run cannot be reached at {place.address} within {seconds:g} s ({error}). "
+                    "Start process 0 there, and make sure that this machine can connect to the port (JAX_COORDINATOR_PORT chooses another); "
+                    f"{_START_VARIABLE} is how long to wait."
                 ) from error
             time.sleep(0.5)
 
 
-def _initialize(place: Place, heartbeat_seconds: float, **arguments) -> None:
+def _initialize(place: Place, heartbeat_seconds: float, seconds: float, **arguments) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the only one on CPU that crosses processes
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
     try:
         # JAX aborts a process whose peers are gone, which `Peers` does sooner and with a message: after the time, up to two
         # beats until it is seen, and two in which the others read it. A busy machine is given 30 s on top.
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds) + 30)
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=math.ceil(seconds), heartbeat_timeout_seconds=math.ceil(2 * heartbeat_seconds) + 30
+        )
     except (RuntimeError, ValueError, OSError) as error:  # JaxRuntimeError is a RuntimeError
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{place.launcher}: the processes of the run did not find each other ({reason}). Start all of them, with the same "
-            "address and number of processes, and make sure that the first one's port can be reached."
+        raise Unreachable(
+            f"{place.launcher}: the processes of the run did not find each other within {seconds:g} s ({reason}). Start all of them, with "
+            f"the same address and number of processes, and make sure that the first one's port can be reached; {_START_VARIABLE} is how long to wait."
         ) from error
 
 

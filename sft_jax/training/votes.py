@@ -16,8 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.checkpoint.processes import anywhere
-from sft_jax.errors import UserError
+from sft_jax.checkpoint.processes import agree, anywhere
 from sft_jax.training.signals import StopSignal
 
 _STOP, _FAILED = 1, 2
@@ -95,11 +94,11 @@ class Votes:
 
     def raise_failure(self) -> None:
         """Raises this process's error, or one that says that another has failed; call it where all processes do."""
-        failed = self._several and anywhere(self._failure is not None)
+        agree(self._raise_own)
+
+    def _raise_own(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if failed:
-            raise UserError("Another process of the run failed; its output says why.")
 
     def check(self) -> None:
         """Ends the run in all processes where one was asked to stop; call it between phases, when nothing is to be saved."""

@@ -213,7 +213,7 @@ def test_a_log_that_cannot_be_written_ends_all_processes(folder, single):
     results = run_processes(config, workdir, folder / "xdg", 2)
     end_with_one_message_each(results)
     assert "metrics.jsonl: the log could not be written (is a directory)" in results[0].stderr
-    assert "Another process of the run failed" in results[1].stderr
+    assert "Process 0 failed where this one did not" in results[1].stderr
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 import socket
 import types
 
+import commands
 import jax
 import pytest
+from tiny_run import ROOT, environment
 
-from sft_jax.errors import UserError
+from sft_jax.errors import Unreachable, UserError
 from sft_jax.training import platform
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -34,7 +36,7 @@ def test_tasks_of_a_slurm_step_find_each_other(joined, monkeypatch):
         monkeypatch.setenv(name, value)
     platform.join_processes(100)
     (call,) = joined
-    assert (call["num_processes"], call["process_id"], call["heartbeat_timeout_seconds"]) == (2, 0, 230)
+    assert (call["num_processes"], call["process_id"], call["heartbeat_timeout_seconds"], call["initialization_timeout"]) == (2, 0, 230, 300)
     assert call["coordinator_address"].startswith("n1:") and "local_device_ids" not in call
     assert call["cluster_detection_method"] == "deactivate"  # it would take all GPUs but one away from a task that has a node
 
@@ -51,11 +53,28 @@ def test_a_first_process_that_cannot_be_reached_is_one_message(joined, monkeypat
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{sock.getsockname()[1]}"  # bound, but nobody listens
-        monkeypatch.setattr(platform, "_START_SECONDS", 0.1)
+        monkeypatch.setenv("SFT_JAX_START_SECONDS", "0.1")
         for name, value in {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match=rf"JAX_COORDINATOR_ADDRESS={address}: .*cannot be reached.*Start process 0"):
+        with pytest.raises(Unreachable, match=rf"JAX_COORDINATOR_ADDRESS={address}: .*cannot be reached at .* within 0.1 s.*Start process 0"):
             platform.join_processes(100)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
+def test_a_wait_that_is_no_time(joined, monkeypatch, text):
+    for name, value in {**SLURM, "SFT_JAX_START_SECONDS": text}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"SFT_JAX_START_SECONDS: must be a number of seconds above 0, not '{text}'"):
+        platform.join_processes(100)
+
+
+def test_launchers_start_again_where_the_first_process_is_late(tmp_path):
+    """Exit code 2 would end a job for good of which one machine is still being replaced."""
+    place = ("--coordinator_address=127.0.0.1:9", "--num_processes=2", "--process_id=1")
+    env = environment(1, tmp_path) | {"SFT_JAX_START_SECONDS": "0.2"}
+    result = commands.run("train", "--config", ROOT / "configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *place, env=env, cwd=ROOT)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "cannot be reached" in result.stderr and "SFT_JAX_START_SECONDS" in result.stderr
 
 
 def test_processes_that_do_not_find_each_other_are_one_message(joined, monkeypatch):
@@ -65,7 +84,7 @@ def test_processes_that_do_not_find_each_other_are_one_message(joined, monkeypat
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"the Slurm step 7\.: .*DEADLINE_EXCEEDED: barrier timed out"):
+    with pytest.raises(Unreachable, match=r"the Slurm step 7\.: .*DEADLINE_EXCEEDED: barrier timed out"):
         platform.join_processes(100)
 
 

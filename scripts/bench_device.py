@@ -6,7 +6,8 @@ The cases are full fine-tuning of Llama 3.2 1B and LoRA on Qwen3 8B, bfloat16 ma
 drawn at random, which changes no figure here. DIR holds the tokenizers `llama3` and `qwen3`. Prints a JSON line for each: real and supervised tokens/s without
 the first step, MFU (6 FLOPs a trained parameter and token, 4 a frozen one, and attention) against the peak of the device and the mark that is
 aimed at, peak memory of the device, seconds to the first step; then what the time of a step goes to (step_shares.py), and ratios
-to TRL, which has its own packing, the kernel of --trl_attention and, where liger-kernel is installed, its fused loss.
+to TRL, which has its own packing, the kernel of --trl_attention and, where liger-kernel is installed, its fused loss. On a GPU each
+case is measured with every kernel for attention that there is: the blocked one, which `auto` takes there, and flash.
 --steps, --rows and --micro_rows make it fit a smaller machine. Nothing else should run meanwhile.
 """
 
@@ -55,45 +56,57 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--small", action="store_true", help="models of two narrow layers, to try this script without an accelerator")
     parser.add_argument("--peer", action="append", default=[], choices=["trl"])
+    attention = ("auto", "flash") if shutil.which("nvidia-smi") else ("auto",)
+    parser.add_argument("--attention", action="append", default=[], help=f"model.attention, each measured; here {' and '.join(attention)} by default")
     parser.add_argument("--trl_attention", default="flash_attention_2", help="attn_implementation of transformers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.case or CASES:
-            measure(name, CASES[name], arguments, Path(folder))
+            model = make_model(Path(folder) / f"model_{name}", CASES[name], arguments)
+            rates = {kernel: measure(name, kernel, model, arguments, Path(folder)) for kernel in arguments.attention or attention}
+            for peer in dict.fromkeys(arguments.peer):
+                compare(name, peer, model, rates, arguments, Path(folder))
 
 
-def measure(name: str, case: Case, arguments, work: Path) -> None:
-    """Prints the lines of a case."""
-    model = make_model(work / f"model_{name}", case, arguments)
-    workdir, dump = work / f"run_{name}", work / f"program_{name}"
+def measure(name: str, attention: str, model: Path, arguments, work: Path) -> float:
+    """Prints the lines of a case with a kernel for attention, and returns its real tokens/s."""
+    case, title = CASES[name], f"sft_jax {name}, {attention}"
+    workdir, dump = work / f"run_{name}_{attention}", work / f"program_{name}_{attention}"
     # Programs that come out of a cache are not written, and kernels that start as one graph have no names in the trace.
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=train_step"
     gpu = "" if os.environ.get("JAX_PLATFORMS", "cuda") in ("cpu", "tpu") else " --xla_gpu_enable_command_buffer="
     caches = {"XDG_CACHE_HOME": str(work / "cache")}
-    timed = [*ours(case, model, arguments), f"--config.train.steps={arguments.steps}", f"--workdir={workdir}"]
-    _, seconds, _ = run_process(f"sft_jax {name}", timed, caches)
+    command = [*ours(case, model, arguments), f"--config.model.attention={attention}"]
+    timed = [*command, f"--config.train.steps={arguments.steps}", f"--workdir={workdir}"]
+    _, seconds, _ = run_process(title, timed, caches)
     summary = json.loads((workdir / "summary.json").read_text())
     kept = ("real_tokens_per_second", "supervised_tokens_per_second", "seconds_to_first_step", "mfu", "peak_memory_bytes")
-    shared = {"model": case.model, "rows": [arguments.rows, arguments.length], "micro_rows": arguments.micro_rows, "steps": arguments.steps}
-    result = {"case": f"sft_jax {name}", **shared, **{key: summary[key] for key in kept}, "mfu_mark": case.mark, "process_seconds": round(seconds, 1)}
+    result = {"case": title, **sizes(case, arguments), **{key: summary[key] for key in kept}, "mfu_mark": case.mark, "process_seconds": round(seconds, 1)}
     print(json.dumps(result), flush=True)
 
-    profiled = [*ours(case, model, arguments), "--config.train.steps=6", "--config.train.profile=3", f"--workdir={workdir}_profiled"]
+    profiled = [*command, "--config.train.steps=6", "--config.train.profile=3", f"--workdir={workdir}_profiled"]
     environment = {"XDG_CACHE_HOME": str(work / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "0", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}{gpu}".strip()}
-    run_process(f"sft_jax {name}, profiled", profiled, environment)
-    print(json.dumps({"case": f"sft_jax {name}, shares of a step", **step_shares(Path(f"{workdir}_profiled") / "profile", dump)}), flush=True)
+    run_process(f"{title}, profiled", profiled, environment)
+    print(json.dumps({"case": f"{title}, shares of a step", **step_shares(Path(f"{workdir}_profiled") / "profile", dump)}), flush=True)
+    return summary["real_tokens_per_second"]
 
-    for peer in dict.fromkeys(arguments.peer):
-        script = [sys.executable, str(ROOT / f"scripts/peers/{peer}_sft.py"), str(model), arguments.data]
-        sizes = map(str, (arguments.length, arguments.micro_rows, arguments.steps))
-        device = {
-            "attention": arguments.trl_attention, "accumulation": arguments.rows // arguments.micro_rows, "lora": case.lora,
-        }  # fmt: skip
-        text, seconds, _ = run_process(f"{peer} {name}", [*script, *sizes, json.dumps(device)], caches)
-        rival = json.loads(text.strip().splitlines()[-1])
-        print(json.dumps({"case": f"{peer} {name}", **shared, **rival, "process_seconds": round(seconds, 1)}), flush=True)
-        ratio = {f"real_tokens_per_second / {peer}": round(result["real_tokens_per_second"] / rival["real_tokens_per_second"], 3)}
-        print(json.dumps({"case": f"ratios {name}", **ratio}), flush=True)
+
+def compare(name: str, peer: str, model: Path, rates: dict[str, float], arguments, work: Path) -> None:
+    """Prints the line of a rival, and how many times its rate is ours with each kernel."""
+    case = CASES[name]
+    script = [sys.executable, str(ROOT / f"scripts/peers/{peer}_sft.py"), str(model), arguments.data]
+    device = {"attention": arguments.trl_attention, "accumulation": arguments.rows // arguments.micro_rows, "lora": case.lora}
+    numbers = map(str, (arguments.length, arguments.micro_rows, arguments.steps))
+    text, seconds, _ = run_process(f"{peer} {name}", [*script, *numbers, json.dumps(device)], {"XDG_CACHE_HOME": str(work / "cache")})
+    rival = json.loads(text.strip().splitlines()[-1])
+    print(json.dumps({"case": f"{peer} {name}", **sizes(case, arguments), **rival, "process_seconds": round(seconds, 1)}), flush=True)
+    ratios = {f"real_tokens_per_second, {kernel} / {peer}": round(rate / rival["real_tokens_per_second"], 3) for kernel, rate in rates.items()}
+    print(json.dumps({"case": f"ratios {name}", **ratios}), flush=True)
+
+
+def sizes(case: Case, arguments) -> dict:
+    """Returns what is the same for us and for a rival."""
+    return {"model": case.model, "rows": [arguments.rows, arguments.length], "micro_rows": arguments.micro_rows, "steps": arguments.steps}
 
 
 def ours(case: Case, model: Path, arguments) -> list[str]:

@@ -90,6 +90,11 @@ class RemoteWorkdir(Workdir):
                     upload(self.path / name, self._url / name)
                     self._published[name] = state
 
+    def share(self, name: str) -> None:
+        """Copies one file to the store now, whoever owns the run."""
+        with reachable(self._url):
+            upload(self.path / name, self._url / name)
+
     def replace_folder(self, name: str) -> None:
         """Removes an export of before from the store, of which a file could otherwise stay among those of the next one."""
         with reachable(self._url), contextlib.suppress(FileNotFoundError):

@@ -230,7 +230,7 @@ def _fit(config: Config, work: Workdir, stop: StopSignal, phases: Phases, stack:
     profiler = shown.enter_context(Profiler(work.path / "profile" if first_process else None, config.train.profile, steps))
     train_step = votes.ride(make_train_step(graphdef, optimizer, mesh, config.loss, config.log.ledger), donate=(0,))
     numbers = jax.device_put(optimizer.numbers, NamedSharding(mesh, P()))  # once, not with every step
-    watchdog = Watchdog(work.path / "stacks" / f"process_{jax.process_index()}.txt", config.train.hang_seconds)
+    watchdog = Watchdog(work, f"stacks/process_{jax.process_index()}.txt", config.train.hang_seconds)
     with phases("train"), memory_explained(config, mesh, "training"), watchdog:
         outcome = train(
             state, start.step, start.position, total_steps,

@@ -11,7 +11,9 @@ import statistics
 import sys
 import threading
 import time
-from pathlib import Path
+
+from sft_jax.errors import UserError
+from sft_jax.training.workdir import Workdir
 
 _FACTOR = 10.0  # times the median step
 _LEAST = 120.0  # seconds that a step may always take
@@ -27,14 +29,14 @@ class Watchdog:
         dumps: how often stacks were written; three times at most, each wait twice the one before.
     """
 
-    def __init__(self, file: Path, seconds: float | None):
-        """Stacks go to `file` and to standard error.
+    def __init__(self, work: Workdir, name: str, seconds: float | None):
+        """Stacks go to standard error and to the file `name` of the folder of the run, which is shared at once: the run may save no more.
 
         Args:
             seconds: that a step may take; None: ten times the median of the steps so far, at least 120 s; 0: nothing is watched.
         """
         self.dumps = 0
-        self._file, self._seconds = file, seconds
+        self._work, self._name, self._seconds = work, name, seconds
         self._steps: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._since, self._longer, self._first = time.monotonic(), False, True
         self._wait = 1.0  # how many limits until the next dump
@@ -87,9 +89,14 @@ class Watchdog:
         self.dumps += 1
         count = f"{self.dumps} of at most {_MOST_DUMPS}"
         said = f"The step has not ended for {taken:.0f} s (train.hang_seconds); the stacks of all threads, {count}:"
-        print(f"{said} also in {self._file}", file=sys.stderr, flush=True)
+        print(f"{said} also in {self._work.shown}/{self._name}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(2, all_threads=True)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._file, "a") as file:
+        path = self._work.path / self._name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {said}", file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
+        try:
+            self._work.share(self._name)
+        except UserError as error:  # what hangs may be the network
+            print(f"The stacks are on the disk of this machine only: {error}", file=sys.stderr, flush=True)

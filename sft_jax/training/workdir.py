@@ -59,6 +59,9 @@ class Workdir:
     def publish(self) -> None:
         """Makes what was written lasting, where that is not so at once; the first process calls it before each save."""
 
+    def share(self, name: str) -> None:
+        """Makes one file lasting at once; any process may call it, each for files of its own."""
+
     def replace_folder(self, name: str) -> None:
         """Removes what a store holds of a folder that is about to be published anew."""
 

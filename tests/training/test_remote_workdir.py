@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 
 import pytest
 from etils import epath
@@ -15,6 +16,7 @@ from sft_jax.checkpoint import storage
 from sft_jax.checkpoint.manifest import committed_steps
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.training.remote_workdir import RemoteWorkdir
+from sft_jax.training.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,19 @@ def test_only_what_changed_is_copied(machine, monkeypatch):
     assert (epath.Path("gs://bucket/runs/copied") / "metrics.jsonl").read_text().count("\n") == 2
     work.remove("config.json")
     assert not (epath.Path("gs://bucket/runs/copied") / "config.json").exists()
+    work.close()
+
+
+def test_stacks_of_a_step_that_hangs_are_in_the_store_at_once(machine, monkeypatch, capfd):
+    """A run that hangs saves no more, and only the first process publishes."""
+    work, shared = RemoteWorkdir("gs://bucket/runs/hangs", 1), threading.Event()
+    share = RemoteWorkdir.share
+    monkeypatch.setattr(RemoteWorkdir, "share", lambda self, name: (share(self, name), shared.set()))
+    with Watchdog(work, "stacks/process_1.txt", 0.1) as watchdog:
+        watchdog.step_ended()
+        assert shared.wait(30)
+    assert "test_stacks_of_a_step" in (epath.Path("gs://bucket/runs/hangs") / "stacks/process_1.txt").read_text()
+    assert "gs://bucket/runs/hangs/stacks/process_1.txt" in capfd.readouterr().err
     work.close()
 
 

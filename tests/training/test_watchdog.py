@@ -8,6 +8,7 @@ from tiny_run import tiny_config
 from sft_jax import fit
 from sft_jax.training import run
 from sft_jax.training.watchdog import Watchdog
+from sft_jax.training.workdir import Workdir
 
 
 def test_a_run_whose_step_hangs_writes_stacks_and_goes_on(tmp_path, monkeypatch, capfd):
@@ -30,7 +31,7 @@ def test_a_run_whose_step_hangs_writes_stacks_and_goes_on(tmp_path, monkeypatch,
 
 
 def test_dumps_are_few_and_ever_further_apart(tmp_path):
-    with Watchdog(tmp_path / "stacks", 0.1) as watchdog:
+    with Watchdog(Workdir(tmp_path, lock=False), "stacks", 0.1) as watchdog:
         watchdog.step_ended()
         deadline = time.monotonic() + 30
         while watchdog.dumps < 3 and time.monotonic() < deadline:
@@ -41,7 +42,7 @@ def test_dumps_are_few_and_ever_further_apart(tmp_path):
 
 
 def test_limits(tmp_path):
-    watchdog = Watchdog(tmp_path / "stacks", None)
+    watchdog = Watchdog(Workdir(tmp_path, lock=False), "stacks", None)
     assert watchdog.limit == 1800  # of the step that compiles
     watchdog.step_ended()
     assert watchdog.limit == 120
@@ -49,11 +50,11 @@ def test_limits(tmp_path):
     assert watchdog.limit == 300
     with watchdog.longer():
         assert watchdog.limit == 1800
-    assert Watchdog(tmp_path / "stacks", 3000.0).limit == 3000
+    assert Watchdog(Workdir(tmp_path, lock=False), "stacks", 3000.0).limit == 3000
 
 
 def test_nothing_is_watched_where_it_is_off(tmp_path):
-    with Watchdog(tmp_path / "stacks", 0) as watchdog:
+    with Watchdog(Workdir(tmp_path, lock=False), "stacks", 0) as watchdog:
         watchdog.step_ended()
         time.sleep(0.3)
     assert watchdog.dumps == 0 and not (tmp_path / "stacks").exists()

@@ -1,6 +1,6 @@
 """Draws what a run costs against how much there is to do, and says of each relation whether it is as it should be.
 
-    python scripts/bench_scaling.py                     # a table; minutes on two cores that do nothing else
+    python scripts/bench_scaling.py                     # bars; minutes on two cores that do nothing else
     python scripts/bench_scaling.py --json              # a line for each point, then one for each verdict
     python scripts/bench_scaling.py --only memory --large 1000000
 
@@ -31,6 +31,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 75  # exit code of train.stop_after_steps
+_BAR = 40  # characters of the highest cost of a series
 
 
 class Point(NamedTuple):
@@ -215,8 +216,10 @@ def show(series: str, relation: Relation, points: list[Point], verdict: Verdict,
         print(json.dumps({"verdict": series, "holds": verdict.holds, "told": verdict.told}), flush=True)
         return
     print(f"{series}: {relation.cost} against {relation.work}")
+    most = max(point.cost for point in points)
     for point in points:
-        print(f"  {point.work:>12,.0f}{point.cost:>16,.4g}" if point.cost < 1e6 else f"  {point.work:>12,.0f}{point.cost:>16,.0f}")
+        cost = f"{point.cost:.4g}" if point.cost < 1e6 else f"{point.cost:.0f}"
+        print(f"  {point.work:>12,.0f}{cost:>16}  {'█' * round(_BAR * point.cost / most)}")
     print(f"  {'HOLDS' if verdict.holds else 'DOES NOT HOLD'}: {verdict.told}\n", flush=True)
 
 

@@ -2,8 +2,8 @@
 
 Sources of the numbers: for TPUs the pages of each generation in the documentation of Google Cloud, and for the bandwidth of
 one link and of PCIe the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
-is what the compiler says. For GPUs the vendor's data sheets, without sparsity. For the CPU it is measured, see
-`sft_jax.planning.host`.
+is what the compiler says. For GPUs the vendor's data sheets, without sparsity; for the network of a node those of DGX A100 (eight cards of
+200 Gb/s) and DGX H100, H200 and B200 (eight of 400 Gb/s, 400 GB/s together). For the CPU it is measured, see `sft_jax.planning.host`.
 """
 
 import math
@@ -26,7 +26,7 @@ class Chip:
     flops: float  # dense bf16 peak, FLOP/s
     bandwidth: float  # of memory, bytes/s
     link: float  # bytes/s, one way: of a TPU's link to one neighbour, of all a GPU's links inside its node
-    outside: float  # bytes/s, one way: of a chip to other nodes, or over the hosts' network
+    outside: float  # bytes/s, one way: a chip's share of the network cards of its node or host
     host: float  # bytes/s, one way: of a chip's PCIe link to the memory of its host, which model.remat=offload uses
     process: float = 0.0  # bytes of this memory that a run takes for itself, beside its arrays
 
@@ -78,14 +78,19 @@ class Machine:
         return f"{self.kind}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def nodes(self) -> int:
+        """Groups of devices that only a network joins: nodes of GPUs. A TPU slice is one, whatever hosts it has."""
+        return max(self.devices // _NODE, 1) if self.chip.platform == "gpu" else 1
+
+    @property
     def collective_bandwidth(self) -> float:
-        """Bytes/s that reach a device when all gather from all.
+        """Bytes/s that reach a device over links, when all of a slice or a node gather from all.
 
         Of a TPU over all axes of the slice at once, both ways around where an axis is a ring: v5e and v6e at 16 chips, v4
         and v5p at multiples of 4.
         """
         if self.chip.platform != "tpu":
-            return self.chip.link if self.devices <= _NODE else self.chip.outside
+            return self.chip.link
         ring = 4 if self.kind in IN_CORES else 16
         return self.chip.link * max(1, sum((2 if size % ring == 0 else 1) for size in self.shape if size > 1))
 

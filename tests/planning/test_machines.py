@@ -28,7 +28,8 @@ def test_slices(name, devices, topology):
 
 def test_gpus():
     assert (machine("h100x8").devices, machine("H200x16").devices, machine("a100").devices) == (8, 16, 1)
-    assert machine("h100x8").collective_bandwidth > 5 * machine("h100x16").collective_bandwidth  # beyond one node
+    assert (machine("h100").nodes, machine("h100x8").nodes, machine("h100x32").nodes, machine("v5p-64").nodes) == (1, 1, 4, 1)
+    assert machine("h100x8").collective_bandwidth == machine("h100x16").collective_bandwidth == 450e9  # over links; test_nodes.py has the network
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.planning.host import PROCESS, copy_rate, host_memory, matmul_rate
+from sft_jax.training.hardware import GPU_MEMORY_FRACTION
 
 GIB = 2**30
 
@@ -31,16 +32,15 @@ class Chip:
     process: float = 0.0  # bytes of this memory that a run takes for itself, beside its arrays
 
 
-# A GPU's program can use 92% of its memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
 CHIPS: dict[str, Chip] = {
     "v4": Chip("tpu", "TPU v4", 30.75 * GIB, 275e12, 1.228e12, 45e9, 6.25e9, 16e9),
     "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 197e12, 0.819e12, 45e9, 3.1e9, 16e9),
     "v5p": Chip("tpu", "TPU v5p", 95.74 * GIB, 459e12, 2.765e12, 90e9, 6.25e9, 16e9),
     "v6e": Chip("tpu", "TPU v6e", 31.25 * GIB, 918e12, 1.638e12, 90e9, 12.5e9, 32e9),
-    "a100": Chip("gpu", "NVIDIA A100 80GB", 0.92 * 80e9, 312e12, 2.039e12, 300e9, 25e9, 32e9),
-    "h100": Chip("gpu", "NVIDIA H100 SXM", 0.92 * 80e9, 989e12, 3.35e12, 450e9, 50e9, 63e9),
-    "h200": Chip("gpu", "NVIDIA H200", 0.92 * 141e9, 989e12, 4.8e12, 450e9, 50e9, 63e9),
-    "b200": Chip("gpu", "NVIDIA B200", 0.92 * 180e9, 2250e12, 8.0e12, 900e9, 50e9, 63e9),
+    "a100": Chip("gpu", "NVIDIA A100 80GB", GPU_MEMORY_FRACTION * 80e9, 312e12, 2.039e12, 300e9, 25e9, 32e9),
+    "h100": Chip("gpu", "NVIDIA H100 SXM", GPU_MEMORY_FRACTION * 80e9, 989e12, 3.35e12, 450e9, 50e9, 63e9),
+    "h200": Chip("gpu", "NVIDIA H200", GPU_MEMORY_FRACTION * 141e9, 989e12, 4.8e12, 450e9, 50e9, 63e9),
+    "b200": Chip("gpu", "NVIDIA B200", GPU_MEMORY_FRACTION * 180e9, 2250e12, 8.0e12, 900e9, 50e9, 63e9),
 }
 IN_CORES = ("v4", "v5p")  # slices of these are named by TensorCores, of which a chip has two; the others by chips
 _NODE = 8  # GPUs that are connected directly

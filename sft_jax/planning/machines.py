@@ -3,7 +3,10 @@
 Sources of the numbers: for TPUs the pages of each generation in the documentation of Google Cloud, and for the bandwidth of
 one link and of PCIe the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
 is what the compiler says. For GPUs the vendor's data sheets, without sparsity; for the network of a node those of DGX A100 (eight cards of
-200 Gb/s) and DGX H100, H200 and B200 (eight of 400 Gb/s, 400 GB/s together). For the CPU it is measured, see `sft_jax.planning.host`.
+200 Gb/s) and DGX H100, H200 and B200 (eight of 400 Gb/s, 400 GB/s together). L4, L40S and GeForce cards have no NVLink: their link is
+PCIe 4.0 x16, and a node has the network of the largest one that is rented, Google's g2 (L4, 100 Gb/s) and AWS's g6e (L40S, 400 Gb/s).
+For GeForce cards, which have none, that of g2 is taken; their peaks are those with sums in float32, from the white paper on the Ada
+architecture. For the CPU it is measured, see `sft_jax.planning.host`.
 """
 
 import math
@@ -38,9 +41,14 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip("tpu", "TPU v5p", 95.74 * GIB, 459e12, 2.765e12, 90e9, 6.25e9, 16e9),
     "v6e": Chip("tpu", "TPU v6e", 31.25 * GIB, 918e12, 1.638e12, 90e9, 12.5e9, 32e9),
     "a100": Chip("gpu", "NVIDIA A100 80GB", GPU_MEMORY_FRACTION * 80e9, 312e12, 2.039e12, 300e9, 25e9, 32e9),
+    "a100-40": Chip("gpu", "NVIDIA A100 40GB", GPU_MEMORY_FRACTION * 40e9, 312e12, 1.555e12, 300e9, 25e9, 32e9),
     "h100": Chip("gpu", "NVIDIA H100 SXM", GPU_MEMORY_FRACTION * 80e9, 989e12, 3.35e12, 450e9, 50e9, 63e9),
     "h200": Chip("gpu", "NVIDIA H200", GPU_MEMORY_FRACTION * 141e9, 989e12, 4.8e12, 450e9, 50e9, 63e9),
     "b200": Chip("gpu", "NVIDIA B200", GPU_MEMORY_FRACTION * 180e9, 2250e12, 8.0e12, 900e9, 50e9, 63e9),
+    "l4": Chip("gpu", "NVIDIA L4", GPU_MEMORY_FRACTION * 24e9, 121e12, 0.3e12, 32e9, 1.56e9, 32e9),
+    "l40s": Chip("gpu", "NVIDIA L40S", GPU_MEMORY_FRACTION * 48e9, 362e12, 0.864e12, 32e9, 6.25e9, 32e9),
+    "rtx4080": Chip("gpu", "NVIDIA GeForce RTX 4080", GPU_MEMORY_FRACTION * 16e9, 97.5e12, 0.717e12, 32e9, 1.56e9, 32e9),
+    "rtx4090": Chip("gpu", "NVIDIA GeForce RTX 4090", GPU_MEMORY_FRACTION * 24e9, 165.2e12, 1.008e12, 32e9, 1.56e9, 32e9),
 }
 IN_CORES = ("v4", "v5p")  # slices of these are named by TensorCores, of which a chip has two; the others by chips
 _NODE = 8  # GPUs that are connected directly
@@ -138,7 +146,7 @@ def machine(name: str, memory_gib: float | None = None) -> Machine:
             example = f"{kind}:{'x'.join('2' * axes)}"
             raise UserError(f"--topology: {name}: chips of {CHIPS[kind].label} are connected along {axes} axes, such as {example}.")
         return Machine(text, kind, shape)
-    if found := re.fullmatch(r"([a-z]+\d+)(?:x(\d+))?", text):
+    if found := re.fullmatch(r"([a-z]+\d+[a-z]?(?:-\d+)?)(?:x(\d+))?", text):
         kind, count = found[1], int(found[2] or 1)
         _check_kind(name, kind, "gpu")
         if count < 1 or (count > _NODE and count % _NODE):

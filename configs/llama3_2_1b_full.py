@@ -1,9 +1,9 @@
-"""Fine-tune all of Llama 3.2 1B on one GPU or TPU chip with 40 GB or more.
+"""Fine-tune all of Llama 3.2 1B on one GPU or TPU chip with 48 GB or more.
 
     python -m sft_jax.train --config configs/llama3_2_1b_full.py --workdir runs/llama-1b \\
         --config.data.train=train.jsonl --config.data.eval=held_out.jsonl
 
-16 rows of 4096 tokens in a step, 4 at a time. Parameters and optimizer state are float32 (15 GB), matmuls bfloat16. The base
+16 rows of 4096 tokens in a step, 4 at a time; one at a time (--config.train.micro_batch_size=1) 40 GB are enough. Parameters and optimizer state are float32 (15 GB), matmuls bfloat16. The base
 model has no chat template of its own: --config.model.path=meta-llama/Llama-3.2-1B-Instruct brings one, or name one with
 --config.data.chat_template=chatml.
 """

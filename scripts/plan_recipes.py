@@ -59,6 +59,11 @@ PLANNED = (
     Planned("llama3_1_8b_lora", "h100x1", "meta-llama/Llama-3.1-8B-Instruct"),
     Planned("llama3_2_1b_full", "a100x1", "meta-llama/Llama-3.2-1B"),
     Planned("qwen3_0_6b_full", "a100x1", "Qwen/Qwen3-0.6B"),
+    # The smallest cards that the README's table of recipes names.
+    Planned("llama3_2_1b_full", "l40s", "meta-llama/Llama-3.2-1B"),
+    Planned("llama3_2_1b_full", "a100-40", "meta-llama/Llama-3.2-1B", ("train.micro_batch_size=1",)),
+    Planned("qwen3_0_6b_full", "rtx4090", "Qwen/Qwen3-0.6B"),
+    Planned("qwen3_8b_qlora", "rtx4080", "Qwen/Qwen3-8B"),
 )  # fmt: skip
 
 

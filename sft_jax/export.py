@@ -35,6 +35,7 @@ def main() -> None:
     from sft_jax.hf.peft.save import save_adapter
     from sft_jax.hf.progress import LoadProgress
     from sft_jax.hf.source import ADAPTER, EXPORT, as_folder, has_adapter, is_run
+    from sft_jax.training.platform import set_up_platform
     from sft_jax.versions import check_versions
 
     check_versions()
@@ -54,6 +55,7 @@ def main() -> None:
             f"--model: {_MODEL.value} has an adapter; say --adapter to write it as a directory that peft loads, or --merge to write "
             "the whole model."
         )
+    set_up_platform(deterministic=False)
     with LoadProgress(_MODEL.value) as progress:
         model, tokenizer = load(_MODEL.value, progress=progress, base=_BASE.value)
     if _ADAPTER.value:

@@ -49,7 +49,9 @@ def main() -> None:
     influence = None
     if _INFLUENCE.value:
         from sft_jax.influence.run import find_influence
+        from sft_jax.training.platform import set_up_platform
 
+        set_up_platform(deterministic=False)
         influence = find_influence(
             ledger, set_name=_INFLUENCE_SET.value, where=_INFLUENCE_WHERE.value, failing=_FAILING.value, limit=_LIMIT.value,
             seed=_SEED.value, log=_say,

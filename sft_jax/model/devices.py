@@ -22,6 +22,13 @@ def arranged(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndar
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    over = slices_along(sizes, slices)
+    within = [size // over[axis] for axis, size in sizes.items()]
+    return mesh_utils.create_hybrid_device_mesh(within, list(over.values()), devices, allow_split_physical_axes=True)
+
+
+def slices_along(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """Returns how many of `slices` slices, or nodes of GPUs, lie along each axis of a mesh. Raises UserError as `arranged` does."""
     over = dict.fromkeys(sizes, 1)
     left = slices
     for axis in OVER_SLICES:
@@ -30,8 +37,7 @@ def arranged(devices: Sequence[jax.Device], sizes: Mapping[str, int]) -> np.ndar
     if left > 1:
         asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
         raise UserError(
-            f"{asked}: {slices} slices are joined by a network, over which mesh.tensor cannot lie; make mesh.data a multiple of "
+            f"{asked}: {slices} slices or nodes are joined by a network, over which mesh.tensor cannot lie; make mesh.data a multiple of "
             f"{slices}, or mesh.data x mesh.fsdp."
         )
-    within = [size // over[axis] for axis, size in sizes.items()]
-    return mesh_utils.create_hybrid_device_mesh(within, list(over.values()), devices, allow_split_physical_axes=True)
+    return over

@@ -7,6 +7,7 @@ from typing import Any
 
 from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements, array_shapes
 
+_DIRECT = ("all-to-all", "ragged-all-to-all")  # every device has something else for every other one
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -24,10 +25,35 @@ class Collective:
     operation: str  # path of what it belongs to
     dtype: str = ""  # of that array as XLA writes it, such as "bf16"
     shape: tuple[int, ...] = ()  # of that array; of a reduce-scatter that of a device's part
+    nodes: int = 1  # over which a group lies, with as many of its devices in each; of TPUs one slice
 
     @property
     def total(self) -> float:
         return self.bytes * self.times
+
+    @property
+    def inside(self) -> float:
+        """Bytes that reach a device each time over the links inside its node.
+
+        Over several nodes a collective is taken to be hierarchical ("How to Scale Your Model", chapter on GPUs): devices of the same
+        place in each node exchange over the network, each a part of the array, and the devices of a node share what has arrived.
+        """
+        if self.nodes == 1:
+            return self.bytes
+        members = self.devices / self.nodes
+        return self._whole * (members - 1) / (self.devices if self.kind in _DIRECT else members)
+
+    @property
+    def across(self) -> float:
+        """Bytes that reach a device each time through its share of its node's network cards: what comes from other nodes comes once."""
+        if self.nodes == 1:
+            return 0.0
+        from_others = self._whole * (self.nodes - 1) / self.nodes
+        return from_others if self.kind in _DIRECT else from_others * self.nodes / self.devices
+
+    @property
+    def _whole(self) -> float:
+        return self.bytes * self.devices / (self.devices - 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,6 +9,7 @@ layer on one device once they are gathered.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import jax
 import numpy as np
 
 from sft_jax.model.cross_entropy import chunk_rows
+from sft_jax.model.devices import slices_along
 from sft_jax.model.grouped import SPARE
 from sft_jax.model.runs import plan_runs
-from sft_jax.model.sharding import named_leaves, pieces_along
+from sft_jax.model.sharding import LAYOUT, named_leaves, pieces_along
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec, LayerSpec
 from sft_jax.planning.collectives import Collective
 from sft_jax.planning.compiled import Compiled
@@ -180,43 +182,45 @@ def estimate_evaluation(programs: Programs, size: Held, machine: Machine) -> Com
 def estimated_collectives(programs: Programs, size: Held, machine: Machine) -> tuple[Collective, ...]:
     """Returns what devices send each other in a step.
 
-    Kernels and gradients over the axes of rows, states over `tensor`, keys and values over `context`, tokens over `expert`.
+    Kernels and gradients over the axes of rows, states over `tensor`, keys and values over `context`, tokens over `expert`. Nodes
+    lie along the axes as they do in the run's mesh.
     """
     config, mesh = programs.composed.config, programs.mesh.shape
     spec, micros = programs.composed.abstract.spec, programs.batch.tokens.shape[0]
     item = np.dtype(config.model.compute_dtype).itemsize
     positions, _ = loss_shape(programs, programs.batch)
-    found = []
+    over, found = slices_along(mesh, machine.nodes), []
 
-    def add(kind: str, count: float, times: float, group: int, overlapped: bool, what: str) -> None:
+    def add(kind: str, count: float, times: float, axes: Sequence[str], overlapped: bool, what: str) -> None:
+        group, nodes = (math.prod(sizes[axis] for axis in axes) for sizes in (mesh, over))
         factor = 2 if kind == "all-reduce" else 1
         if group > 1 and count:
             moved, numbers = factor * count * (group - 1) / group, int(count) // item
-            found.append(Collective(kind, moved, times, overlapped, group, int(count), numbers, what))
+            found.append(Collective(kind, moved, times, overlapped, group, int(count), numbers, what, nodes=nodes))
 
-    tensor, cut = mesh["tensor"], pieces_along(programs.mesh, "embed")
+    tensor, parameter_axes = mesh["tensor"], LAYOUT["embed"]
     passes = 2 if config.model.remat == "none" else 3
-    for of_experts, pieces in ((False, cut), (True, cut // mesh["expert"])):  # kernels of experts are not gathered over them
+    for of_experts, axes in ((False, parameter_axes), (True, LAYOUT["expert_embed"])):  # kernels of experts are not gathered over them
         shared = tensor * (mesh["expert"] if of_experts else 1)
         trained, frozen = (sum(x.size for x in jax.tree.leaves(tree) if (x.ndim == 4) == of_experts) for tree in _parameters(programs))
         if not (of_experts or spec.tied_head):  # the table is looked up where it lies; a tied head is gathered
             trained, frozen = (size - share for size, share in zip((trained, frozen), _table(programs), strict=True))
-        add("all-gather", (trained + frozen) / shared * item, passes * micros, pieces, True, "kernels")
-        whole = machine.chip.platform == "tpu" and pieces > _SCATTERED
-        add("all-reduce" if whole else "reduce-scatter", trained / shared * 4, micros, pieces, not whole, "gradients")
-    add("all-reduce", size.gradients, micros, mesh["data"], True, "gradients")
+        add("all-gather", (trained + frozen) / shared * item, passes * micros, axes, True, "kernels")
+        whole = machine.chip.platform == "tpu" and math.prod(mesh[axis] for axis in axes) > _SCATTERED
+        add("all-reduce" if whole else "reduce-scatter", trained / shared * 4, micros, axes, not whole, "gradients")
+    add("all-reduce", size.gradients, micros, ("data",), True, "gradients")
     matrices = sum(math.prod(choice.shape) for choice in orthogonalised(programs))
-    add("all-gather", matrices / tensor * item, _ITERATIONS, cut, False, "matrices that Muon multiplies")
+    add("all-gather", matrices / tensor * item, _ITERATIONS, parameter_axes, False, "matrices that Muon multiplies")
     states, layers = positions * spec.hidden_size * item, len(spec.layers)
-    add("all-to-all", states, 2 * micros, cut, False, "embeddings and their gradients")
-    add("all-reduce", states, (2 + passes) * layers * micros, tensor, False, "states between layers")
+    add("all-to-all", states, 2 * micros, parameter_axes, False, "embeddings and their gradients")
+    add("all-reduce", states, (2 + passes) * layers * micros, ("tensor",), False, "states between layers")
     rows = positions * mesh["context"] * spec.kv_heads * (spec.head_size + spec.value_size) / tensor * item
-    add("all-gather", rows, passes * layers * micros, mesh["context"], False, "keys and values of whole rows")
-    add("reduce-scatter", rows, layers * micros, mesh["context"], False, "gradients of keys and values")
+    add("all-gather", rows, passes * layers * micros, ("context",), False, "keys and values of whole rows")
+    add("reduce-scatter", rows, layers * micros, ("context",), False, "gradients of keys and values")
     mixtures = sum(isinstance(layer.mlp, ExpertsSpec) for layer in spec.layers)
     tokens = states * mesh["expert"]
-    add("all-gather", tokens, passes * mixtures * micros, mesh["expert"], False, "tokens of other experts")
-    add("reduce-scatter", tokens * 4 / item, passes * mixtures * micros, mesh["expert"], False, "what experts make of tokens")
+    add("all-gather", tokens, passes * mixtures * micros, ("expert",), False, "tokens of other experts")
+    add("reduce-scatter", tokens * 4 / item, passes * mixtures * micros, ("expert",), False, "what experts make of tokens")
     return tuple(found)
 
 

@@ -2,8 +2,11 @@
 
 Sources of the numbers: for TPUs the pages of each generation in the documentation of Google Cloud, and for the bandwidth of
 one link and of PCIe the tables of "How to Scale Your Model" (jax-ml.github.io/scaling-book, part 2); what a program may use of the memory
-is what the compiler says. For GPUs the vendor's data sheets, without sparsity. For the CPU it is measured, see
-`sft_jax.planning.host`.
+is what the compiler says. For GPUs the vendor's data sheets, without sparsity; for the network of a node those of DGX A100 (eight cards of
+200 Gb/s) and DGX H100, H200 and B200 (eight of 400 Gb/s, 400 GB/s together). L4, L40S and GeForce cards have no NVLink: their link is
+PCIe 4.0 x16, and a node has the network of the largest one that is rented, Google's g2 (L4, 100 Gb/s) and AWS's g6e (L40S, 400 Gb/s).
+For GeForce cards, which have none, that of g2 is taken; their peaks are those with sums in float32, from the white paper on the Ada
+architecture. For the CPU it is measured, see `sft_jax.planning.host`.
 """
 
 import math
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 
 from sft_jax.errors import UserError, did_you_mean
 from sft_jax.planning.host import PROCESS, copy_rate, host_memory, matmul_rate
+from sft_jax.training.hardware import GPU_MEMORY_FRACTION
 
 GIB = 2**30
 
@@ -26,21 +30,25 @@ class Chip:
     flops: float  # dense bf16 peak, FLOP/s
     bandwidth: float  # of memory, bytes/s
     link: float  # bytes/s, one way: of a TPU's link to one neighbour, of all a GPU's links inside its node
-    outside: float  # bytes/s, one way: of a chip to other nodes, or over the hosts' network
+    outside: float  # bytes/s, one way: a chip's share of the network cards of its node or host
     host: float  # bytes/s, one way: of a chip's PCIe link to the memory of its host, which model.remat=offload uses
     process: float = 0.0  # bytes of this memory that a run takes for itself, beside its arrays
 
 
-# A GPU's program can use 92% of its memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.
 CHIPS: dict[str, Chip] = {
     "v4": Chip("tpu", "TPU v4", 30.75 * GIB, 275e12, 1.228e12, 45e9, 6.25e9, 16e9),
     "v5e": Chip("tpu", "TPU v5e", 15.75 * GIB, 197e12, 0.819e12, 45e9, 3.1e9, 16e9),
     "v5p": Chip("tpu", "TPU v5p", 95.74 * GIB, 459e12, 2.765e12, 90e9, 6.25e9, 16e9),
     "v6e": Chip("tpu", "TPU v6e", 31.25 * GIB, 918e12, 1.638e12, 90e9, 12.5e9, 32e9),
-    "a100": Chip("gpu", "NVIDIA A100 80GB", 0.92 * 80e9, 312e12, 2.039e12, 300e9, 25e9, 32e9),
-    "h100": Chip("gpu", "NVIDIA H100 SXM", 0.92 * 80e9, 989e12, 3.35e12, 450e9, 50e9, 63e9),
-    "h200": Chip("gpu", "NVIDIA H200", 0.92 * 141e9, 989e12, 4.8e12, 450e9, 50e9, 63e9),
-    "b200": Chip("gpu", "NVIDIA B200", 0.92 * 180e9, 2250e12, 8.0e12, 900e9, 50e9, 63e9),
+    "a100": Chip("gpu", "NVIDIA A100 80GB", GPU_MEMORY_FRACTION * 80e9, 312e12, 2.039e12, 300e9, 25e9, 32e9),
+    "a100-40": Chip("gpu", "NVIDIA A100 40GB", GPU_MEMORY_FRACTION * 40e9, 312e12, 1.555e12, 300e9, 25e9, 32e9),
+    "h100": Chip("gpu", "NVIDIA H100 SXM", GPU_MEMORY_FRACTION * 80e9, 989e12, 3.35e12, 450e9, 50e9, 63e9),
+    "h200": Chip("gpu", "NVIDIA H200", GPU_MEMORY_FRACTION * 141e9, 989e12, 4.8e12, 450e9, 50e9, 63e9),
+    "b200": Chip("gpu", "NVIDIA B200", GPU_MEMORY_FRACTION * 180e9, 2250e12, 8.0e12, 900e9, 50e9, 63e9),
+    "l4": Chip("gpu", "NVIDIA L4", GPU_MEMORY_FRACTION * 24e9, 121e12, 0.3e12, 32e9, 1.56e9, 32e9),
+    "l40s": Chip("gpu", "NVIDIA L40S", GPU_MEMORY_FRACTION * 48e9, 362e12, 0.864e12, 32e9, 6.25e9, 32e9),
+    "rtx4080": Chip("gpu", "NVIDIA GeForce RTX 4080", GPU_MEMORY_FRACTION * 16e9, 97.5e12, 0.717e12, 32e9, 1.56e9, 32e9),
+    "rtx4090": Chip("gpu", "NVIDIA GeForce RTX 4090", GPU_MEMORY_FRACTION * 24e9, 165.2e12, 1.008e12, 32e9, 1.56e9, 32e9),
 }
 IN_CORES = ("v4", "v5p")  # slices of these are named by TensorCores, of which a chip has two; the others by chips
 _NODE = 8  # GPUs that are connected directly
@@ -78,14 +86,19 @@ class Machine:
         return f"{self.kind}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def nodes(self) -> int:
+        """Groups of devices that only a network joins: nodes of GPUs. A TPU slice is one, whatever hosts it has."""
+        return max(self.devices // _NODE, 1) if self.chip.platform == "gpu" else 1
+
+    @property
     def collective_bandwidth(self) -> float:
-        """Bytes/s that reach a device when all gather from all.
+        """Bytes/s that reach a device over links, when all of a slice or a node gather from all.
 
         Of a TPU over all axes of the slice at once, both ways around where an axis is a ring: v5e and v6e at 16 chips, v4
         and v5p at multiples of 4.
         """
         if self.chip.platform != "tpu":
-            return self.chip.link if self.devices <= _NODE else self.chip.outside
+            return self.chip.link
         ring = 4 if self.kind in IN_CORES else 16
         return self.chip.link * max(1, sum((2 if size % ring == 0 else 1) for size in self.shape if size > 1))
 
@@ -133,7 +146,7 @@ def machine(name: str, memory_gib: float | None = None) -> Machine:
             example = f"{kind}:{'x'.join('2' * axes)}"
             raise UserError(f"--topology: {name}: chips of {CHIPS[kind].label} are connected along {axes} axes, such as {example}.")
         return Machine(text, kind, shape)
-    if found := re.fullmatch(r"([a-z]+\d+)(?:x(\d+))?", text):
+    if found := re.fullmatch(r"([a-z]+\d+[a-z]?(?:-\d+)?)(?:x(\d+))?", text):
         kind, count = found[1], int(found[2] or 1)
         _check_kind(name, kind, "gpu")
         if count < 1 or (count > _NODE and count % _NODE):

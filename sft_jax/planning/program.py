@@ -16,7 +16,8 @@ from sft_jax.config import Config
 from sft_jax.errors import UserError
 from sft_jax.evaluation.step import make_eval_step
 from sft_jax.hf.source import Source
-from sft_jax.model.sharding import AnyMesh, abstract_mesh, batch_sharding, make_mesh
+from sft_jax.model.devices import slices_along
+from sft_jax.model.sharding import MESH_AXES, AnyMesh, abstract_mesh, batch_sharding, make_mesh
 from sft_jax.planning.machines import Machine
 from sft_jax.training.composition import Composition, compose
 from sft_jax.training.optim import Optimizer
@@ -77,9 +78,10 @@ def batch_shapes(config: Config, mesh: AnyMesh, *leading: int) -> Batch:
 def mesh_of(config: Config, machine: Machine, compiled: bool) -> AnyMesh:
     """Returns the mesh that the run makes of a machine's devices; an abstract one where nothing is `compiled` for them.
 
-    Raises UserError where `config.mesh` does not multiply to them, or where there is no compiler.
+    Raises UserError where `config.mesh` does not multiply to them or cannot be laid over several nodes, or where there is no compiler.
     """
     sizes = mesh_sizes(vars(config.mesh), machine)
+    slices_along({axis: sizes[axis] for axis in MESH_AXES}, machine.nodes)
     return make_mesh(**sizes, devices=tpu_devices(machine)) if compiled else abstract_mesh(**sizes)
 
 

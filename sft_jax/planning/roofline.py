@@ -44,9 +44,13 @@ def roofline(
     """
     chip = machine.chip
     passes = _PASSES[chip.platform][model.matmul_precision] if model.compute_dtype == "float32" else 1
-    overlapped = sum(one.total for one in collectives if one.overlapped)
-    exposed = sum(one.total for one in collectives if not one.overlapped)
-    links = machine.collective_bandwidth
+    overlapped = sum(_seconds(machine, one) for one in collectives if one.overlapped)
+    exposed = sum(_seconds(machine, one) for one in collectives if not one.overlapped)
     return Roofline(
-        flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, overlapped / links, exposed / links, 2 * offloaded / chip.host
+        flops * passes / machine.devices / chip.flops, traffic / chip.bandwidth, overlapped, exposed, 2 * offloaded / chip.host
     )  # fmt: skip
+
+
+def _seconds(machine: Machine, one: Collective) -> float:
+    """Returns the seconds of a collective in a step: those of links or network, since pieces go over both at the same time."""
+    return one.times * max(one.inside / machine.collective_bandwidth, one.across / machine.chip.outside)

@@ -48,7 +48,7 @@ def search(
         tried = _Search(config, machine, base, tokens, log)
         tried.plan(rows_and_heads(config, machine))
         tried.plan(mesh for best in tried.best() for mesh in over_experts(best, spec_of(base)))
-        tried.plan(mesh for best in tried.best() for mesh in over_copies(best))
+        tried.plan(mesh for best in tried.best() for mesh in over_copies(best, machine.nodes))
     if not tried.plans:
         raise UserError(tried.why_none())
     found = sorted((plan for plan in tried.plans if plan.fits), key=lambda plan: (plan.roofline.seconds, plan.needed))
@@ -78,9 +78,9 @@ def over_experts(mesh: Mesh, spec: DecoderSpec) -> Iterator[Mesh]:
             yield {**mesh, "fsdp": mesh["fsdp"] // expert, "expert": expert}
 
 
-def over_copies(mesh: Mesh) -> Iterator[Mesh]:
-    """Yields layouts with several copies of the parameters, along `data`."""
-    for data in sorted({2, mesh["fsdp"]} - {1}):
+def over_copies(mesh: Mesh, nodes: int) -> Iterator[Mesh]:
+    """Yields layouts with several copies of the parameters, along `data`: two, one a node, and one wherever a part was."""
+    for data in sorted({2, nodes, mesh["fsdp"]} - {1}):
         if mesh["fsdp"] % data == 0:
             yield {**mesh, "data": data, "fsdp": mesh["fsdp"] // data}
 

@@ -26,7 +26,12 @@ PEAK_FLOPS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
     "NVIDIA B200": 2250e12,
+    "NVIDIA GeForce RTX 4080": 97.5e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
 }
+# Share of a GPU's memory that a run takes (sft_jax.training.platform) and a plan counts with (sft_jax.planning.machines); the rest is
+# for CUDA, cuBLAS and NCCL, which allocate beside JAX.
+GPU_MEMORY_FRACTION = 0.92
 
 
 def peak_flops(device: jax.Device) -> float | None:

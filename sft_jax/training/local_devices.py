@@ -53,4 +53,4 @@ def own_gpus(hosts: Sequence[str], index: int) -> list[int] | None:
 
 def uses_gpus() -> bool:
     """Whether JAX may use GPUs here at all."""
-    return bool(set(os.environ.get("JAX_PLATFORMS", "cuda").split(",")) & {"cuda", "gpu"})
+    return bool(set((os.environ.get("JAX_PLATFORMS") or "cuda").split(",")) & {"cuda", "gpu"})

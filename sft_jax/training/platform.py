@@ -1,4 +1,4 @@
-"""What must be set before the first array is made: processes, compilation cache, deterministic kernels."""
+"""What must be set before the first array is made: processes, compilation cache, memory of GPUs, deterministic kernels."""
 
 import math
 import os
@@ -13,11 +13,15 @@ from sft_jax.data.cache import default_cache
 from sft_jax.errors import Unreachable, UserError
 from sft_jax.training.clusters import Place, find_place, unused_tasks
 from sft_jax.training.coordination import exchange
+from sft_jax.training.hardware import GPU_MEMORY_FRACTION
 from sft_jax.training.local_devices import describe_host, own_gpus, uses_gpus
 
 _START_VARIABLE = "SFT_JAX_START_SECONDS"  # within which all processes of a run must have started
 _START_SECONDS = 300.0
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+_FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # JAX refuses both together
+_PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+_POLICY = "--xla_gpu_memory_fraction_policy"  # a flag of XLA that JAX lets decide in place of the fraction
 
 
 def join_processes(heartbeat_seconds: float) -> None:
@@ -102,9 +106,9 @@ def _initialize(place: Place, heartbeat_seconds: float, seconds: float, **argume
 
 
 def set_up_platform(deterministic: bool) -> None:
-    """Turns on the persistent compilation cache where it can be, and deterministic GPU kernels where asked.
+    """Turns on the persistent compilation cache where it can be, and deterministic GPU kernels where asked; takes memory of GPUs.
 
-    A cache folder that the user chose (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is. Several CPU devices of one
+    Every command that runs a model calls it before JAX looks for devices. A cache folder that the user chose (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is. Several CPU devices of one
     process have no cache, whoever chose it.
     """
     if several_cpu_devices():
@@ -113,6 +117,7 @@ def set_up_platform(deterministic: bool) -> None:
     elif jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    _take_gpu_memory()
     if deterministic and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         if xla_bridge.backends_are_initialized() and jax.default_backend() == "gpu":
             raise UserError(
@@ -120,6 +125,17 @@ def set_up_platform(deterministic: bool) -> None:
                 f"start Python with XLA_FLAGS='{_DETERMINISTIC}', or call fit first."
             )
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
+
+
+def _take_gpu_memory() -> None:
+    """Sets the share of a GPU's memory that JAX takes at its start, by default three quarters, to what plans count with.
+
+    Does nothing where the user has chosen a share or how memory is taken.
+    """
+    chosen = os.environ.get(_FRACTION) or os.environ.get(_OLD_FRACTION) or _POLICY in os.environ.get("XLA_FLAGS", "")
+    grows = os.environ.get(_PREALLOCATE) in ("false", "False", "0")  # as JAX reads it
+    if uses_gpus() and not chosen and not grows:
+        os.environ[_FRACTION] = str(GPU_MEMORY_FRACTION)
 
 
 def several_cpu_devices() -> bool:

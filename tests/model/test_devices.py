@@ -56,5 +56,5 @@ def test_slices_lie_along_the_axes_that_talk_least(slices, asked, met):
 
 
 def test_tensor_over_slices_is_refused():
-    with pytest.raises(UserError, match="mesh.tensor=4: 2 slices are joined by a network.*make mesh.data a multiple of 2"):
+    with pytest.raises(UserError, match="mesh.tensor=4: 2 slices or nodes are joined by a network.*make mesh.data a multiple of 2"):
         arranged(devices(2, 2), sizes(tensor=4))

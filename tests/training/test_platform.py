@@ -1,14 +1,18 @@
-"""How the processes of a run find each other."""
+"""How the processes of a run find each other, and what is set before JAX looks for devices."""
 
 import socket
 import types
+from pathlib import Path
 
 import commands
 import jax
 import pytest
+from jaxlib import xla_client
 from tiny_run import ROOT, environment
 
+import sft_jax
 from sft_jax.errors import Unreachable, UserError
+from sft_jax.planning.machines import CHIPS
 from sft_jax.training import platform
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -112,3 +116,53 @@ def test_programs_are_kept_but_for_several_devices_on_the_cpu(monkeypatch, tmp_p
     platform.set_up_platform(deterministic=False)
     assert config.jax_enable_compilation_cache is not several
     assert config.jax_compilation_cache_dir == (None if several else str(tmp_path / "sft_jax/compiled"))
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Sets up a platform with these environment variables; returns the share of a GPU's memory that JAX is asked for."""
+
+    def start(environment: dict[str, str]) -> str | None:
+        config = types.SimpleNamespace(jax_platforms=None, jax_num_cpu_devices=-1, jax_compilation_cache_dir="chosen")
+        monkeypatch.setattr(platform, "jax", types.SimpleNamespace(config=config))
+        for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "JAX_PLATFORMS", "XLA_FLAGS"):
+            monkeypatch.setenv(name, "")  # restored at the end, whatever is set meanwhile
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        platform.set_up_platform(deterministic=False)
+        return xla_client.generate_pjrt_gpu_plugin_options().get("memory_fraction")
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("environment", "fraction"),
+    [
+        ({}, 0.92),
+        ({"JAX_PLATFORMS": ""}, 0.92),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, 0.92),
+        ({"JAX_PLATFORMS": "cpu"}, None),
+        ({"JAX_PLATFORMS": "tpu"}, None),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6"}, 0.6),
+        ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, None),
+        ({"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}, 0.92),
+        ({"XLA_FLAGS": "--xla_gpu_memory_fraction_policy=0.75+"}, None),
+    ],
+)
+def test_gpus_give_the_memory_that_plans_count_with(started, environment, fraction):
+    """As jaxlib reads it; what the user has chosen stays. JAX refuses its two names for the share together."""
+    assert started(environment) == fraction
+
+
+def test_plans_count_with_the_memory_that_a_run_takes(started):
+    share = started({})
+    for kind, gigabytes in {"a100": 80, "h100": 80, "h200": 141, "b200": 180}.items():
+        assert CHIPS[kind].memory == pytest.approx(share * gigabytes * 1e9)
+
+
+@pytest.mark.parametrize("command", ["chat", "compare", "evaluate", "export", "ledger", "report", "selfcheck"])
+def test_every_command_that_runs_a_model_sets_up_its_platform(command):
+    """`train`, `sweep` and `learning_curve` do so in what they call."""
+    assert "set_up_platform(" in (Path(sft_jax.__file__).parent / f"{command}.py").read_text()

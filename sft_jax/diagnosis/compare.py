@@ -25,7 +25,7 @@ from sft_jax.printable import printable
 
 @dataclass(frozen=True)
 class Difference:
-    """What the second run has more of, over the prompts that both have answered."""
+    """What the second run has more of, over the prompts that both have answered: a mean of the scores of single answers."""
 
     mean: float
     interval: tuple[float, float] | None  # 95 %, over the prompts
@@ -119,7 +119,7 @@ def _tables(comparison: Comparison) -> Iterator[tuple[Sequence[str], list[list[s
         for (name, key), found in comparison.answers.items():
             sure = "" if found.interval is None else f" [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"
             rows.append([f"{name} {key}", f"{found.mean:+.4f}{sure}", f"{found.prompts:,}"])
-        yield ("same prompts", "difference", "prompts"), rows
+        yield ("same prompts, mean over answers", "difference", "prompts"), rows
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:

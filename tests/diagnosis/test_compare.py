@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted_runs import edit_json, edit_lines, planted
 
-from sft_jax.diagnosis.compare import compare, write_comparison
+from sft_jax.diagnosis.compare import _tables, compare, write_comparison
 from sft_jax.diagnosis.diagnose import examine
 
 
@@ -32,6 +32,11 @@ def test_keys_values_and_answers_that_differ_are_told(pair):
     assert found.mean == pytest.approx(1 - np.mean(last)) and found.prompts == len(last)
     assert found.interval is None or found.interval[0] <= found.mean <= found.interval[1]
     assert len(json.loads(json.dumps(comparison.to_json(), allow_nan=False))["runs"]) == 2
+
+
+def test_the_table_of_same_prompts_says_that_it_has_means_over_answers(pair):
+    """Of BLEU, chrF and fields of JSON the value of all answers together, in the table above, is another one."""
+    assert "same prompts, mean over answers" in [head[0] for head, _ in _tables(compare(*(examine(run, quick=True) for run in pair)))]
 
 
 def test_a_run_beside_itself_has_no_differences(healthy):

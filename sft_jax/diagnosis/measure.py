@@ -111,10 +111,10 @@ def measure(
         }
     if base is not None:
         measured = Measured(losses["general"], losses["own"], divergence(trained, base.probabilities))
-    health = evidence.health
-    if not health and config.data.eval:
+    answers = evidence.answers
+    if not run.samples and config.data.eval:
         try:
-            health = health_of(_answers(subject, config, tuned, tokenizer, run.steps, log, bars))
+            answers = tuple(_answers(subject, config, tuned, tokenizer, run.steps, log, bars))
         except UserError as error:
             notes.append(f"No held-out prompts were answered: {error}")
     del tuned
@@ -131,7 +131,7 @@ def measure(
         except UserError as error:
             notes.append(f"The export was not compared: {error}")
             evidence = _without(evidence, str(error), EXPORTED_WEIGHTS)
-    return dataclasses.replace(evidence, measured=measured, health=health), notes
+    return dataclasses.replace(evidence, measured=measured, answers=answers, health=health_of(answers) or evidence.health), notes
 
 
 def _without(evidence: Evidence, why: str, *names: str) -> Evidence:

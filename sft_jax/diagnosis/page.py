@@ -11,7 +11,7 @@ from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
 from sft_jax.diagnosis.finding import number
 from sft_jax.diagnosis.page_samples import samples_section
 from sft_jax.diagnosis.run_files import RunFiles
-from sft_jax.diagnosis.terminal import HEALTH_HEAD, health_row, measured_lines, not_looked_for_line
+from sft_jax.diagnosis.terminal import HEALTH_HEAD, health_rows, measured_lines, not_looked_for_line
 from sft_jax.dynamics.analysis import Analysis
 from sft_jax.errors import UserError
 from sft_jax.inspection.markup import escape
@@ -136,13 +136,10 @@ def _data(report: Report) -> str:
 
 
 def _answers(report: Report) -> str:
-    rows = []
-    for name, last in report.evidence.health.items():
-        first = report.evidence.health_first[name]
-        rows += [health_row(name, health) for health in ([first] if first.step != last.step else []) + [last]]
+    rows = health_rows(report)
     if not rows:
         return "<p>The run has answered no prompts (eval.generate).</p>"
-    return table(HEALTH_HEAD, rows, numbers=set(range(1, 8))) + samples_section(report.run.samples)
+    return table(HEALTH_HEAD, rows, numbers=set(range(1, 8))) + samples_section(report.run.samples or report.evidence.answers)
 
 
 def _scores(run: RunFiles) -> str:

@@ -19,8 +19,9 @@ def samples_section(samples: Iterable[Record]) -> str:
     rows = []
     for (name, file, line, turn), given in order[:MOST_SAMPLES]:
         where = f"{file}:{line}" + (f" (turn {turn})" if turn >= 0 else "")
-        first, last = given[0], given[-1]
-        rows.append([name, where, *map(_cut, (first["prompt"], first["reference"], first["generation"], last["generation"])), _scores(last)])
+        last = given[-1]
+        before = given[0]["generation"] if len(given) > 1 else ""
+        rows.append([name, where, *map(_cut, (last["prompt"], last["reference"], before, last["generation"])), _scores(last)])
     more = f"<p>{MOST_SAMPLES} of {len(order):,} prompts, those with the lowest scores; samples.jsonl has all.</p>" if len(order) > MOST_SAMPLES else ""
     head = ("set", "row", "prompt", "reference", "first answer", "last answer", "scores of the last")
     return f'<h3>Side by side</h3>{more}<div class="samples">{table(head, rows, where=1, tall=True)}</div>'

@@ -19,7 +19,7 @@ def report_text(report: Report) -> RenderableType:
     run = report.run
     parts: list[RenderableType] = [Text(printable(f"{run.shown}: {run.steps:,} steps{'' if run.summary else ', not finished'}"))]
     parts += causes_text(report)
-    parts += [table for table in (_losses(report), _health(report)) if table is not None]
+    parts += [table for table in (_losses(report), _table(HEALTH_HEAD, health_rows(report))) if table is not None]
     parts += [Text(line) for line in measured_lines(report)]
     return Group(*parts, *(Text(printable(f"Note: {note}")) for note in report.notes))
 
@@ -82,19 +82,19 @@ def _losses(report: Report) -> Table | None:
     return _table(("", "first", "last", "best"), [(name, f"{first:.4f}", f"{last:.4f}", best) for name, first, last, best in rows])
 
 
-def _health(report: Report) -> Table | None:
-    rows = []
-    for name, last in report.evidence.health.items():
-        first = report.evidence.health_first.get(name)
-        rows += [health_row(name, health) for health in (first, last) if health is not None and (health is last or health.step != last.step)]
-    return _table(HEALTH_HEAD, rows)
-
-
 HEALTH_HEAD = ("answers", "step", "number", "ended", "characters", "of references", "repeating", "empty")
 
 
-def health_row(name: str, health: Health) -> tuple[str, ...]:
-    """Returns the cells of a row under HEALTH_HEAD."""
+def health_rows(report: Report) -> list[tuple[str, ...]]:
+    """Returns rows under HEALTH_HEAD: of each set the first answers, where there are earlier ones, and the last."""
+    rows = []
+    for name, last in report.evidence.health.items():
+        first = report.evidence.health_first.get(name)  # none where the answers were made for the report
+        rows += [_health_row(name, health) for health in (first, last) if health is not None and (health is last or health.step != last.step)]
+    return rows
+
+
+def _health_row(name: str, health: Health) -> tuple[str, ...]:
     return (
         name, f"{health.step:,}", f"{health.answers:,}", f"{health.ended:.1%}", f"{health.length:,.0f}", f"{health.reference_length:,.0f}",
         f"{health.repeating:.1%}", f"{health.empty:.1%}",

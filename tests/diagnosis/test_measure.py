@@ -13,6 +13,7 @@ import sft_jax
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Evidence
 from sft_jax.diagnosis.measure import NEUTRAL, divergence, measure, read_general
+from sft_jax.diagnosis.page import write_page
 from sft_jax.diagnosis.run_files import read_run
 from sft_jax.errors import UserError
 from sft_jax.model.sharding import make_mesh
@@ -97,6 +98,8 @@ def test_an_export_of_other_weights_is_named_first_and_answers_are_made_where_th
     assert report.findings["export_differs"].evidence["kl_from_checkpoint"] == report.evidence.measured.export.kl
     health = report.evidence.health["held_out"]
     assert health.answers == 16 and health.ended > 0.8
+    write_page(tmp_path / "page.html", report)
+    assert "Side by side" in (tmp_path / "page.html").read_text() and len(report.evidence.answers) == 16
 
 
 def test_models_that_have_gone_are_notes(healthy, tmp_path, mesh):

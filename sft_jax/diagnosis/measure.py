@@ -114,7 +114,7 @@ def measure(
     answers = evidence.answers
     if not run.samples and config.data.eval:
         try:
-            answers = tuple(_answers(subject, config, tuned, tokenizer, run.steps, log, bars))
+            answers = tuple(_answers(subject, config, tuned, tokenizer, run.result_step, log, bars))
         except UserError as error:
             notes.append(f"No held-out prompts were answered: {error}")
     del tuned

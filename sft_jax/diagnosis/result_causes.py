@@ -7,7 +7,7 @@ from sft_jax.diagnosis.finding import Evidence, Finding
 from sft_jax.diagnosis.needs import FEWEST_ANSWERS
 from sft_jax.errors import UserError
 from sft_jax.hf.files import read_json
-from sft_jax.hf.source import PROVENANCE, best_step
+from sft_jax.hf.source import PROVENANCE
 
 UNENDED = 0.1  # share of answers that did not end; a sound model ends nearly all
 _WHOLE_ANSWERS = "data.overlength=split or drop, or a larger data.max_length."
@@ -44,7 +44,7 @@ def export_differs(evidence: Evidence) -> Finding | None:
     remedy = f"python -m sft_jax.export --model {run.shown} --out DIR writes it again, and compares it."
     try:
         written = read_json(run.exported / PROVENANCE).get("steps") if (run.exported / PROVENANCE).is_file() else None
-        expected = best_step(run.folder) or run.summary.get("steps")
+        expected = run.summary.get("steps") if run.best_step is None else run.best_step
     except UserError:
         written = expected = None
     if isinstance(written, int) and isinstance(expected, int) and written != expected:

@@ -11,7 +11,7 @@ from sft_jax.dynamics.parts import FOLDER, Documents, read_documents
 from sft_jax.errors import UserError
 from sft_jax.hf.load import spec_of
 from sft_jax.hf.restore import model_source
-from sft_jax.hf.source import ADAPTER, EXPORT, has_export, is_adapter
+from sft_jax.hf.source import ADAPTER, EXPORT, best_step_of, has_export, is_adapter
 from sft_jax.training.metrics import METRICS_FILE, SAMPLES_FILE, TRAIN, Record
 from sft_jax.training.workdir import Workdir
 
@@ -46,6 +46,21 @@ class RunFiles:
     def steps(self) -> int:
         """The newest step in the log."""
         return max((record["step"] for record in self.train), default=0)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best state, where the run has finished and takes that for its result (`checkpoint.best`)."""
+        return best_step_of(self.summary)
+
+    @property
+    def result_step(self) -> int:
+        """The step whose state is the result: what is exported, and what is judged."""
+        return self.steps if self.best_step is None else self.best_step
+
+    @property
+    def judged_samples(self) -> tuple[Record, ...]:
+        """Answers up to those of the result; all of them where there are none so early."""
+        return tuple(sample for sample in self.samples if sample["step"] <= self.result_step) or self.samples
 
     @property
     def training_sets(self) -> dict[str, dict[str, Any]]:

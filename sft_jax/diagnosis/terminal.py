@@ -1,6 +1,6 @@
 """A report for people: what was found first, then the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.diagnosis.causes import CAUSES
-from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
+from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of, value_at_result
 from sft_jax.diagnosis.finding import Divergence, TextLoss, number
 from sft_jax.diagnosis.health import Health
+from sft_jax.diagnosis.run_files import RunFiles
 from sft_jax.printable import printable
 
 
@@ -75,11 +76,23 @@ def _losses(report: Report) -> Table | None:
     for name in run.evals:
         losses = losses_of(run, name)
         if losses["first"] is not None:
-            rows.append((f"{name} loss", losses["first"], losses["last"], f"{losses['best']:.4f} at step {losses['best_step']:,}"))
-        rows += [(f"{name} {key}", score["first"], score["last"], "") for key, score in scores_of(run, name).items()]
+            rows.append((f"{name} loss", losses, f"{losses['best']:.4f} at step {losses['best_step']:,}"))
+        rows += [(f"{name} {key}", score, "") for key, score in scores_of(run, name).items()]
     if curve := run.curve("loss"):
-        rows.append(("training loss", float(curve.values[0]), float(curve.values[-1]), ""))
-    return _table(("", "first", "last", "best"), [(name, f"{first:.4f}", f"{last:.4f}", best) for name, first, last, best in rows])
+        rows.append(("training loss", {"first": float(curve.values[0]), "last": float(curve.values[-1]), "result": value_at_result(run, curve)}, ""))
+    head = value_columns(run)
+    return _table(("", *head.values(), "best"), [(name, *value_cells(values, head), best) for name, values, best in rows])
+
+
+def value_columns(run: RunFiles) -> dict[str, str]:
+    """Returns which values of `losses_of` and `scores_of` are shown, with the heads of their columns."""
+    shown = {"first": "first", "last": "last"}
+    return shown if run.best_step in (None, run.steps) else {**shown, "result": f"step {run.best_step:,}, the result"}
+
+
+def value_cells(values: Mapping[str, float | int | None], columns: Iterable[str]) -> list[str]:
+    """Returns the cells of a row under these columns."""
+    return ["" if values[name] is None else f"{values[name]:.4f}" for name in columns]
 
 
 HEALTH_HEAD = ("answers", "step", "number", "ended", "characters", "of references", "repeating", "empty")

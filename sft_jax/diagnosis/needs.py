@@ -75,6 +75,9 @@ def answers(evidence: Evidence) -> str:
 def texts_of_the_base(evidence: Evidence) -> str:
     """The loss of general text, or of what the base itself writes, before and after."""
     measured = evidence.measured
+    if measured.general is not None and measured.general.rise_interval is None:
+        instead = "; what the base writes was looked at instead" if measured.own_samples is not None else ""
+        return f"--general: a text of {measured.general.tokens:,} tokens is too short to tell its loss from chance{instead}"
     if measured.general is not None or measured.own_samples is not None:
         return ""
     return evidence.absent.get(OWN_SAMPLES, "no text was compared with the base")

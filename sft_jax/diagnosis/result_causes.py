@@ -102,10 +102,8 @@ def truncated_answers(evidence: Evidence) -> Finding | None:
 def forgetting(evidence: Evidence) -> Finding | None:
     """The loss on general text has risen; without such text, most of what the base knows of its own texts is lost."""
     general = evidence.measured.general
-    if general is None:
+    if general is None or general.rise_interval is None:  # of a text too short to be judged
         return _own_texts_lost(evidence)
-    if general.rise_interval is None:
-        return None
     rise = general.tuned - general.base
     if rise <= FORGOTTEN * general.base or general.rise_interval[0] <= 0:
         return None

@@ -15,7 +15,7 @@ from planted_runs import ROOT, edit_json, edit_lines, noise, planted, rows_of, t
 
 from rich.console import Console
 
-from sft_jax.diagnosis import result_causes
+from sft_jax.diagnosis import needs, result_causes
 from sft_jax.diagnosis.causes import CAUSES
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Divergence, Evidence, Measured, TextLoss
@@ -383,6 +383,7 @@ KNOWN = math.log(1024) - 0.5  # what a base with a loss of 0.5 on its own texts 
         pytest.param(Measured(general=loss(2.0, 2.10, 0.05, 0.15)), False, id="5 % more"),
         pytest.param(Measured(general=loss(2.0, 2.60, -0.1, 1.3)), False, id="around 0"),
         pytest.param(Measured(general=loss(2.0, 2.60, None, None)), False, id="one text"),
+        pytest.param(Measured(general=loss(2.0, 2.0, None, None), own_samples=loss(0.5, 6.9, 6.2, 6.5)), True, id="one text, so the base's own decide"),
         pytest.param(Measured(general=loss(2.0, 1.5, -0.6, -0.4)), False, id="better"),
         pytest.param(Measured(general=loss(2.0, 2.0, -0.1, 0.1), own_samples=loss(0.5, 6.9, 6.2, 6.5)), False, id="the user's text decides"),
         pytest.param(Measured(own_samples=loss(0.54, 1.34, 0.6, 1.0), from_base=Divergence(1.8, 0.2, 431)), False, id="one task learnt"),
@@ -394,6 +395,7 @@ KNOWN = math.log(1024) - 0.5  # what a base with a loss of 0.5 on its own texts 
 def test_what_is_forgotten_and_what_is_not(files, measured, named):
     found = result_causes.forgetting(Evidence(files, measured=measured))
     assert bool(found) == named
+    assert ("too short" in needs.texts_of_the_base(Evidence(files, measured=measured))) == (measured.general is not None and measured.general.rise_interval is None)
     if found and measured.own_samples:
         assert found.evidence["tuned_loss"] == measured.own_samples.tuned and "--general" in found.remedy
 

@@ -1,5 +1,6 @@
 """Causes that show in what came out: prompts, export, answers, and what was forgotten."""
 
+import json
 import math
 
 from sft_jax.diagnosis.data_causes import cut_at_right
@@ -24,14 +25,18 @@ def template(evidence: Evidence) -> Finding | None:
     """Servers ask in another form than the one that was trained."""
     if (difference := evidence.prompts) is None:
         return None
-    exported = evidence.run.exported
+    exported, kwargs = evidence.run.exported, evidence.run.config.data.chat_template_kwargs
     what = "its tokens differ" if difference.same_text else f"what is exported makes {_shown(difference.served)}"
     return Finding(
         f"Training made the prompt {_shown(difference.trained)} of a question; {what}.",
-        {"trained": difference.trained, "served": difference.served, "data.chat_template": evidence.run.config.data.chat_template},
+        {
+            "trained": difference.trained, "served": difference.served, "data.chat_template": evidence.run.config.data.chat_template,
+            **({"data.chat_template_kwargs": json.dumps(kwargs)} if kwargs else {}),
+        },
         "The model is asked in a form that it has never seen, so its answers are those of an untuned model or do not end.",
         f"python -m sft_jax.export --model {evidence.run.shown} --out DIR writes the template of the run again"
-        + (f"; keep chat_template.jinja and tokenizer_config.json in {exported.name}/ as they were written." if exported else "."),
+        + (f"; keep chat_template.jinja and tokenizer_config.json in {exported.name}/ as they were written." if exported else ".")
+        + (f" Or servers are told the chat_template_kwargs of the run with each request: {json.dumps(kwargs)}." if kwargs else ""),
     )  # fmt: skip
 
 

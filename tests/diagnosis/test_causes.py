@@ -8,6 +8,7 @@ import io
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from planted_runs import ROOT, edit_json, edit_lines, noise, planted, rows_of, t
 
 from rich.console import Console
 
+from sft_jax.config_parsing import parse_config
+from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.diagnosis import needs, result_causes
 from sft_jax.diagnosis.causes import CAUSES
 from sft_jax.diagnosis.diagnose import examine
@@ -23,6 +26,7 @@ from sft_jax.diagnosis.page import causes_section, write_page
 from sft_jax.diagnosis.run_files import read_run
 from sft_jax.diagnosis.terminal import report_text
 from sft_jax.errors import UserError
+from sft_jax.training.export import _tokenizer
 
 
 def causes(run, **options):
@@ -206,6 +210,25 @@ def test_a_planted_cause_is_named_first(healthy, tmp_path, cause, edit):
     run = planted(healthy, tmp_path / "run")
     edit(run)
     assert causes(run, quick=cause not in OF_DATA)[0] == cause
+
+
+@pytest.mark.parametrize("exported", ["by an earlier version", "with defaults"])
+def test_arguments_of_the_template_that_servers_are_not_told_are_named(healthy, tmp_path, exported):
+    run = planted(healthy, tmp_path / "run")
+    source = "{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}{{ ' think' if think is not defined or think else '' }}{% endif %}"
+    (tmp_path / "thinks.jinja").write_text(source)
+    arguments = {"think": False}
+    edit_json(run / "config.json", lambda config: config["data"].update(chat_template=str(tmp_path / "thinks.jinja"), chat_template_kwargs=arguments))
+    trained = parse_config(json.loads((run / "config.json").read_text()))
+    tokenizer, _ = _tokenizer(trained, SimpleNamespace(tokenizer=load_tokenizer(healthy / "export")))  # as a run exports it
+    template = source if exported == "by an earlier version" else tokenizer.chat_template
+    (run / "export" / "chat_template.jinja").write_text(template)
+    found = examine(run).findings
+    if exported == "with defaults":
+        assert "template" not in found
+        return
+    assert "What is the time?'" in found["template"].says and "think'" in found["template"].says
+    assert found["template"].evidence["data.chat_template_kwargs"] == '{"think": false}' and 'chat_template_kwargs of the run with each request: {"think"' in found["template"].remedy
 
 
 def test_evidence_is_what_was_planted(healthy, tmp_path):

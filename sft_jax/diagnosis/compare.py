@@ -13,7 +13,7 @@ from rich.text import Text
 from sft_jax.config import to_dict
 from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
 from sft_jax.diagnosis.page import causes_section, loss_curves, plot, write
-from sft_jax.diagnosis.page_samples import values_of
+from sft_jax.diagnosis.page_samples import row_of, values_of
 from sft_jax.diagnosis.run_files import RunFiles
 from sft_jax.diagnosis.terminal import causes_text
 from sft_jax.evaluation.bootstrap import interval
@@ -178,7 +178,7 @@ def _answers(first: RunFiles, second: RunFiles) -> dict[tuple[str, str], Differe
     """Returns by how much the answers of the second run's result score higher, over the prompts that those of both have answered."""
     of = []
     for run in (first, second):
-        last = {(sample["set"], *sample["example"].values(), sample["prompt"]): values_of(sample) for sample in run.judged_samples}  # later ones win
+        last = {(sample["set"], *row_of(sample), sample["prompt"]): values_of(sample) for sample in run.judged_samples}  # later ones win
         of.append(last)
     pairs: dict[tuple[str, str], list[float]] = {}
     for key in of[0].keys() & of[1].keys():

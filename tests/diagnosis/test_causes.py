@@ -20,6 +20,7 @@ from sft_jax.config_parsing import parse_config
 from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.diagnosis import needs, result_causes
 from sft_jax.diagnosis.causes import CAUSES
+from sft_jax.diagnosis.compare import compare, write_comparison
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Divergence, Evidence, Measured, TextLoss
 from sft_jax.diagnosis.page import causes_section, write_page
@@ -280,7 +281,7 @@ def test_the_best_state_is_judged_where_the_run_exports_it(healthy, tmp_path, me
     of_the_best(step, metric)(run)
     edit_lines(run / "samples.jsonl", lambda sample: sample.update(step=step if sample["step"] else 0))
     with (run / "samples.jsonl").open("a") as file:  # the last answers, which are not those of the result
-        file.write(json.dumps({"step": 144, "set": "held_out", "example": {"file": "f", "line": 1, "turn": -1}, "prompt": "p", "generation": "x"}) + "\n")
+        file.write(json.dumps({"step": 144, "set": "held_out", "example": {"file": "f", "line": 1, "turn": -1}, "prompt": "p", "reference": "r", "generation": "x"}) + "\n")
     report = examine(run, quick=True)
     assert list(report.findings) == (["over_fitting"] if named else [])
     if named:
@@ -436,6 +437,43 @@ def test_what_is_missing_or_torn_is_said(healthy, tmp_path):
     for text in ("has not finished", "manifest.json is missing", "data_report.json cannot be read", "metrics.jsonl: 1 lines are torn"):
         assert text in notes
     assert not report.findings and report.run.steps > 0
+
+
+SHAPES = {
+    "summary.json": [[], 3, {"seconds": [1, 2]}, {"best": [4], "finished": True}, {"best": {"values": [4]}, "finished": True},
+                     {"best": {"values": {"x": 1}}, "finished": True}, {"seconds": {"train": "long", "data": 1.0}}, {"steps": "many"}, {"mfu": "no", "steps": None}],
+    "data_report.json": [[], {"train": []}, {"train": {"sets": []}}, {"train": {"sets": {"train": []}}, "eval": {"held_out": 3}}, {"eval": []},
+                         {"train": {"sets": {"train": {"documents": "many", "over_length": [], "rows_left_out": 3, "tokens": None}}}}],
+    "manifest.json": [[], {"fingerprints": []}, {"fingerprints": {"eval": ["x"]}}],
+    "metrics.jsonl": [{"split": ["train"], "loss": 1.0}, {"split": "train", "loss": "low", "update_ratio": [1], "epoch": {}, "nonfinite_steps": "2", "learning_rate": True},
+                      {"split": "held_out", "loss": "low", "exact_match": "yes", "slices": []}, {"split": "held_out"}, {}],
+    "samples.jsonl": [{"generation": "x"}, {"set": ["a"], "generation": "x"}, {"set": "held_out", "example": {"line": 1}, "prompt": "p", "reference": "r", "generation": "x"},
+                      {"set": "held_out", "example": [1, 2, 3], "prompt": "p", "reference": "r", "generation": "x"},
+                      {"set": "held_out", "example": {"file": "f", "line": 1, "turn": -1}, "prompt": 3, "reference": "r", "generation": "x"},
+                      {"set": "held_out", "example": {"turn": -1, "line": 1, "file": "f", "more": 1}, "prompt": "p", "reference": "r", "generation": "x", "bleu": "high"}],
+}  # fmt: skip
+SILENT = {"summary.json": [{"mfu": "no", "steps": None}, {"best": {"values": {"x": 1}}, "finished": True}],
+          "metrics.jsonl": [{"split": ["train"], "loss": 1.0}, {"split": "held_out"}, {}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(name, value, id=f"{name}-{number}") for name, values in SHAPES.items() for number, value in enumerate(values)])
+def test_json_of_another_shape_stops_nothing(healthy, tmp_path, name, value):
+    run = planted(healthy, tmp_path / "run")
+    if name.endswith(".json"):
+        (run / name).write_text(json.dumps(value))
+    else:
+        with (run / name).open("a") as file:
+            file.write(json.dumps({"step": 144, **value}) + "\n")
+    report = examine(run, quick=True)
+    said(report)
+    write_page(tmp_path / "page.html", report)
+    json.dumps(report.to_json(), allow_nan=False)
+    comparison = compare(report, examine(healthy, quick=True))
+    write_comparison(tmp_path / "both.html", comparison)
+    silent = value in SILENT.get(name, ()) or name == "samples.jsonl" and "more" in value.get("example", ())
+    assert any(name in note and "left out" in note for note in report.notes) != silent
+    if name == "metrics.jsonl":
+        assert len(report.run.curve("loss").steps) == len(read_run(healthy).curve("loss").steps)
 
 
 def test_rows_that_have_gone_are_a_note(healthy, tmp_path):

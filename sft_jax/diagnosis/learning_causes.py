@@ -117,7 +117,8 @@ def _far_above_training(run: RunFiles, name: str, held_out: Curve, train: Curve)
     after, epochs = held_out.values[held_out.steps > 0], _epochs(run, int(held_out.steps[-1]))
     if epochs is None or epochs < SEEN or not len(after):
         return None
-    if len(after) >= FEWEST_EVALUATIONS and after[-1] <= after.min():
+    evaluations = int((run.eval_curve(name).steps > 0).sum())  # also of those after the best state
+    if evaluations >= FEWEST_EVALUATIONS and after[-1] <= after.min():
         return None  # it is at its best
     first, last, seen = float(held_out.values[0]), float(held_out.values[-1]), end_of(train)
     # Held-out rows may be harder than training rows, which shows at the start. The first record is of some steps later, so this is at most more.

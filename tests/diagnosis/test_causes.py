@@ -296,6 +296,15 @@ def test_the_best_state_is_judged_where_the_run_exports_it(healthy, tmp_path, me
     assert f"step {step}, the result" in (tmp_path / "page.html").read_text()
 
 
+def test_a_best_state_that_was_evaluated_first_is_at_its_best(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    learnt_by_heart(run)
+    evaluated_on_the_way(0.6, 0.65, 0.66)(run)
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=0.008 if record["step"] > 8 else 5.0, epoch=record["step"] / 9) if record["split"] == "train" else None)
+    of_the_best(int(read_run(run).eval_curve("held_out").steps[1]))(run)
+    assert "over_fitting" not in examine(run, quick=True).findings
+
+
 def test_a_best_state_that_is_the_untrained_one_is_judged_by_what_followed(healthy, tmp_path):
     run = planted(healthy, tmp_path / "run")
     edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=6.9) if record["split"] != "train" and record["step"] else None)
@@ -518,6 +527,16 @@ def test_a_cause_that_was_trained_is_named_first(tmp_path, cause):
         changes["data__train"] = str(tmp_path / "few.jsonl")
     found = causes(train(tmp_path, "run", **changes), quick=True)
     assert found[0] == cause, found
+
+
+@pytest.mark.slow
+def test_an_over_fitted_run_that_exports_its_best_state_is_not_told_to(tmp_path):
+    changes = {name: value for name, value in TRAINED["over_fitting"].items() if name != "data__cap"}
+    path = write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", 100))
+    report = examine(train(tmp_path, "run", data__train=path, checkpoint__best="loss", **changes), quick=True)
+    assert 0 < report.run.result_step < report.run.steps
+    assert "over_fitting" not in report.findings and "export_differs" not in report.findings
+    assert report.evidence.health["held_out"].step == report.run.result_step
 
 
 @pytest.mark.slow

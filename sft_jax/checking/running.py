@@ -62,7 +62,7 @@ def short(config: Config, export: bool) -> Config:
         data=dataclasses.replace(config.data, eval=()),
         train=dataclasses.replace(config.train, steps=_STEPS, stop_after_steps=0, profile=0, export=export and config.train.export),
         checkpoint=dataclasses.replace(config.checkpoint, every=0, save_last=True),
-        log=dataclasses.replace(config.log, every=1, wandb=False),
+        log=dataclasses.replace(config.log, every=1, wandb=""),
     )
 
 

@@ -13,11 +13,12 @@ from rich.text import Text
 from sft_jax.config import to_dict
 from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
 from sft_jax.diagnosis.page import causes_section, loss_curves, plot, write
-from sft_jax.diagnosis.page_samples import values_of
+from sft_jax.diagnosis.page_samples import row_of, values_of
 from sft_jax.diagnosis.run_files import RunFiles
 from sft_jax.diagnosis.terminal import causes_text
 from sft_jax.evaluation.bootstrap import interval
 from sft_jax.evaluation.scoring import ratio
+from sft_jax.inspection.markup import escape
 from sft_jax.inspection.page import Section
 from sft_jax.inspection.page_numbers import table
 from sft_jax.printable import printable
@@ -25,7 +26,7 @@ from sft_jax.printable import printable
 
 @dataclass(frozen=True)
 class Difference:
-    """What the second run has more of, over the prompts that both have answered."""
+    """What the second run has more of, over the prompts that both have answered: a mean of the scores of single answers."""
 
     mean: float
     interval: tuple[float, float] | None  # 95 %, over the prompts
@@ -38,19 +39,21 @@ class Comparison:
 
     reports: tuple[Report, Report]
     config: dict[str, tuple[Any, Any]]  # keys that differ
-    values: dict[tuple[str, str], tuple[float | None, float | None]]  # last ones, by held-out set and name
+    values: dict[tuple[str, str], tuple[float | None, float | None]]  # of the results, by held-out set and name
     answers: dict[tuple[str, str], Difference]  # by held-out set and scorer
+    notes: tuple[str, ...]  # what makes the runs hard to compare
 
     def to_json(self) -> dict[str, Any]:
         """Returns all of it as plain lists and dicts."""
         return {
             "runs": [report.to_json() for report in self.reports],
             "config": {key: list(pair) for key, pair in self.config.items()},
-            "values": [{"set": name, "name": key, "last": list(pair)} for (name, key), pair in self.values.items()],
+            "values": [{"set": name, "name": key, "result": list(pair)} for (name, key), pair in self.values.items()],
             "answers": [
                 {"set": name, "scorer": key, "difference": found.mean, "interval": found.interval, "prompts": found.prompts}
                 for (name, key), found in self.answers.items()
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -59,9 +62,10 @@ def compare(first: Report, second: Report) -> Comparison:
     reports = (first, second)
     flat = [dict(_flat(to_dict(report.run.config))) for report in reports]
     config = {key: (flat[0].get(key), flat[1].get(key)) for key in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(key) != flat[1].get(key)}
-    last = [_last(report.run) for report in reports]
-    values = {key: (last[0].get(key), last[1].get(key)) for key in dict.fromkeys([*last[0], *last[1]])}
-    return Comparison(reports, config, values, _answers(first.run, second.run))
+    of = [_values(report.run) for report in reports]
+    values = {key: (of[0].get(key), of[1].get(key)) for key in dict.fromkeys([*of[0], *of[1]])}
+    answers = _answers(first.run, second.run)
+    return Comparison(reports, config, values, answers, tuple(_notes(first.run, second.run, answers)))
 
 
 def comparison_text(comparison: Comparison) -> RenderableType:
@@ -79,7 +83,7 @@ def comparison_text(comparison: Comparison) -> RenderableType:
         parts.append(shown)
     if not comparison.config:
         parts.append(Text("The configurations are the same."))
-    return Group(*parts)
+    return Group(*parts, *(Text(printable(f"Note: {note}")) for note in comparison.notes))
 
 
 def write_comparison(path: Path, comparison: Comparison) -> str:
@@ -97,7 +101,7 @@ def write_comparison(path: Path, comparison: Comparison) -> str:
     tables = "<p></p>".join(table(head, rows, numbers=set(range(1, len(head)))) for head, rows in _tables(comparison))
     return write(path, f"{first.run.shown} and {second.run.shown}", [
         Section("curves", "Curves", f'<div class="plots">{plots}</div>'),
-        Section("differences", "Differences", tables or "<p>None.</p>"),
+        Section("differences", "Differences", (tables or "<p>None.</p>") + "".join(f"<p>{escape(note)}</p>" for note in comparison.notes)),
         Section("causes0", f"Causes: {names[0]}", causes_section(first)),
         Section("causes1", f"Causes: {names[1]}", causes_section(second)),
     ])  # fmt: skip
@@ -113,13 +117,13 @@ def _tables(comparison: Comparison) -> Iterator[tuple[Sequence[str], list[list[s
         for (name, key), pair in comparison.values.items():
             more = f"{pair[1] - pair[0]:+.4f}" if None not in pair else ""
             rows.append([f"{name} {key}", *("-" if value is None else f"{value:.4f}" for value in pair), more])
-        yield ("last value", *names, "difference"), rows
+        yield ("value of the result", *names, "difference"), rows
     if comparison.answers:
         rows = []
         for (name, key), found in comparison.answers.items():
             sure = "" if found.interval is None else f" [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"
             rows.append([f"{name} {key}", f"{found.mean:+.4f}{sure}", f"{found.prompts:,}"])
-        yield ("same prompts", "difference", "prompts"), rows
+        yield ("same prompts, mean over answers", "difference", "prompts"), rows
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:
@@ -138,21 +142,43 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _last(run: RunFiles) -> dict[tuple[str, str], float]:
+def _values(run: RunFiles) -> dict[tuple[str, str], float | None]:
+    """Returns the values of the state that is the result, by held-out set and name."""
     found = {}
     for name in run.evals:
         losses = losses_of(run, name)
-        if losses["last"] is not None:
-            found |= {(name, "loss"): losses["last"]} | ({(name, "best loss"): losses["best"]} if losses["best"] != losses["last"] else {})
-        found |= {(name, key): score["last"] for key, score in scores_of(run, name).items()}
+        if losses["result"] is not None:
+            found |= {(name, "loss"): losses["result"]} | ({(name, "best loss"): losses["best"]} if losses["best"] != losses["result"] else {})
+        found |= {(name, key): score["result"] for key, score in scores_of(run, name).items()}
     return found
 
 
+# Fingerprints of manifest.json, and what follows where they differ.
+_DIFFERING = {
+    "tokens": "The training rows differ, or what was made of them.",
+    "eval": "The held-out rows differ, or what was made of them, so values of one run are not those of the other on the same rows.",
+    "tokenizer": "The tokenizers or their chat templates differ: losses, perplexities and accuracies are of other tokens; bits_per_byte can be compared.",
+}
+
+
+def _notes(first: RunFiles, second: RunFiles, answers: dict[tuple[str, str], Difference]) -> Iterator[str]:
+    """Yields what makes the runs hard to compare."""
+    for run in (first, second):
+        if run.best_step not in (None, run.steps):
+            yield f"The result of {run.shown} is its state of step {run.best_step:,} of {run.steps:,} (checkpoint.best={run.config.checkpoint.best})."
+    ours, theirs = (run.manifest.get("fingerprints", {}) for run in (first, second))
+    for name, note in _DIFFERING.items():
+        if name in ours and name in theirs and ours[name] != theirs[name]:
+            yield f"{note} (manifest.json)"
+    if first.samples and second.samples and not answers:
+        yield "No prompt was answered by both runs, so there is no difference over the same prompts."
+
+
 def _answers(first: RunFiles, second: RunFiles) -> dict[tuple[str, str], Difference]:
-    """Returns by how much the answers of the second run score higher, over the prompts that both have answered last."""
+    """Returns by how much the answers of the second run's result score higher, over the prompts that those of both have answered."""
     of = []
     for run in (first, second):
-        last = {(sample["set"], *sample["example"].values(), sample["prompt"]): values_of(sample) for sample in run.samples}  # later ones win
+        last = {(sample["set"], *row_of(sample), sample["prompt"]): values_of(sample) for sample in run.judged_samples}  # later ones win
         of.append(last)
     pairs: dict[tuple[str, str], list[float]] = {}
     for key in of[0].keys() & of[1].keys():

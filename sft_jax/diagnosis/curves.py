@@ -28,6 +28,11 @@ class Curve(NamedTuple):
     def __bool__(self) -> bool:
         return len(self.steps) > 0
 
+    def until(self, step: int) -> "Curve":
+        """Returns the curve up to a step, inclusive."""
+        inside = self.steps <= step
+        return Curve(self.steps[inside], self.values[inside])
+
     def level(self, low: float, high: float) -> Level | None:
         """Returns the level between two shares of the steps, low exclusive; None where no value lies there.
 

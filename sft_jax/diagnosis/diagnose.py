@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_jax.diagnosis.bars import Bars, no_bars
 from sft_jax.diagnosis.causes import CAUSES, find_causes, not_looked_for
+from sft_jax.diagnosis.curves import Curve
 from sft_jax.diagnosis.finding import DATA, EXPORTED_WEIGHTS, OWN_SAMPLES, PROMPTS, Evidence, Finding
 from sft_jax.diagnosis.health import health_of
 from sft_jax.diagnosis.prompts import PromptDifference, compare_prompts
@@ -50,6 +51,7 @@ class Report:
             "run": run.shown,
             "finished": bool(run.summary),
             "steps": run.steps,
+            "result_step": run.result_step,
             "causes": [{"cause": name, "about": CAUSES[name].about, **finding._asdict()} for name, finding in self.findings.items()],
             "looked_for": self.looked_for,
             "not_looked_for": self.not_looked_for,
@@ -84,7 +86,12 @@ def examine(
     if not any(record.get("update_ratio") for record in run.train):
         notes.append("metrics.jsonl has no update_ratio, as that of an older run, so learning rates are judged by the curves alone.")
     data, ledger, prompts = None, None, None
-    evidence = Evidence(run, health_of(run.samples), health_of(run.samples, last=False))
+    if run.best_step not in (None, run.steps):
+        notes.append(
+            f"The result of the run is its state of step {run.best_step:,}, of {run.steps:,} the best by {run.config.checkpoint.best} "
+            "(checkpoint.best); that is what is judged."
+        )
+    evidence = Evidence(run, health_of(run.judged_samples), health_of(run.samples, last=False))
     if quick:
         notes.append("--quick: data, templates, rows of the ledger and models were not looked at.")
         absent = {PROMPTS: "templates", DATA: "the data", EXPORTED_WEIGHTS: "models", OWN_SAMPLES: "models"}
@@ -137,25 +144,32 @@ def _data(run: RunFiles, notes: list[str], log: Log, absent: dict[str, str], bar
 
 
 def losses_of(run: RunFiles, name: str) -> dict[str, float | int | None]:
-    """Returns the first, the best and the last loss of a held-out set, nats a token, and the step of the best."""
+    """Returns the first, the best and the last loss of a held-out set, nats a token, the step of the best, and that of the result."""
     curve = run.eval_curve(name)
     if not curve:
-        return {"first": None, "best": None, "best_step": None, "last": None}
+        return {"first": None, "best": None, "best_step": None, "last": None, "result": None}
     best = int(curve.values.argmin())
     return {
         "first": float(curve.values[0]), "best": float(curve.values[best]), "best_step": int(curve.steps[best]), "last": float(curve.values[-1]),
+        "result": value_at_result(run, curve),
     }  # fmt: skip
+
+
+def value_at_result(run: RunFiles, curve: Curve) -> float | None:
+    """Returns the value of the state that is the result, None where none was taken so early."""
+    judged = curve.until(run.result_step)
+    return float(judged.values[-1]) if judged else None
 
 
 _NO_SCORES = ("step", "split", "loss", "tokens", "examples")
 
 
-def scores_of(run: RunFiles, name: str) -> dict[str, dict[str, float]]:
-    """Returns the first and the last value of everything else that was measured on a held-out set."""
+def scores_of(run: RunFiles, name: str) -> dict[str, dict[str, float | None]]:
+    """Returns the first value, the last and that of the result, of everything else that was measured on a held-out set."""
     records = run.evals.get(name, ())
     names = dict.fromkeys(key for record in records for key, value in record.items() if isinstance(value, (int, float)) and key not in _NO_SCORES)
     found = {}
     for key in names:
         curve = run.eval_curve(name, key)
-        found[key] = {"first": float(curve.values[0]), "last": float(curve.values[-1])}
+        found[key] = {"first": float(curve.values[0]), "last": float(curve.values[-1]), "result": value_at_result(run, curve)}
     return found

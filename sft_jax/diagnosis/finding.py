@@ -8,6 +8,7 @@ from sft_jax.diagnosis.health import Health
 from sft_jax.diagnosis.prompts import PromptDifference
 from sft_jax.diagnosis.run_files import RunFiles
 from sft_jax.doctor.findings import Diagnosis
+from sft_jax.training.metrics import Record
 
 
 class Finding(NamedTuple):
@@ -63,6 +64,7 @@ class Evidence:
     prompts: PromptDifference | None = None
     data: Diagnosis | None = None
     measured: Measured = Measured()
+    answers: tuple[Record, ...] = ()  # like records of samples.jsonl; made for the report, of a run that has answered no prompts
     absent: Mapping[str, str] = field(default_factory=dict)  # by name of the above, why it was not looked at
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sft_jax.diagnosis.curves import Curve
 from sft_jax.diagnosis.finding import Evidence, Finding
-from sft_jax.diagnosis.needs import FEWEST_RECORDS
+from sft_jax.diagnosis.needs import FEWEST_EVALUATIONS, FEWEST_RECORDS
 from sft_jax.diagnosis.run_files import RunFiles
 
 # The norm of an update over that of the parameters. About 1e-3 is usual in training (A. Karpathy's rule of thumb), 1e-4 in tuning.
@@ -18,6 +18,10 @@ RATIO_LOW_ADAPTER = 3e-4
 ROSE = 0.1  # of the training loss, above its lowest part
 HARDLY_FELL = 0.1  # of the training loss
 HELD_OUT_ROSE = 0.02  # of the held-out loss, above its best
+# Rows that came up at least twice, and a held-out loss far above theirs. A sound run of the quickstart over three epochs has 1.8 times it.
+SEEN = 2.0  # epochs
+FAR_ABOVE = 3.0  # times the training loss
+FAR_SHARE = 0.05  # of the first held-out loss, above the training loss: small losses may be many times smaller ones
 # Share of the fall between the last two fifths of the run, by the sum of its learning rates: a schedule that ends near zero flattens
 # every curve. A fall with a time constant of one run leaves 0.152, and has more than a third of its way before it.
 STILL_FALLS = 0.15
@@ -73,39 +77,80 @@ def learning_rate_too_low(evidence: Evidence) -> Finding | None:
 
 
 def over_fitting(evidence: Evidence) -> Finding | None:
-    """The held-out loss rose again while the training loss fell on."""
-    run, train = evidence.run, evidence.run.curve("loss")
-    for name in run.evals:
-        held_out = run.eval_curve(name)
-        if len(held_out.steps) < 2 or not train:
-            continue
-        best, first, last = int(np.argmin(held_out.values)), float(held_out.values[0]), float(held_out.values[-1])
-        rise, at = last - float(held_out.values[best]), int(held_out.steps[best])
-        before = train.values[np.abs(train.steps - at).argmin()]
-        if rise <= HELD_OUT_ROSE * first or end_of(train) >= before:
-            continue
-        epochs = run.train[-1].get("epoch")
-        found = {
-            "set": name, "best_loss": float(held_out.values[best]), "best_step": at, "last_loss": last, "training_loss_then": float(before),
-            "training_loss": end_of(train), **({"epochs": epochs} if isinstance(epochs, (int, float)) else {}),
-        }  # fmt: skip
-        once = isinstance(epochs, (int, float)) and epochs <= 1
-        return Finding(
-            f"The loss on '{name}' was best at step {at:,} ({held_out.values[best]:.3f}) and is {last:.3f} now, while that of training fell "
-            f"from {before:.3f} to {end_of(train):.3f}.",
-            found,
-            "Every row came up once at most, so the held-out rows are of another kind than the training rows." if once
-            else "Training rows are learnt by heart, and what is said of others gets worse.",
-            f"Rows in data.train that are like '{name}'." if once
-            else "checkpoint.best=loss with eval.every exports the best state, train.patience ends there; fewer train.epochs, more rows.",
-        )  # fmt: skip
+    """The held-out loss rose again while the training loss fell on, or is far above that of rows that came up several times."""
+    run = evidence.run
+    end = run.result_step or run.steps  # where the best state is the untrained one, how the run went on says why
+    train = run.curve("loss").until(end)
+    for name in run.evals if train else ():
+        held_out = run.eval_curve(name).until(end)
+        if len(held_out.steps) > 1:
+            found = _rose_again(run, name, held_out, train) or _far_above_training(run, name, held_out, train)
+            if found is not None:
+                return found
     return None
+
+
+def _rose_again(run: RunFiles, name: str, held_out: Curve, train: Curve) -> Finding | None:
+    best, first, last = int(np.argmin(held_out.values)), float(held_out.values[0]), float(held_out.values[-1])
+    rise, at = last - float(held_out.values[best]), int(held_out.steps[best])
+    before = train.values[np.abs(train.steps - at).argmin()]
+    if rise <= HELD_OUT_ROSE * first or end_of(train) >= before:
+        return None
+    epochs = _epochs(run, int(held_out.steps[-1]))
+    found = {
+        "set": name, "best_loss": float(held_out.values[best]), "best_step": at, "last_loss": last, "training_loss_then": float(before),
+        "training_loss": end_of(train), **({"epochs": epochs} if epochs is not None else {}),
+    }  # fmt: skip
+    once = epochs is not None and epochs <= 1
+    return Finding(
+        f"The loss on '{name}' was best at step {at:,} ({held_out.values[best]:.3f}) and is {last:.3f} at step {int(held_out.steps[-1]):,}, while that "
+        f"of training fell from {before:.3f} to {end_of(train):.3f}.",
+        found,
+        "Every row came up once at most, so the held-out rows are of another kind than the training rows." if once
+        else "Training rows are learnt by heart, and what is said of others gets worse.",
+        f"Rows in data.train that are like '{name}'." if once else _against_over_fitting(run, name),
+    )  # fmt: skip
+
+
+def _far_above_training(run: RunFiles, name: str, held_out: Curve, train: Curve) -> Finding | None:
+    """What shows of rows learnt by heart without the loss having been seen to rise: how far it is above that of these rows."""
+    after, epochs = held_out.values[held_out.steps > 0], _epochs(run, int(held_out.steps[-1]))
+    if epochs is None or epochs < SEEN or not len(after):
+        return None
+    evaluations = int((run.eval_curve(name).steps > 0).sum())  # also of those after the best state
+    if evaluations >= FEWEST_EVALUATIONS and after[-1] <= after.min():
+        return None  # it is at its best
+    first, last, seen = float(held_out.values[0]), float(held_out.values[-1]), end_of(train)
+    # Held-out rows may be harder than training rows, which shows at the start. The first record is of some steps later, so this is at most more.
+    harder = max(first / float(train.values[0]), 1.0) if train.values[0] > 0 else 1.0
+    if last <= FAR_ABOVE * harder * seen or last - seen <= FAR_SHARE * first:
+        return None
+    return Finding(
+        f"The loss on '{name}' is {last:.3f}, that of the training rows, which came up {epochs:.3g} times, {seen:.3f}.",
+        {"set": name, "first_loss": first, "last_loss": last, "training_loss": seen, "epochs": epochs},
+        "Training rows are learnt by heart, and little of that holds for others.",
+        _against_over_fitting(run, name),
+    )
+
+
+def _against_over_fitting(run: RunFiles, name: str) -> str:
+    chosen = run.config.checkpoint.best
+    if not chosen:
+        return "checkpoint.best=loss with eval.every exports the best state, train.patience ends there; fewer train.epochs, more rows."
+    by_loss = chosen in ("loss", f"{name}/loss")
+    return "Fewer train.epochs or more rows" + ("." if by_loss else f"; checkpoint.best={chosen} has chosen the state, which is not the loss on '{name}'.")
+
+
+def _epochs(run: RunFiles, step: int) -> float | None:
+    """Returns how often the rows had come up at a step, None where that was not logged."""
+    found = run.curve("epoch").until(step)
+    return float(found.values[-1]) if found else None
 
 
 def under_training(evidence: Evidence) -> Finding | None:
     """The training loss was still falling when the run ended."""
     run, curve = evidence.run, evidence.run.curve("loss")
-    if len(curve.steps) < FEWEST_RECORDS:
+    if len(curve.steps) < FEWEST_RECORDS or _got_worse_since(run):
         return None
     moved = _by_learning_rate(run, curve)
     before, after = moved.level(0.6, 0.8), moved.level(0.8, 1.0)
@@ -122,6 +167,12 @@ def under_training(evidence: Evidence) -> Finding | None:
         "The run ended before the task was learnt; the numbers would be better with more steps.",
         f"train.epochs={2 * run.config.train.epochs:g} (or train.steps), or a larger optim.learning_rate; a new run, since the schedule has ended.",
     )  # fmt: skip
+
+
+def _got_worse_since(run: RunFiles) -> bool:
+    """Returns whether a held-out loss was better at the result than at the end, so that more steps would not have helped."""
+    curves = ((whole, whole.until(run.result_step)) for whole in map(run.eval_curve, run.evals))
+    return any(bool(judged) and whole.values[-1] > judged.values[-1] for whole, judged in curves)
 
 
 def median_ratio(run: RunFiles) -> float | None:

@@ -47,6 +47,8 @@ NEUTRAL = (
 NEW_TOKENS = 48  # of what the base writes itself
 PROMPTS = 16  # held-out prompts of each set that are answered where the run has no answers
 MOST_TEXTS = 64  # pieces of the general text
+_FEWEST_TEXTS = 16  # pieces that a short text is cut in, where they have so many tokens:
+_SHORTEST_TEXT = 32
 _ROWS = 4  # texts that are computed together; logits of a large vocabulary are the largest array
 Log = Callable[[str], None]
 
@@ -111,10 +113,10 @@ def measure(
         }
     if base is not None:
         measured = Measured(losses["general"], losses["own"], divergence(trained, base.probabilities))
-    health = evidence.health
-    if not health and config.data.eval:
+    answers = evidence.answers
+    if not run.samples and config.data.eval:
         try:
-            health = health_of(_answers(subject, config, tuned, tokenizer, run.steps, log, bars))
+            answers = tuple(_answers(subject, config, tuned, tokenizer, run.result_step, log, bars))
         except UserError as error:
             notes.append(f"No held-out prompts were answered: {error}")
     del tuned
@@ -131,7 +133,7 @@ def measure(
         except UserError as error:
             notes.append(f"The export was not compared: {error}")
             evidence = _without(evidence, str(error), EXPORTED_WEIGHTS)
-    return dataclasses.replace(evidence, measured=measured, health=health), notes
+    return dataclasses.replace(evidence, measured=measured, answers=answers, health=health_of(answers) or evidence.health), notes
 
 
 def _without(evidence: Evidence, why: str, *names: str) -> Evidence:
@@ -206,15 +208,21 @@ def _own_samples(base: Decoder, prompts: Sequence[list[int]], bar: Between) -> _
 
 
 def _pieces(tokenizer: Tokenizer, text: str, config: Config, decoder: Decoder) -> _Texts:
-    """Returns pieces of a text as long as a row of training, evenly spread where there are more than MOST_TEXTS."""
-    ids = tokenizer.encode(text) if text else []
+    """Returns pieces of a text, evenly spread where there are more than MOST_TEXTS.
+
+    They are as long as a row of training, but those of a short text are shorter, since an interval needs some, and are predicted
+    behind what comes before them in a row, since a model knows a text better than its pieces.
+    """
+    ids = list(tokenizer.encode(text)) if text else []
     longest = decoder.source.config_dict().get("max_position_embeddings") or config.data.max_length
-    size = max(min(config.data.max_length, longest), 2)
-    pieces = [list(ids[first : first + size]) for first in range(0, len(ids), size)]
-    pieces = [piece for piece in pieces if len(piece) > 1]
-    step = -(-len(pieces) // MOST_TEXTS) or 1
-    prefix = list(tokenizer.plain_prefix)
-    return [(prefix or piece[:1], piece if prefix else piece[1:]) for piece in pieces[::step]]
+    row = max(min(config.data.max_length, longest), 2)
+    size = min(row, max(len(ids) // _FEWEST_TEXTS, _SHORTEST_TEXT))
+    starts = [first for first in range(0, len(ids), size) if first + 1 < len(ids)]
+    prefix, found = list(tokenizer.plain_prefix), []
+    for first in starts[:: -(-len(starts) // MOST_TEXTS) or 1]:
+        context, piece = prefix + ids[max(first - row + size, 0) : first], ids[first : first + size]
+        found.append((context, piece) if context else (piece[:1], piece[1:]))
+    return found
 
 
 def _losses(decoder: Decoder, texts: _Texts, mesh: Mesh, told: Callable[[int, int], None]) -> np.ndarray:

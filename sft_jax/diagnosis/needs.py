@@ -6,6 +6,7 @@ from sft_jax.diagnosis.finding import DATA, EXPORTED_WEIGHTS, OWN_SAMPLES, PROMP
 
 FEWEST_RECORDS = 12  # of training, below which a curve is not judged
 FEWEST_ANSWERS = 8  # of a held-out set
+FEWEST_EVALUATIONS = 3  # after step 0, below which a loss is not seen to rise again from its best
 Need = Callable[[Evidence], str]  # -> why the cause cannot be looked for, "" where it can
 
 _NO_REPORT = "data_report.json does not say what was trained on"
@@ -54,9 +55,12 @@ def update_ratio(evidence: Evidence) -> str:
 
 
 def held_out_curve(evidence: Evidence) -> str:
-    """Two evaluations of a held-out set, and the training loss beside them."""
-    if not any(len(evidence.run.eval_curve(name).steps) > 1 for name in evidence.run.evals):
-        return "no held-out set was evaluated twice (data.eval, eval.every)"
+    """Enough evaluations of a held-out set to see its loss rise, and the training loss beside them."""
+    counts = [int((evidence.run.eval_curve(name).steps > 0).sum()) for name in evidence.run.evals]
+    if not counts:
+        return "no held-out set was evaluated (data.eval)"
+    if max(counts) < FEWEST_EVALUATIONS:
+        return f"eval.every: a rise shows in {FEWEST_EVALUATIONS} or more evaluations after step 0, and the log has {max(counts):,}"
     return "" if evidence.run.curve("loss") else "metrics.jsonl has no training loss"
 
 
@@ -71,6 +75,9 @@ def answers(evidence: Evidence) -> str:
 def texts_of_the_base(evidence: Evidence) -> str:
     """The loss of general text, or of what the base itself writes, before and after."""
     measured = evidence.measured
+    if measured.general is not None and measured.general.rise_interval is None:
+        instead = "; what the base writes was looked at instead" if measured.own_samples is not None else ""
+        return f"--general: a text of {measured.general.tokens:,} tokens is too short to tell its loss from chance{instead}"
     if measured.general is not None or measured.own_samples is not None:
         return ""
     return evidence.absent.get(OWN_SAMPLES, "no text was compared with the base")

@@ -11,7 +11,7 @@ from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
 from sft_jax.diagnosis.finding import number
 from sft_jax.diagnosis.page_samples import samples_section
 from sft_jax.diagnosis.run_files import RunFiles
-from sft_jax.diagnosis.terminal import HEALTH_HEAD, health_row, measured_lines, not_looked_for_line
+from sft_jax.diagnosis.terminal import HEALTH_HEAD, health_rows, measured_lines, not_looked_for_line, value_cells, value_columns
 from sft_jax.dynamics.analysis import Analysis
 from sft_jax.errors import UserError
 from sft_jax.inspection.markup import escape
@@ -80,15 +80,17 @@ def loss_curves(run: RunFiles, prefix: str = "") -> list[tuple[str, Curve]]:
 
 
 def _losses(run: RunFiles) -> str:
-    rows = []
+    rows, head = [], value_columns(run)
     for name in run.evals:
         losses = losses_of(run, name)
         if losses["first"] is not None:
-            rows.append([name, f"{losses['first']:.4f}", f"{losses['best']:.4f} (step {losses['best_step']:,})", f"{losses['last']:.4f}"])
+            rows.append([name, *value_cells(losses, head), f"{losses['best']:.4f} (step {losses['best_step']:,})"])
     plots = plot(loss_curves(run), "Loss", "nats a token", logarithmic=True)
     accuracy = [("training", run.curve("accuracy")), *((name, run.eval_curve(name, "accuracy")) for name in run.evals)]
     plots += plot(accuracy, "Share of supervised tokens that are the most probable ones", "share")
-    numbers = table(("held-out set", "first", "best", "last"), rows, numbers={1, 2, 3}) if rows else "<p>There is no held-out set (data.eval).</p>"
+    numbers = "<p>There is no held-out set (data.eval).</p>"
+    if rows:
+        numbers = table(("held-out set", *head.values(), "best"), rows, numbers=set(range(1, len(head) + 2)))
     return f'{numbers}<p></p><div class="plots">{plots}</div>'
 
 
@@ -136,18 +138,16 @@ def _data(report: Report) -> str:
 
 
 def _answers(report: Report) -> str:
-    rows = []
-    for name, last in report.evidence.health.items():
-        first = report.evidence.health_first[name]
-        rows += [health_row(name, health) for health in ([first] if first.step != last.step else []) + [last]]
+    rows = health_rows(report)
     if not rows:
         return "<p>The run has answered no prompts (eval.generate).</p>"
-    return table(HEALTH_HEAD, rows, numbers=set(range(1, 8))) + samples_section(report.run.samples)
+    return table(HEALTH_HEAD, rows, numbers=set(range(1, 8))) + samples_section(report.run.judged_samples or report.evidence.answers)
 
 
 def _scores(run: RunFiles) -> str:
-    rows = [[name, key, f"{value['first']:.4f}", f"{value['last']:.4f}"] for name in run.evals for key, value in scores_of(run, name).items()]
-    return table(("held-out set", "score", "first", "last"), rows, numbers={2, 3})
+    head = value_columns(run)
+    rows = [[name, key, *value_cells(values, head)] for name in run.evals for key, values in scores_of(run, name).items()]
+    return table(("held-out set", "score", *head.values()), rows, numbers=set(range(2, len(head) + 2)))
 
 
 def _ledger(analysis: Analysis) -> str:

@@ -37,7 +37,7 @@ def compare_prompts(base: str, exported: Path, data: DataConfig) -> PromptDiffer
         return None
     for chat in _CHATS:
         trained, trained_ids = _prompt(data.chat_template, ours, chat, data.chat_template_kwargs)
-        served, served_ids = _prompt("auto", theirs, chat, data.chat_template_kwargs)
+        served, served_ids = _prompt("auto", theirs, chat, {})  # a server is told no arguments
         if trained != served or trained_ids != served_ids:
             return PromptDifference(trained, served, trained == served)
     return None

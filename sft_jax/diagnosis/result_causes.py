@@ -1,5 +1,6 @@
 """Causes that show in what came out: prompts, export, answers, and what was forgotten."""
 
+import json
 import math
 
 from sft_jax.diagnosis.data_causes import cut_at_right
@@ -7,7 +8,7 @@ from sft_jax.diagnosis.finding import Evidence, Finding
 from sft_jax.diagnosis.needs import FEWEST_ANSWERS
 from sft_jax.errors import UserError
 from sft_jax.hf.files import read_json
-from sft_jax.hf.source import PROVENANCE, best_step
+from sft_jax.hf.source import PROVENANCE
 
 UNENDED = 0.1  # share of answers that did not end; a sound model ends nearly all
 _WHOLE_ANSWERS = "data.overlength=split or drop, or a larger data.max_length."
@@ -24,14 +25,18 @@ def template(evidence: Evidence) -> Finding | None:
     """Servers ask in another form than the one that was trained."""
     if (difference := evidence.prompts) is None:
         return None
-    exported = evidence.run.exported
+    exported, kwargs = evidence.run.exported, evidence.run.config.data.chat_template_kwargs
     what = "its tokens differ" if difference.same_text else f"what is exported makes {_shown(difference.served)}"
     return Finding(
         f"Training made the prompt {_shown(difference.trained)} of a question; {what}.",
-        {"trained": difference.trained, "served": difference.served, "data.chat_template": evidence.run.config.data.chat_template},
+        {
+            "trained": difference.trained, "served": difference.served, "data.chat_template": evidence.run.config.data.chat_template,
+            **({"data.chat_template_kwargs": json.dumps(kwargs)} if kwargs else {}),
+        },
         "The model is asked in a form that it has never seen, so its answers are those of an untuned model or do not end.",
         f"python -m sft_jax.export --model {evidence.run.shown} --out DIR writes the template of the run again"
-        + (f"; keep chat_template.jinja and tokenizer_config.json in {exported.name}/ as they were written." if exported else "."),
+        + (f"; keep chat_template.jinja and tokenizer_config.json in {exported.name}/ as they were written." if exported else ".")
+        + (f" Or servers are told the chat_template_kwargs of the run with each request: {json.dumps(kwargs)}." if kwargs else ""),
     )  # fmt: skip
 
 
@@ -44,7 +49,7 @@ def export_differs(evidence: Evidence) -> Finding | None:
     remedy = f"python -m sft_jax.export --model {run.shown} --out DIR writes it again, and compares it."
     try:
         written = read_json(run.exported / PROVENANCE).get("steps") if (run.exported / PROVENANCE).is_file() else None
-        expected = best_step(run.folder) or run.summary.get("steps")
+        expected = run.summary.get("steps") if run.best_step is None else run.best_step
     except UserError:
         written = expected = None
     if isinstance(written, int) and isinstance(expected, int) and written != expected:
@@ -102,10 +107,8 @@ def truncated_answers(evidence: Evidence) -> Finding | None:
 def forgetting(evidence: Evidence) -> Finding | None:
     """The loss on general text has risen; without such text, most of what the base knows of its own texts is lost."""
     general = evidence.measured.general
-    if general is None:
+    if general is None or general.rise_interval is None:  # of a text too short to be judged
         return _own_texts_lost(evidence)
-    if general.rise_interval is None:
-        return None
     rise = general.tuned - general.base
     if rise <= FORGOTTEN * general.base or general.rise_interval[0] <= 0:
         return None

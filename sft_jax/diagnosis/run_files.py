@@ -6,12 +6,13 @@ from typing import Any
 
 from sft_jax.config import Config
 from sft_jax.diagnosis.curves import Curve
+from sft_jax.diagnosis.shapes import EVALUATION, FILES, SAMPLE, TRAINING, fits, fitting
 from sft_jax.dynamics.analysis import read_run_config
 from sft_jax.dynamics.parts import FOLDER, Documents, read_documents
 from sft_jax.errors import UserError
 from sft_jax.hf.load import spec_of
 from sft_jax.hf.restore import model_source
-from sft_jax.hf.source import ADAPTER, EXPORT, has_export, is_adapter
+from sft_jax.hf.source import ADAPTER, EXPORT, best_step_of, has_export, is_adapter
 from sft_jax.training.metrics import METRICS_FILE, SAMPLES_FILE, TRAIN, Record
 from sft_jax.training.workdir import Workdir
 
@@ -48,6 +49,21 @@ class RunFiles:
         return max((record["step"] for record in self.train), default=0)
 
     @property
+    def best_step(self) -> int | None:
+        """The step of the best state, where the run has finished and takes that for its result (`checkpoint.best`)."""
+        return best_step_of(self.summary)
+
+    @property
+    def result_step(self) -> int:
+        """The step whose state is the result: what is exported, and what is judged."""
+        return self.steps if self.best_step is None else self.best_step
+
+    @property
+    def judged_samples(self) -> tuple[Record, ...]:
+        """Answers up to those of the result; all of them where there are none so early."""
+        return tuple(sample for sample in self.samples if sample["step"] <= self.result_step) or self.samples
+
+    @property
     def training_sets(self) -> dict[str, dict[str, Any]]:
         """What data_report.json says of each training set."""
         return self.data_report.get("train", {}).get("sets", {})
@@ -62,20 +78,20 @@ def read_run(path: str | Path) -> RunFiles:
         raise UserError(f"{path}: is no run, since it holds neither {METRICS_FILE} nor data_report.json; name the --workdir of a run.")
     config = read_run_config(folder)
     work, notes = Workdir(folder, lock=False), []
-    texts = {name: _read_json(work, name, notes) for name in ("manifest.json", "summary.json", "data_report.json")}
+    texts = {name: _read_json(work, name, notes) for name in FILES}
     if not texts["summary.json"]:
         notes.append("The run has not finished, or its summary.json is missing: what follows is of the run so far.")
-    records = sorted(_read_lines(work, METRICS_FILE, notes), key=lambda record: record["step"])
+    records = _fitting_records(sorted(_read_lines(work, METRICS_FILE, notes), key=lambda record: record["step"]), notes)
     evals: dict[str, list[Record]] = {}
     for record in records:
         if record.get("split") != TRAIN:
             evals.setdefault(str(record.get("split")), []).append(record)
-    samples = _read_lines(work, SAMPLES_FILE, notes) if (folder / SAMPLES_FILE).is_file() else []
+    samples = _read_samples(work, notes) if (folder / SAMPLES_FILE).is_file() else []
     exported = folder / EXPORT if has_export(folder) else folder / ADAPTER if is_adapter(folder / ADAPTER) else None
     return RunFiles(
         folder, str(path), config, texts["manifest.json"], texts["summary.json"], texts["data_report.json"],
         tuple(record for record in records if record.get("split") == TRAIN), {name: tuple(found) for name, found in evals.items()},
-        tuple(sample for sample in samples if "generation" in sample), _read_documents(folder, notes), exported,
+        tuple(samples), _read_documents(folder, notes), exported,
         _vocabulary(config, exported, notes), tuple(notes),
     )  # fmt: skip
 
@@ -88,7 +104,12 @@ def _read_json(work: Workdir, name: str, notes: list[str]) -> dict[str, Any]:
         return {}
     if found is None and name != "summary.json":
         notes.append(f"{name} is missing, so what it says is left out.")
-    return found if isinstance(found, dict) else {}
+    misfits: list[str] = []
+    found = fitting(found, FILES[name], "", misfits)
+    if misfits:
+        what = f"{', '.join(misfits[:3])}{' and more' if misfits[3:] else ''}" if misfits != [""] else "what it holds"
+        notes.append(f"{name}: {what} has not the form in which a run writes it, and is left out.")
+    return found or {}
 
 
 def _read_lines(work: Workdir, name: str, notes: list[str]) -> list[Record]:
@@ -104,6 +125,23 @@ def _read_lines(work: Workdir, name: str, notes: list[str]) -> list[Record]:
     torn = lines.count(b"\n") + (not lines.endswith(b"\n") and bool(lines)) - len(found)
     if torn:
         notes.append(f"{name}: {torn:,} lines are torn or no records of a run, and are left out.")
+    return found
+
+
+def _fitting_records(records: list[Record], notes: list[str]) -> list[Record]:
+    """Returns the records of metrics.jsonl without values that are no numbers where a run writes some."""
+    misfits: list[str] = []
+    found = [fitting(record, TRAINING if record.get("split") == TRAIN else EVALUATION, "", misfits) for record in records]
+    if misfits:
+        notes.append(f"{METRICS_FILE}: {len(misfits):,} values of {', '.join(dict.fromkeys(misfits))} are no numbers, and are left out.")
+    return found
+
+
+def _read_samples(work: Workdir, notes: list[str]) -> list[Record]:
+    lines = _read_lines(work, SAMPLES_FILE, notes)
+    found = [sample for sample in lines if fits(sample, SAMPLE)]
+    if len(found) < len(lines):
+        notes.append(f"{SAMPLES_FILE}: {len(lines) - len(found):,} lines are no answers as a run writes them, and are left out.")
     return found
 
 

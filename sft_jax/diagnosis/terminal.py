@@ -1,6 +1,6 @@
 """A report for people: what was found first, then the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.diagnosis.causes import CAUSES
-from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of
+from sft_jax.diagnosis.diagnose import Report, losses_of, scores_of, value_at_result
 from sft_jax.diagnosis.finding import Divergence, TextLoss, number
 from sft_jax.diagnosis.health import Health
+from sft_jax.diagnosis.run_files import RunFiles
 from sft_jax.printable import printable
 
 
@@ -19,7 +20,7 @@ def report_text(report: Report) -> RenderableType:
     run = report.run
     parts: list[RenderableType] = [Text(printable(f"{run.shown}: {run.steps:,} steps{'' if run.summary else ', not finished'}"))]
     parts += causes_text(report)
-    parts += [table for table in (_losses(report), _health(report)) if table is not None]
+    parts += [table for table in (_losses(report), _table(HEALTH_HEAD, health_rows(report))) if table is not None]
     parts += [Text(line) for line in measured_lines(report)]
     return Group(*parts, *(Text(printable(f"Note: {note}")) for note in report.notes))
 
@@ -75,26 +76,38 @@ def _losses(report: Report) -> Table | None:
     for name in run.evals:
         losses = losses_of(run, name)
         if losses["first"] is not None:
-            rows.append((f"{name} loss", losses["first"], losses["last"], f"{losses['best']:.4f} at step {losses['best_step']:,}"))
-        rows += [(f"{name} {key}", score["first"], score["last"], "") for key, score in scores_of(run, name).items()]
+            rows.append((f"{name} loss", losses, f"{losses['best']:.4f} at step {losses['best_step']:,}"))
+        rows += [(f"{name} {key}", score, "") for key, score in scores_of(run, name).items()]
     if curve := run.curve("loss"):
-        rows.append(("training loss", float(curve.values[0]), float(curve.values[-1]), ""))
-    return _table(("", "first", "last", "best"), [(name, f"{first:.4f}", f"{last:.4f}", best) for name, first, last, best in rows])
+        rows.append(("training loss", {"first": float(curve.values[0]), "last": float(curve.values[-1]), "result": value_at_result(run, curve)}, ""))
+    head = value_columns(run)
+    return _table(("", *head.values(), "best"), [(name, *value_cells(values, head), best) for name, values, best in rows])
 
 
-def _health(report: Report) -> Table | None:
-    rows = []
-    for name, last in report.evidence.health.items():
-        first = report.evidence.health_first.get(name)
-        rows += [health_row(name, health) for health in (first, last) if health is not None and (health is last or health.step != last.step)]
-    return _table(HEALTH_HEAD, rows)
+def value_columns(run: RunFiles) -> dict[str, str]:
+    """Returns which values of `losses_of` and `scores_of` are shown, with the heads of their columns."""
+    shown = {"first": "first", "last": "last"}
+    return shown if run.best_step in (None, run.steps) else {**shown, "result": f"step {run.best_step:,}, the result"}
+
+
+def value_cells(values: Mapping[str, float | int | None], columns: Iterable[str]) -> list[str]:
+    """Returns the cells of a row under these columns."""
+    return ["" if values[name] is None else f"{values[name]:.4f}" for name in columns]
 
 
 HEALTH_HEAD = ("answers", "step", "number", "ended", "characters", "of references", "repeating", "empty")
 
 
-def health_row(name: str, health: Health) -> tuple[str, ...]:
-    """Returns the cells of a row under HEALTH_HEAD."""
+def health_rows(report: Report) -> list[tuple[str, ...]]:
+    """Returns rows under HEALTH_HEAD: of each set the first answers, where there are earlier ones, and the last."""
+    rows = []
+    for name, last in report.evidence.health.items():
+        first = report.evidence.health_first.get(name)  # none where the answers were made for the report
+        rows += [_health_row(name, health) for health in (first, last) if health is not None and (health is last or health.step != last.step)]
+    return rows
+
+
+def _health_row(name: str, health: Health) -> tuple[str, ...]:
     return (
         name, f"{health.step:,}", f"{health.answers:,}", f"{health.ended:.1%}", f"{health.length:,.0f}", f"{health.reference_length:,.0f}",
         f"{health.repeating:.1%}", f"{health.empty:.1%}",

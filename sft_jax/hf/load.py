@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sft_jax.checkpoint.processes import agree
+from sft_jax.data.chats.template_defaults import with_defaults
 from sft_jax.data.chats.templates import resolve_template
 from sft_jax.data.tokenizers.tokens import Tokenizer, load_tokenizer
 from sft_jax.errors import UserError
@@ -184,7 +185,8 @@ def load_model_tokenizer(
     model = base or config["model"]["path"]
     tokenizer = load_tokenizer(folder, tokens) if beside_adapter else load_model_tokenizer(model, tokens)
     template = resolve_template(config["data"]["chat_template"], tokenizer)
-    return tokenizer if template is None else tokenizer.with_chat_template(template.source)
+    kwargs = config["data"].get("chat_template_kwargs") or {}
+    return tokenizer if template is None else tokenizer.with_chat_template(with_defaults(template, kwargs))
 
 
 def abstract_decoder(source: Source, options: Options, mesh: Mesh, param_dtype: str = "float32") -> Decoder:

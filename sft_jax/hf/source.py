@@ -291,10 +291,15 @@ def _base_of(folder: Path) -> Path:
 def best_step(folder: Path) -> int | None:
     """Returns the step whose state a run that has finished takes for its result, where it keeps the best (`checkpoint.best`)."""
     path = folder / SUMMARY
-    summary = read_json(path) if path.is_file() else {}
+    return best_step_of(read_json(path) if path.is_file() else {})
+
+
+def best_step_of(summary: dict[str, Any]) -> int | None:
+    """Returns the step of `best_step` by what summary.json says; None where it does not say one."""
     best = summary.get("best") if summary.get("finished") else None
     values = best.get("values") if isinstance(best, dict) else None
-    return int(next(iter(values))) if values else None
+    step = next(iter(values), None) if isinstance(values, dict) else None
+    return int(step) if step is not None and step.isdecimal() else None
 
 
 def run_config(folder: Path) -> dict[str, Any]:

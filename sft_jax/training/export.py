@@ -5,6 +5,7 @@ from pathlib import Path
 from flax import nnx
 
 from sft_jax.config import Config
+from sft_jax.data.chats.template_defaults import with_defaults
 from sft_jax.data.prepare import PreparedData
 from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.evaluation.prompts import PromptReader
@@ -42,6 +43,7 @@ def export_state(
 
 
 def _tokenizer(config: Config, data: PreparedData) -> tuple[Tokenizer, PromptReader]:
-    """Returns the tokenizer with the chat template that the run was trained with, and what reads prompts with it."""
-    reader = PromptReader(data.tokenizer, config.data.chat_template, config.data.chat_template_kwargs)
-    return (data.tokenizer if reader.template is None else data.tokenizer.with_chat_template(reader.template.source)), reader
+    """Returns the tokenizer with the chat template that the run was trained with, its arguments as defaults, and what reads prompts with it."""
+    kwargs = config.data.chat_template_kwargs
+    reader = PromptReader(data.tokenizer, config.data.chat_template, kwargs)
+    return (data.tokenizer if reader.template is None else data.tokenizer.with_chat_template(with_defaults(reader.template, kwargs))), reader

@@ -15,7 +15,9 @@ from tiny_run import ROOT, as_flags, environment, make_base, tiny_config
 from sft_jax.checking import computing, running
 from sft_jax.checking.checks import CONTRACTS, STATEMENTS, Bench, check
 from sft_jax.checking.subject import fullest_rows, open_subject
+from sft_jax.config import to_dict
 from sft_jax.config_parsing import parse_config
+from sft_jax.diagnosis.run_files import read_run
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.model.decoder import Decoder
 from sft_jax.training import contracts, step
@@ -175,6 +177,12 @@ def test_a_resume_that_starts_the_data_again_is_found(small, tmp_path, monkeypat
     monkeypatch.setattr(run, "batches", lambda stream, first, *rest: ((first + row, batch) for row, batch in batches(stream, 0, *rest)))
     outcome = running.resume(Bench(small, tmp_path).runs)
     assert outcome.state == "FAILS" and "arrays and steps that differ: " in outcome.quantity
+
+
+def test_the_short_runs_can_be_read_as_other_runs_are(small, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(running.short(small.run, export=True))))
+    (tmp_path / "metrics.jsonl").touch()
+    assert read_run(tmp_path).config.log.wandb == ""
 
 
 def test_rows_with_most_documents_are_taken(small):

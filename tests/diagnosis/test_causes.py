@@ -8,6 +8,7 @@ import io
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +16,18 @@ from planted_runs import ROOT, edit_json, edit_lines, noise, planted, rows_of, t
 
 from rich.console import Console
 
-from sft_jax.diagnosis import result_causes
+from sft_jax.config_parsing import parse_config
+from sft_jax.data.tokenizers.tokens import load_tokenizer
+from sft_jax.diagnosis import needs, result_causes
 from sft_jax.diagnosis.causes import CAUSES
+from sft_jax.diagnosis.compare import compare, write_comparison
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Divergence, Evidence, Measured, TextLoss
-from sft_jax.diagnosis.page import causes_section
+from sft_jax.diagnosis.page import causes_section, write_page
 from sft_jax.diagnosis.run_files import read_run
 from sft_jax.diagnosis.terminal import report_text
 from sft_jax.errors import UserError
+from sft_jax.training.export import _tokenizer
 
 
 def causes(run, **options):
@@ -32,7 +37,7 @@ def causes(run, **options):
 @pytest.mark.slow
 def test_a_sound_run_has_no_cause(healthy):
     report = examine(healthy)
-    assert list(report.not_looked_for) == ["export_differs", "forgetting"]  # which take models
+    assert list(report.not_looked_for) == ["export_differs", "over_fitting", "forgetting"]  # which take models, and evaluations on the way
     assert not report.findings
     assert not [note for note in report.notes if "cannot" in note or "missing" in note]
     assert report.evidence.data is not None and report.ledger is not None
@@ -125,6 +130,38 @@ def over_fitted(run):
     (run / "metrics.jsonl").write_text("".join([*lines[: middle + 1], json.dumps(best) + "\n", *lines[middle + 1 :]]))
 
 
+def evaluated_on_the_way(*losses):
+    """An edit that puts evaluations between the first and the last one, as eval.every makes them."""
+
+    def edit(run):
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        steps = [record["step"] for record in records if record["split"] == "train"]
+        last = next(record for record in reversed(records) if record["split"] == "held_out")
+        for place, loss in enumerate(losses, 1):
+            step = steps[place * (len(steps) - 1) // (len(losses) + 1)]
+            records.append({**last, "step": step, "loss": loss, "exact_match": 0.5})
+        write_rows(run / "metrics.jsonl", sorted(records, key=lambda record: record["step"]))
+
+    return edit
+
+
+def learnt_by_heart(run, train=0.008, held_out=0.658, epochs=16.0):
+    """What a run shows that was evaluated at its ends alone."""
+    of_training(lambda record, share, noise: record.update(epoch=epochs * share, loss=train + 4 * max(0.4 - share, 0) + noise * train))(run)
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=held_out) if record["split"] != "train" and record["step"] else None)
+
+
+def of_the_best(step, metric="loss"):
+    """An edit after which the run has finished with checkpoint.best, and that step was the best."""
+
+    def edit(run):
+        edit_json(run / "config.json", lambda config: (config["checkpoint"].update(best=metric), config["eval"].update(every=30)))
+        edit_json(run / "summary.json", lambda summary: summary.update(best={"set": "held_out", "metric": metric, "values": {str(step): 0.3}}))
+        edit_json(run / "export" / "sft_jax.json", lambda values: values.update(steps=step))
+
+    return edit
+
+
 def unended(run):
     edit_lines(run / "samples.jsonl", lambda sample: sample.update(finished=False, generation=sample["generation"] + " and so on" * 9))
 
@@ -149,7 +186,7 @@ PLANTED = {
     "export_differs": [old_export],
     "learning_rate_too_high": [pytest.param(diverged, id="diverged"), pytest.param(jumped, id="jumped"), pytest.param(not_finite, id="skipped"), pytest.param(giant_steps, id="giant")],
     "learning_rate_too_low": [pytest.param(still, id="still")],
-    "over_fitting": [over_fitted],
+    "over_fitting": [over_fitted, learnt_by_heart],
     "under_training": [pytest.param(falling, id="falling")],
     "truncated_answers": [unended, cut_rows],
 }
@@ -176,6 +213,25 @@ def test_a_planted_cause_is_named_first(healthy, tmp_path, cause, edit):
     assert causes(run, quick=cause not in OF_DATA)[0] == cause
 
 
+@pytest.mark.parametrize("exported", ["by an earlier version", "with defaults"])
+def test_arguments_of_the_template_that_servers_are_not_told_are_named(healthy, tmp_path, exported):
+    run = planted(healthy, tmp_path / "run")
+    source = "{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}{{ ' think' if think is not defined or think else '' }}{% endif %}"
+    (tmp_path / "thinks.jinja").write_text(source)
+    arguments = {"think": False}
+    edit_json(run / "config.json", lambda config: config["data"].update(chat_template=str(tmp_path / "thinks.jinja"), chat_template_kwargs=arguments))
+    trained = parse_config(json.loads((run / "config.json").read_text()))
+    tokenizer, _ = _tokenizer(trained, SimpleNamespace(tokenizer=load_tokenizer(healthy / "export")))  # as a run exports it
+    template = source if exported == "by an earlier version" else tokenizer.chat_template
+    (run / "export" / "chat_template.jinja").write_text(template)
+    found = examine(run).findings
+    if exported == "with defaults":
+        assert "template" not in found
+        return
+    assert "What is the time?'" in found["template"].says and "think'" in found["template"].says
+    assert found["template"].evidence["data.chat_template_kwargs"] == '{"think": false}' and 'chat_template_kwargs of the run with each request: {"think"' in found["template"].remedy
+
+
 def test_evidence_is_what_was_planted(healthy, tmp_path):
     run = planted(healthy, tmp_path / "run")
     first_loss(run)
@@ -188,11 +244,94 @@ def test_evidence_is_what_was_planted(healthy, tmp_path):
     assert (answers["ended"], answers["answers"]) == (0, 12) and answers["repeating"] > 0
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out", "epochs", "named"),
+    [(0.008, 0.658, 16.0, True), (0.008, 0.658, 1.0, False), (0.3, 0.658, 16.0, False), (0.008, 0.2, 16.0, False), (0.05, 0.7, 2.0, True)],
+    ids=["by heart", "one epoch", "twice the loss", "a small loss", "two epochs"],
+)  # fmt: skip
+def test_a_held_out_loss_far_above_that_of_rows_that_came_up_often_is_named(healthy, tmp_path, train, held_out, epochs, named):
+    run = planted(healthy, tmp_path / "run")
+    learnt_by_heart(run, train, held_out, epochs)
+    found = examine(run, quick=True)
+    assert ("over_fitting" in found.findings) == named and ("over_fitting" in found.not_looked_for) == (not named)
+    if named:
+        evidence = found.findings["over_fitting"].evidence
+        assert (evidence["last_loss"], evidence["epochs"]) == (held_out, epochs) and evidence["training_loss"] == pytest.approx(train, rel=0.1)
+
+
+def test_a_held_out_loss_that_was_seen_to_fall_to_the_end_is_no_over_fitting(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    evaluated_on_the_way(0.9, 0.8)(run)
+    learnt = of_training(lambda record, share, noise: record.update(loss=0.008 + 4 * max(0.4 - share, 0)))
+    learnt(run)
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=0.658) if record["step"] == 144 and record["split"] != "train" else None)
+    report = examine(run, quick=True)
+    assert "over_fitting" in report.looked_for and not report.findings
+
+
+@pytest.mark.parametrize(("metric", "chosen", "named"), [("loss", "at its best", False), ("exact_match", "later", True), ("held_out/loss", "at its best", False)])
+def test_the_best_state_is_judged_where_the_run_exports_it(healthy, tmp_path, metric, chosen, named):
+    run = planted(healthy, tmp_path / "run")
+    evaluated_on_the_way(0.4, 0.3, 0.7)(run)
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=0.9) if record["step"] == 144 and record["split"] != "train" else None)
+    report = examine(run, quick=True)
+    assert report.findings["over_fitting"].evidence["last_loss"] == 0.9 and report.run.result_step == 144
+    curve = report.run.eval_curve("held_out")
+    step = int(curve.steps[2 if chosen == "at its best" else 3])
+    of_the_best(step, metric)(run)
+    edit_lines(run / "samples.jsonl", lambda sample: sample.update(step=step if sample["step"] else 0))
+    with (run / "samples.jsonl").open("a") as file:  # the last answers, which are not those of the result
+        file.write(json.dumps({"step": 144, "set": "held_out", "example": {"file": "f", "line": 1, "turn": -1}, "prompt": "p", "reference": "r", "generation": "x"}) + "\n")
+    report = examine(run, quick=True)
+    assert list(report.findings) == (["over_fitting"] if named else [])
+    if named:
+        found = report.findings["over_fitting"]
+        assert found.evidence["last_loss"] == 0.7 and "checkpoint.best=loss" not in found.remedy and "checkpoint.best=exact_match" in found.remedy
+    assert report.evidence.health["held_out"].step == step and report.evidence.health["held_out"].answers == 12
+    found = report.to_json()
+    assert found["losses"]["held_out"]["result"] == (0.7 if named else 0.3) and found["losses"]["held_out"]["last"] == 0.9
+    assert found["result_step"] == step and f"step {step}, the result" in said(report)
+    assert any(f"state of step {step}" in note and "checkpoint.best" in note for note in report.notes)
+    write_page(tmp_path / "page.html", report)
+    assert f"step {step}, the result" in (tmp_path / "page.html").read_text()
+
+
+def test_a_best_state_that_was_evaluated_first_is_at_its_best(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    learnt_by_heart(run)
+    evaluated_on_the_way(0.6, 0.65, 0.66)(run)
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=0.008 if record["step"] > 8 else 5.0, epoch=record["step"] / 9) if record["split"] == "train" else None)
+    of_the_best(int(read_run(run).eval_curve("held_out").steps[1]))(run)
+    assert "over_fitting" not in examine(run, quick=True).findings
+
+
+def test_a_best_state_that_is_the_untrained_one_is_judged_by_what_followed(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=6.9) if record["split"] != "train" and record["step"] else None)
+    of_the_best(0)(run)
+    report = examine(run, quick=True)
+    assert list(report.findings)[0] == "over_fitting" and "export_differs" not in report.findings
+    assert report.findings["over_fitting"].remedy.startswith("Fewer train.epochs")
+
+
+def test_a_run_whose_best_state_is_an_earlier_one_did_not_end_too_early(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    falling(run)
+    evaluated_on_the_way(0.4, 0.3, 0.5)(run)
+    assert "under_training" in examine(run, quick=True).findings
+    edit_lines(run / "metrics.jsonl", lambda record: record.update(loss=0.35) if record["step"] == 144 and record["split"] != "train" else None)
+    of_the_best(int(read_run(run).eval_curve("held_out").steps[2]))(run)
+    assert "under_training" not in examine(run, quick=True).findings
+
+
 OF_MORE_THAN_FILES = {"duplicates_or_leakage": "data", "template": "templates", "export_differs": "models", "forgetting": "models"}
 
 
 def test_what_was_not_looked_for_is_said_with_the_reason(healthy, tmp_path):
-    report = examine(healthy, quick=True)
+    assert "eval.every: a rise shows in 3 or more evaluations after step 0, and the log has 1" in examine(healthy, quick=True).not_looked_for["over_fitting"]
+    sound = planted(healthy, tmp_path / "sound")
+    evaluated_on_the_way(1.0, 0.5)(sound)
+    report = examine(sound, quick=True)
     found = report.to_json()
     assert {name: why.split()[-1] for name, why in found["not_looked_for"].items()} == OF_MORE_THAN_FILES
     assert sorted([*found["looked_for"], *found["not_looked_for"]]) == sorted(CAUSES) and len(found["looked_for"]) == 8
@@ -226,9 +365,9 @@ def short_log(run):
 
 LACKS = {
     "no evaluation": (lambda run: edit_lines(run / "metrics.jsonl", lambda record: record.update(split="train") if record["split"] != "train" else None),
-                      {"over_fitting": "no held-out set was evaluated twice"}),
+                      {"over_fitting": "no held-out set was evaluated (data.eval)"}),
     "few records": (short_log, {"learning_rate_too_high": "5 records of training, and 12 are needed", "under_training": "5 records",
-                                "over_fitting": "no held-out set was evaluated twice"}),
+                                "over_fitting": "eval.every: a rise shows in 3 or more evaluations after step 0, and the log has 0"}),
     "an older run": (of_training(lambda record, share, noise: record.pop("update_ratio")), {"learning_rate_too_low": "no update_ratio"}),
     "no answers": (lambda run: (run / "samples.jsonl").unlink(), {"truncated_answers": "0 held-out prompts were answered, and 8"}),
     "no report": (lambda run: (run / "data_report.json").unlink(), dict.fromkeys(("mask_share", "few_tokens", "truncated_answers"), "data_report.json")),
@@ -240,6 +379,7 @@ LACKS = {
 def test_a_cause_whose_evidence_is_not_there_is_not_looked_for(healthy, tmp_path, case):
     edit, expected = LACKS[case]
     run = planted(healthy, tmp_path / "run")
+    evaluated_on_the_way(1.0, 0.5)(run)
     edit(run)
     found = {name: why for name, why in examine(run, quick=True).not_looked_for.items() if name not in OF_MORE_THAN_FILES}
     assert found.keys() == expected.keys()
@@ -276,6 +416,7 @@ KNOWN = math.log(1024) - 0.5  # what a base with a loss of 0.5 on its own texts 
         pytest.param(Measured(general=loss(2.0, 2.10, 0.05, 0.15)), False, id="5 % more"),
         pytest.param(Measured(general=loss(2.0, 2.60, -0.1, 1.3)), False, id="around 0"),
         pytest.param(Measured(general=loss(2.0, 2.60, None, None)), False, id="one text"),
+        pytest.param(Measured(general=loss(2.0, 2.0, None, None), own_samples=loss(0.5, 6.9, 6.2, 6.5)), True, id="one text, so the base's own decide"),
         pytest.param(Measured(general=loss(2.0, 1.5, -0.6, -0.4)), False, id="better"),
         pytest.param(Measured(general=loss(2.0, 2.0, -0.1, 0.1), own_samples=loss(0.5, 6.9, 6.2, 6.5)), False, id="the user's text decides"),
         pytest.param(Measured(own_samples=loss(0.54, 1.34, 0.6, 1.0), from_base=Divergence(1.8, 0.2, 431)), False, id="one task learnt"),
@@ -287,6 +428,7 @@ KNOWN = math.log(1024) - 0.5  # what a base with a loss of 0.5 on its own texts 
 def test_what_is_forgotten_and_what_is_not(files, measured, named):
     found = result_causes.forgetting(Evidence(files, measured=measured))
     assert bool(found) == named
+    assert ("too short" in needs.texts_of_the_base(Evidence(files, measured=measured))) == (measured.general is not None and measured.general.rise_interval is None)
     if found and measured.own_samples:
         assert found.evidence["tuned_loss"] == measured.own_samples.tuned and "--general" in found.remedy
 
@@ -304,6 +446,43 @@ def test_what_is_missing_or_torn_is_said(healthy, tmp_path):
     for text in ("has not finished", "manifest.json is missing", "data_report.json cannot be read", "metrics.jsonl: 1 lines are torn"):
         assert text in notes
     assert not report.findings and report.run.steps > 0
+
+
+SHAPES = {
+    "summary.json": [[], 3, {"seconds": [1, 2]}, {"best": [4], "finished": True}, {"best": {"values": [4]}, "finished": True},
+                     {"best": {"values": {"x": 1}}, "finished": True}, {"seconds": {"train": "long", "data": 1.0}}, {"steps": "many"}, {"mfu": "no", "steps": None}],
+    "data_report.json": [[], {"train": []}, {"train": {"sets": []}}, {"train": {"sets": {"train": []}}, "eval": {"held_out": 3}}, {"eval": []},
+                         {"train": {"sets": {"train": {"documents": "many", "over_length": [], "rows_left_out": 3, "tokens": None}}}}],
+    "manifest.json": [[], {"fingerprints": []}, {"fingerprints": {"eval": ["x"]}}],
+    "metrics.jsonl": [{"split": ["train"], "loss": 1.0}, {"split": "train", "loss": "low", "update_ratio": [1], "epoch": {}, "nonfinite_steps": "2", "learning_rate": True},
+                      {"split": "held_out", "loss": "low", "exact_match": "yes", "slices": []}, {"split": "held_out"}, {}],
+    "samples.jsonl": [{"generation": "x"}, {"set": ["a"], "generation": "x"}, {"set": "held_out", "example": {"line": 1}, "prompt": "p", "reference": "r", "generation": "x"},
+                      {"set": "held_out", "example": [1, 2, 3], "prompt": "p", "reference": "r", "generation": "x"},
+                      {"set": "held_out", "example": {"file": "f", "line": 1, "turn": -1}, "prompt": 3, "reference": "r", "generation": "x"},
+                      {"set": "held_out", "example": {"turn": -1, "line": 1, "file": "f", "more": 1}, "prompt": "p", "reference": "r", "generation": "x", "bleu": "high"}],
+}  # fmt: skip
+SILENT = {"summary.json": [{"mfu": "no", "steps": None}, {"best": {"values": {"x": 1}}, "finished": True}],
+          "metrics.jsonl": [{"split": ["train"], "loss": 1.0}, {"split": "held_out"}, {}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(name, value, id=f"{name}-{number}") for name, values in SHAPES.items() for number, value in enumerate(values)])
+def test_json_of_another_shape_stops_nothing(healthy, tmp_path, name, value):
+    run = planted(healthy, tmp_path / "run")
+    if name.endswith(".json"):
+        (run / name).write_text(json.dumps(value))
+    else:
+        with (run / name).open("a") as file:
+            file.write(json.dumps({"step": 144, **value}) + "\n")
+    report = examine(run, quick=True)
+    said(report)
+    write_page(tmp_path / "page.html", report)
+    json.dumps(report.to_json(), allow_nan=False)
+    comparison = compare(report, examine(healthy, quick=True))
+    write_comparison(tmp_path / "both.html", comparison)
+    silent = value in SILENT.get(name, ()) or name == "samples.jsonl" and "more" in value.get("example", ())
+    assert any(name in note and "left out" in note for note in report.notes) != silent
+    if name == "metrics.jsonl":
+        assert len(report.run.curve("loss").steps) == len(read_run(healthy).curve("loss").steps)
 
 
 def test_rows_that_have_gone_are_a_note(healthy, tmp_path):
@@ -348,3 +527,21 @@ def test_a_cause_that_was_trained_is_named_first(tmp_path, cause):
         changes["data__train"] = str(tmp_path / "few.jsonl")
     found = causes(train(tmp_path, "run", **changes), quick=True)
     assert found[0] == cause, found
+
+
+@pytest.mark.slow
+def test_an_over_fitted_run_that_exports_its_best_state_is_not_told_to(tmp_path):
+    changes = {name: value for name, value in TRAINED["over_fitting"].items() if name != "data__cap"}
+    path = write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", 100))
+    report = examine(train(tmp_path, "run", data__train=path, checkpoint__best="loss", **changes), quick=True)
+    assert 0 < report.run.result_step < report.run.steps
+    assert "over_fitting" not in report.findings and "export_differs" not in report.findings
+    assert report.evidence.health["held_out"].step == report.run.result_step
+
+
+@pytest.mark.slow
+def test_rows_that_were_learnt_by_heart_are_named_without_evaluations_on_the_way(tmp_path):
+    changes = {name: value for name, value in TRAINED["over_fitting"].items() if name not in ("data__cap", "eval__every")}
+    path = write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", 100))
+    report = examine(train(tmp_path, "run", data__train=path, **changes), quick=True)
+    assert next(iter(report.findings)) == "over_fitting" and len(report.run.eval_curve("held_out").steps) == 2

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from planted_runs import ROOT, planted, train
 import sft_jax
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Evidence
-from sft_jax.diagnosis.measure import NEUTRAL, divergence, measure, read_general
+from sft_jax.diagnosis.measure import NEUTRAL, _pieces, _text_loss, divergence, measure, read_general
+from sft_jax.diagnosis.page import write_page
 from sft_jax.diagnosis.run_files import read_run
 from sft_jax.errors import UserError
 from sft_jax.model.sharding import make_mesh
@@ -68,9 +70,13 @@ def test_losses_and_divergences_are_those_of_the_logits(measured, healthy, gener
         kl, count = kl + (np.exp(p) * (p - q)).sum(), count + len(ids)
     assert 0.5 < kl / count / found.from_base.kl < 2  # five of the texts
     ids, prefix = tokenizer.encode(general), list(tokenizer.plain_prefix)
-    pieces = [ids[first : first + 128] for first in range(0, len(ids), 128)]
+    size = max(len(ids) // 16, 32)  # the text is shorter than 16 rows of training
+    starts = range(0, len(ids), size)
     for model, loss in ((base, found.general.base), (tuned, found.general.tuned)):
-        nll = [-log_p(model, [*prefix, *piece])[np.arange(len(prefix) - 1, len(prefix) + len(piece) - 1), piece].sum() for piece in pieces]
+        nll = []
+        for first in starts:
+            context, piece = [*prefix, *ids[max(first + size - 128, 0) : first]], ids[first : first + size]
+            nll.append(-log_p(model, [*context, *piece])[np.arange(len(context) - 1, len(context) + len(piece) - 1), piece].sum())
         assert loss == pytest.approx(sum(nll) / len(ids), rel=1e-4)
     assert found.general.tokens == len(ids)
 
@@ -81,6 +87,18 @@ def test_general_text_that_was_forgotten_is_named_first(measured):
     assert found.general.rise_interval[0] > 0 and found.own_samples.tuned > found.own_samples.base
     assert found.export.kl < 1e-6  # the base is float32, and so is its export
     assert json.loads(json.dumps(measured.to_json(), allow_nan=False))["measured"]["general"]["texts"] == found.general.texts
+
+
+@pytest.mark.parametrize(("tokens", "texts", "size"), [(20, 1, 20), (100, 4, 32), (1600, 16, 100), (3200, 25, 128), (128 * 100, 50, 128)])
+def test_a_short_text_is_cut_in_pieces_enough_for_an_interval(healthy, tokens, texts, size):
+    config = read_run(healthy).config
+    words = SimpleNamespace(encode=lambda text: list(range(len(text))), plain_prefix=(1,))
+    model = SimpleNamespace(source=SimpleNamespace(config_dict=lambda: {"max_position_embeddings": 512}))
+    pieces = _pieces(words, "x" * tokens, config, model)
+    assert len(pieces) == texts and len(pieces[0][1]) == size
+    assert all(len(context) + len(piece) == 1 + min(piece[-1] + 1, 128) for context, piece in pieces if len(piece) == size)  # whole rows
+    values = np.arange(texts, dtype=float)
+    assert (_text_loss(values, values + 1, pieces).rise_interval is None) == (texts == 1)
 
 
 @pytest.mark.slow
@@ -97,6 +115,8 @@ def test_an_export_of_other_weights_is_named_first_and_answers_are_made_where_th
     assert report.findings["export_differs"].evidence["kl_from_checkpoint"] == report.evidence.measured.export.kl
     health = report.evidence.health["held_out"]
     assert health.answers == 16 and health.ended > 0.8
+    write_page(tmp_path / "page.html", report)
+    assert "Side by side" in (tmp_path / "page.html").read_text() and len(report.evidence.answers) == 16
 
 
 def test_models_that_have_gone_are_notes(healthy, tmp_path, mesh):

@@ -12,7 +12,9 @@ from planted_runs import edit_json, edit_lines, planted
 from sft_jax.diagnosis.compare import compare, write_comparison
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Divergence, Measured, TextLoss
+from sft_jax.diagnosis.health import health_of
 from sft_jax.diagnosis.page import write_page
+from sft_jax.inspection.markup import escape
 from sft_jax.inspection.series import line_plot
 
 HOSTILE = "</td></script><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">\x1b[1m"
@@ -94,6 +96,22 @@ def test_the_page_shows_the_models_the_rates_the_time_and_each_answer_beside_the
     assert "Where 123 s went" in time and "41.7%" in time
     widths = [float(width) for width in re.findall(r'<rect class="bar bar0"[^>]* width="([0-9.]+)"', time)]
     assert len(widths) == 2 and widths[0] / widths[1] == pytest.approx(90 / 33, rel=0.03)
+
+
+def test_a_run_that_answered_nothing_has_a_page_with_the_answers_that_were_made_for_it(healthy, tmp_path):
+    run = planted(healthy, tmp_path / "run")
+    made = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    made = tuple(sample for sample in made if sample["step"])  # once to each prompt, as measure makes them
+    (run / "samples.jsonl").unlink()
+    report = examine(run, quick=True, measure=None)
+    write_page(tmp_path / "before.html", report)
+    assert "has answered no prompts" in section((tmp_path / "before.html").read_text(), "answers")
+    evidence = dataclasses.replace(report.evidence, answers=made, health=health_of(made))
+    write_page(tmp_path / "page.html", dataclasses.replace(report, evidence=evidence))
+    shown = section((tmp_path / "page.html").read_text(), "answers")
+    assert "Side by side" in shown and shown.count(escape(made[0]["prompt"])) == 1
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", shown)]
+    assert [row[4] for row in rows if len(row) == 7] == [""] * len(made)  # there is no first answer
 
 
 @pytest.mark.browser

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from typing import NamedTuple
 
 import commands
@@ -13,12 +14,14 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from tiny_models import CONFIGS, random_decoder, to_tensors
+from tiny_run import ROOT
 from xla_flags import xla_flags
 
 from sft_jax.checkpoint.checkpoints import Checkpoints, flatten_state
+from sft_jax.data.chats.templates import resolve_template
 from sft_jax.errors import UserError
 from sft_jax.hf.files import SINGLE_FILE
-from sft_jax.hf.load import load, load_decoder
+from sft_jax.hf.load import load, load_decoder, load_model_tokenizer
 from sft_jax.hf.save import save
 from sft_jax.hf.source import Provenance, Source, checkpoint_of, find_model
 from sft_jax.model.options import Options
@@ -72,6 +75,17 @@ def run(tmp_path):
 def export(run, decoder, dtype=None) -> None:
     decoder.source = Source("base", json.dumps(CONFIGS["llama"]), None)
     save(decoder, None, run / "export", dtype=dtype)
+
+
+def test_the_template_of_a_run_without_an_export_has_its_arguments_as_defaults(run):
+    shutil.copy(ROOT / "models/nano/tokenizer.json", run.parent / "base")
+    shutil.copy(ROOT / "models/nano/tokenizer_config.json", run.parent / "base")
+    (run.parent / "thinks.jinja").write_text("{{ 'on' if thinking is not defined or thinking else 'off' }}")
+    data = {"chat_template": str(run.parent / "thinks.jinja"), "chat_template_kwargs": {"thinking": False}}
+    (run / "config.json").write_text(json.dumps({"model": {"path": str(run.parent / "base")}, "data": data}))
+    save_checkpoint(run, 10, scaled(2.0))
+    template = resolve_template("auto", load_model_tokenizer(run))
+    assert (template.render([]), template.render([], thinking=True)) == ("off", "on")
 
 
 def test_the_newest_checkpoint_of_a_run_under_way(run):

@@ -1,5 +1,6 @@
 """YAML and container files of scripts/launch against the schemas of those who read them."""
 
+import os
 import re
 import subprocess
 
@@ -95,6 +96,13 @@ def test_a_set_starts_again_as_a_whole_but_not_on_wrong_input(path):
     assert {"name": "SFT_JAX_RESTARTS", "value": "0"} in container(jobset)["env"]
     config = next(argument for argument in container(jobset)["args"] if argument.startswith("--config="))
     assert (ROOT / re.split("[=:]", config)[1]).is_file()
+
+
+@pytest.mark.parametrize("path", SKYPILOT, ids=lambda path: path.stem)
+def test_setup_makes_the_environment_that_the_run_uses(path):
+    task = yaml.safe_load(path.read_text())
+    script, extras = task["setup"].split()
+    assert os.access(ROOT / script, os.X_OK) and extras in ("cuda,remote", "tpu,remote") and ".venv/bin/python -m sft_jax.train" in task["run"]
 
 
 @pytest.mark.slow

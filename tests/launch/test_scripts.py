@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from launch_tools import libtpu, tool
@@ -72,6 +73,49 @@ def test_a_signal_reaches_the_command_which_may_save_and_is_not_started_again(tm
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 75 and output == "saved\n"
+
+
+def start_run(tmp_path, trainer: str) -> subprocess.Popen:
+    """Starts run.sh as tpu_vm.sh does on a host; it has begun the trainer once tmp_path/up exists."""
+    command = ["setsid", "--wait", "bash", str(LAUNCH / "run.sh"), "bash", "-c", f"{trainer}; touch {tmp_path}/up; while :; do sleep 0.1; done", "sft_jax.train"]
+    process = subprocess.Popen(command, env={**os.environ, "SFT_JAX_DEVICE": "cpu", "SFT_JAX_PID_FILE": str(tmp_path / "pid")})
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (tmp_path / "up").exists():
+        time.sleep(0.05)
+    return process
+
+
+def end_run(tmp_path, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", str(LAUNCH / "end_run.sh"), str(tmp_path / "pid")], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+
+
+def test_an_earlier_run_is_ended_and_may_save(tmp_path):
+    run = start_run(tmp_path, f"trap 'echo saved >> {tmp_path}/saved; exit 75' TERM")
+    result = end_run(tmp_path)
+    assert result.returncode == 0 and "an earlier run is still there" in result.stderr
+    assert run.wait(10) == 75 and (tmp_path / "saved").read_text() == "saved\n" and not (tmp_path / "pid").exists()
+    assert end_run(tmp_path).stderr == ""
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_an_earlier_run_that_does_not_end_is_killed(tmp_path, orphan):
+    """Also where run.sh itself has gone, upon a broken pipe, and left the trainer behind."""
+    run = start_run(tmp_path, f"trap '' TERM; echo $$ > {tmp_path}/trainer")
+    if orphan:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert end_run(tmp_path, SFT_JAX_END_WAIT="1").returncode == 0
+    run.wait(10)
+    state = Path(f"/proc/{(tmp_path / 'trainer').read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split(") ")[1].startswith("Z")
+
+
+def test_a_number_that_another_program_has_now_is_left_alone(tmp_path):
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (tmp_path / "pid").write_text(str(other.pid))
+    result = end_run(tmp_path)
+    assert result.returncode == 0 and result.stderr == "" and other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def flags(variable: str, **variables: str) -> list[str]:

@@ -118,6 +118,31 @@ def test_a_number_that_another_program_has_now_is_left_alone(tmp_path):
     other.wait()
 
 
+@pytest.mark.parametrize(
+    "variables, cpus",
+    [
+        ({"SLURM_CPUS_ON_NODE": "192", "SLURM_TASKS_PER_NODE": "1(x4)"}, 192),
+        ({"SLURM_CPUS_ON_NODE": "192", "SLURM_TASKS_PER_NODE": "8(x4)"}, 24),
+        ({"SLURM_CPUS_ON_NODE": "192", "SLURM_TASKS_PER_NODE": "8(x4)", "SLURM_CPUS_PER_TASK": "16"}, 16),
+        ({"SLURM_CPUS_ON_NODE": "1", "SLURM_TASKS_PER_NODE": "2"}, 1),
+    ],
+    ids=["a process a node", "a process a GPU", "as the user says", "fewer cores than processes"],
+)
+def test_slurm_gives_each_process_its_share_of_the_cores(tmp_path, variables, cpus):
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/usr/bin/env bash\necho "$*" > {tmp_path}/asked\n')
+    srun.chmod(0o755)
+    of_slurm = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_SUBMIT_DIR": str(ROOT)}
+    own = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SFT_JAX_DEVICE": "cpu"} | of_slurm | variables
+    subprocess.run(["bash", str(LAUNCH / "slurm.sbatch"), "--config=c"], env=own, capture_output=True, check=True)
+    assert f"--cpus-per-task={cpus}" in (tmp_path / "asked").read_text().split()
+
+
+def test_slurm_is_asked_for_whole_nodes():
+    """Else a task gets one core of each, and a share of the memory by the core."""
+    assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set((LAUNCH / "slurm.sbatch").read_text().splitlines())
+
+
 def flags(variable: str, **variables: str) -> list[str]:
     script = f'source "{LAUNCH}/flags.sh"; printf %s "${{{variable}:-}}"'
     own = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")} | variables

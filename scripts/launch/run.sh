@@ -10,6 +10,7 @@
 #   SFT_JAX_BACKOFF    seconds before the first restart (default 10), doubled each time up to SFT_JAX_BACKOFF_MOST (default 300)
 #   SFT_JAX_STEADY     seconds after which a start counts as a success, so that the waits begin anew (default 1800)
 #   SFT_JAX_LOG        file to which the output goes too
+#   SFT_JAX_PID_FILE   file for the number of this process, which then leads a process group (setsid): what end_run.sh ends
 #   SFT_JAX_DEVICE, SFT_JAX_OVERLAP   see flags.sh
 set -euo pipefail
 
@@ -25,6 +26,7 @@ restarts="${SFT_JAX_RESTARTS:-10}"
 first_wait="${SFT_JAX_BACKOFF:-10}"
 most_wait="${SFT_JAX_BACKOFF_MOST:-300}"
 steady="${SFT_JAX_STEADY:-1800}"
+[[ -z "${SFT_JAX_PID_FILE:-}" ]] || echo $$ > "$SFT_JAX_PID_FILE"
 if [[ -n "${SFT_JAX_LOG:-}" ]]; then
   mkdir -p "$(dirname "$SFT_JAX_LOG")"
   exec > >(tee -a "$SFT_JAX_LOG") 2>&1

@@ -11,10 +11,14 @@ from sft_jax.errors import UserError
 
 
 def describe_host(environment: Mapping[str, str]) -> str:
-    """Returns a text that is the same in processes that see the same GPUs of the same host, and in no other."""
+    """Returns a text that is the same in processes that see the same GPUs of the same host, and in no other.
+
+    Beside the visible GPUs it names those that the process may open. Where Slurm gives each task its own, by cgroups, both of two
+    tasks with four GPUs see 0 to 3, which are not the same ones.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")
     machine = boot.read_text().strip() if boot.is_file() else ""
-    return "\n".join((socket.gethostname(), machine, *visible_gpus(environment)))
+    return "\n".join((socket.gethostname(), machine, " ".join(allowed_gpus()), *visible_gpus(environment)))
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -22,7 +26,13 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
-    return sorted(path for path in glob.glob("/dev/nvidia*") if re.fullmatch(r"/dev/nvidia\d+", path))
+    return allowed_gpus()
+
+
+def allowed_gpus() -> list[str]:
+    """Returns the device files of NVIDIA GPUs that this process may open; the kernel counts what cgroups forbid."""
+    paths = sorted(path for path in glob.glob("/dev/nvidia*") if re.fullmatch(r"/dev/nvidia\d+", path))
+    return [path for path in paths if os.access(path, os.R_OK | os.W_OK)]
 
 
 def own_gpus(hosts: Sequence[str], index: int) -> list[int] | None:
@@ -37,7 +47,7 @@ def own_gpus(hosts: Sequence[str], index: int) -> list[int] | None:
 
     Raises UserError where the GPUs of a host cannot be shared evenly.
     """
-    gpus = len(hosts[index].split("\n")) - 2
+    gpus = len(hosts[index].split("\n")) - 3
     sharing = [process for process, host in enumerate(hosts) if host == hosts[index]]
     if len(sharing) == 1 or gpus < len(sharing):
         return None

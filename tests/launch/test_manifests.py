@@ -1,6 +1,9 @@
 """YAML and container files of scripts/launch against the schemas of those who read them."""
 
+import json
+import os
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -95,6 +98,57 @@ def test_a_set_starts_again_as_a_whole_but_not_on_wrong_input(path):
     assert {"name": "SFT_JAX_RESTARTS", "value": "0"} in container(jobset)["env"]
     config = next(argument for argument in container(jobset)["args"] if argument.startswith("--config="))
     assert (ROOT / re.split("[=:]", config)[1]).is_file()
+
+
+@pytest.mark.parametrize("path", GKE, ids=lambda path: path.stem)
+def test_pods_ask_for_the_disk_that_the_model_takes(path):
+    """The cache is a disk of the node; the model is downloaded there, by its parameters in 16 bits."""
+    jobset = yaml.safe_load(path.read_text())
+    (model,) = [argument.partition("=")[2] for argument in container(jobset)["args"] if argument.startswith("--config.model.path=")]
+    size = 2 * float(re.search(r"-(\d+)B", model)[1])  # GB
+    asked = container(jobset)["resources"]["requests"]["ephemeral-storage"]
+    assert 1.074 * int(asked.removesuffix("Gi")) > 1.3 * size
+    assert f"| `{path.name}` |" in (LAUNCH / "gke.md").read_text() and f"| {asked} |" in (LAUNCH / "gke.md").read_text()
+
+
+def test_the_gpu_image_finds_the_driver_where_gke_mounts_it():
+    assert "ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in (LAUNCH / "Dockerfile.gpu").read_text().splitlines()
+    assert "LD_LIBRARY_PATH" not in {item["name"] for item in container(yaml.safe_load((LAUNCH / "gke_gpu.yaml").read_text()))["env"]}
+
+
+def test_the_documented_container_writes_as_the_one_who_starts_it():
+    (command,) = [line for line in (LAUNCH / "gke.md").read_text().splitlines() if line.strip().startswith("docker run")]
+    assert '--user "$(id -u):$(id -g)"' in command
+
+
+@pytest.mark.parametrize("path", SKYPILOT, ids=lambda path: path.stem)
+def test_the_default_model_has_a_template_for_the_default_chats(path, assets):
+    """A base has none, and the run would end with exit code 2."""
+    variables = yaml.safe_load(path.read_text())["envs"]
+    with open(ROOT / variables["TRAIN"]) as rows:
+        assert json.loads(next(rows)).keys() == {"messages"} and variables["CONFIG"] == "configs/sft.py"
+    assert (assets / "chat_templates/stock" / f"{variables['MODEL'].replace('/', '-')}.jinja").is_file()
+
+
+@pytest.mark.parametrize("path", SKYPILOT, ids=lambda path: path.stem)
+def test_setup_makes_the_environment_that_the_run_uses(path):
+    task = yaml.safe_load(path.read_text())
+    script, extras = task["setup"].split()
+    assert os.access(ROOT / script, os.X_OK) and extras in ("cuda,remote", "tpu,remote") and ".venv/bin/python -m sft_jax.train" in task["run"]
+
+
+@pytest.mark.slow
+def test_skypilot_knows_the_documented_commands():
+    """Its own parser takes them; no server is asked."""
+    lines = [line.strip() for line in (LAUNCH / "skypilot.md").read_text().splitlines() if line.startswith("    sky jobs ")]
+    assert {line.split()[2] for line in lines} == {"launch", "logs", "cancel"}
+    program = (
+        "import os; from sky.client.cli.command import cli; os.environ['HF_TOKEN'] = 'x'\n"
+        "jobs = cli.commands['jobs']; jobs.commands[value[2]].make_context(value[2], value[3:])"
+    )
+    for line in lines:
+        assert validate(program, shlex.split(line)) is None
+    assert validate(program, ["sky", "jobs", "logs", "mine"])
 
 
 @pytest.mark.slow

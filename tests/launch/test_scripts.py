@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from launch_tools import libtpu, tool
@@ -72,6 +73,74 @@ def test_a_signal_reaches_the_command_which_may_save_and_is_not_started_again(tm
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 75 and output == "saved\n"
+
+
+def start_run(tmp_path, trainer: str) -> subprocess.Popen:
+    """Starts run.sh as tpu_vm.sh does on a host; it has begun the trainer once tmp_path/up exists."""
+    command = ["setsid", "--wait", "bash", str(LAUNCH / "run.sh"), "bash", "-c", f"{trainer}; touch {tmp_path}/up; while :; do sleep 0.1; done", "sft_jax.train"]
+    process = subprocess.Popen(command, env={**os.environ, "SFT_JAX_DEVICE": "cpu", "SFT_JAX_PID_FILE": str(tmp_path / "pid")})
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (tmp_path / "up").exists():
+        time.sleep(0.05)
+    return process
+
+
+def end_run(tmp_path, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", str(LAUNCH / "end_run.sh"), str(tmp_path / "pid")], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+
+
+def test_an_earlier_run_is_ended_and_may_save(tmp_path):
+    run = start_run(tmp_path, f"trap 'echo saved >> {tmp_path}/saved; exit 75' TERM")
+    result = end_run(tmp_path)
+    assert result.returncode == 0 and "an earlier run is still there" in result.stderr
+    assert run.wait(10) == 75 and (tmp_path / "saved").read_text() == "saved\n" and not (tmp_path / "pid").exists()
+    assert end_run(tmp_path).stderr == ""
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_an_earlier_run_that_does_not_end_is_killed(tmp_path, orphan):
+    """Also where run.sh itself has gone, upon a broken pipe, and left the trainer behind."""
+    run = start_run(tmp_path, f"trap '' TERM; echo $$ > {tmp_path}/trainer")
+    if orphan:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert end_run(tmp_path, SFT_JAX_END_WAIT="1").returncode == 0
+    run.wait(10)
+    state = Path(f"/proc/{(tmp_path / 'trainer').read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split(") ")[1].startswith("Z")
+
+
+def test_a_number_that_another_program_has_now_is_left_alone(tmp_path):
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (tmp_path / "pid").write_text(str(other.pid))
+    result = end_run(tmp_path)
+    assert result.returncode == 0 and result.stderr == "" and other.poll() is None
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize(
+    "variables, cpus",
+    [
+        ({"SLURM_CPUS_ON_NODE": "192", "SLURM_TASKS_PER_NODE": "1(x4)"}, 192),
+        ({"SLURM_CPUS_ON_NODE": "192", "SLURM_TASKS_PER_NODE": "8(x4)"}, 24),
+        ({"SLURM_CPUS_ON_NODE": "192", "SLURM_TASKS_PER_NODE": "8(x4)", "SLURM_CPUS_PER_TASK": "16"}, 16),
+        ({"SLURM_CPUS_ON_NODE": "1", "SLURM_TASKS_PER_NODE": "2"}, 1),
+    ],
+    ids=["a process a node", "a process a GPU", "as the user says", "fewer cores than processes"],
+)
+def test_slurm_gives_each_process_its_share_of_the_cores(tmp_path, variables, cpus):
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/usr/bin/env bash\necho "$*" > {tmp_path}/asked\n')
+    srun.chmod(0o755)
+    of_slurm = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_SUBMIT_DIR": str(ROOT)}
+    own = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SFT_JAX_DEVICE": "cpu"} | of_slurm | variables
+    subprocess.run(["bash", str(LAUNCH / "slurm.sbatch"), "--config=c"], env=own, capture_output=True, check=True)
+    assert f"--cpus-per-task={cpus}" in (tmp_path / "asked").read_text().split()
+
+
+def test_slurm_is_asked_for_whole_nodes():
+    """Else a task gets one core of each, and a share of the memory by the core."""
+    assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set((LAUNCH / "slurm.sbatch").read_text().splitlines())
 
 
 def flags(variable: str, **variables: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The Slurm launcher on a real cluster of one node: two tasks, requeued in the middle, from sbatch to the export."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -43,9 +44,13 @@ def wait_for(condition, log: Path, seconds: float = 900):
     raise AssertionError(f"not seen within {seconds} s:\n{text}")
 
 
-def job_state(cluster, job: int) -> str:
+def job_value(cluster, job: int, name: str) -> str:
     shown = subprocess.run(["scontrol", "show", "job", str(job)], env=cluster, capture_output=True, text=True).stdout
-    return re.search(r"JobState=(\w+)", shown)[1]
+    return re.search(rf"\b{name}=(\w+)", shown)[1]
+
+
+def job_state(cluster, job: int) -> str:
+    return job_value(cluster, job, "JobState")
 
 
 def test_two_tasks_go_on_after_a_requeue_and_export(cluster, tmp_path):
@@ -55,6 +60,7 @@ def test_two_tasks_go_on_after_a_requeue_and_export(cluster, tmp_path):
                  "--config.log.every=5", f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.train.heartbeat_seconds=60"]  # fmt: skip
     job = submit(cluster, log, arguments)
     wait_for(lambda text: re.search(r"^step (1\d|2\d)/60", text, re.M), log)
+    assert int(job_value(cluster, job, "NumCPUs")) == max(2, os.cpu_count()) and job_value(cluster, job, "OverSubscribe") == "NO"
     subprocess.run(["scontrol", "requeue", str(job)], env=cluster, check=True)
     wait_for(lambda text: "Done: 60 steps" in text and job_state(cluster, job) == "COMPLETED", log)
     text = log.read_text()

@@ -11,13 +11,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sft_jax.config import Config, is_key, leaf_keys
-from sft_jax.config_parsing import parse_config
+from sft_jax.config_parsing import overridden, parse_config, without_inherited
 from sft_jax.errors import StoppedBySignal, Unreachable, UserError, did_you_mean
 
 EXIT_UNREACHABLE = 1
@@ -27,6 +28,8 @@ EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: launchers start the same command again
 _SHARED = (__name__, "sft_jax.decoding_flags")  # modules that define flags for commands
 _FILE_WIDTH = 160  # of tables that go to a file
+_DEFAULTS = str(Path(__file__).with_name("default_recipe.py"))  # what overrides are read against where no recipe is named
+_RECIPE_FLAG, _OVERRIDE_FLAG = re.compile(r"--?config(=|$)"), re.compile(r"--?(no)?config\.")
 
 
 def define_config_flag() -> flags.FlagHolder:
@@ -45,13 +48,35 @@ def read_config(holder: flags.FlagHolder, needs_data: bool = True, model: str | 
     return parse_config(raw, needs_data, needs_model)
 
 
+def read_config_over(holder: flags.FlagHolder, recorded: dict[str, Any]) -> Config:
+    """Returns the checked configuration that a run has `recorded`, with `--config.KEY=VALUE` over it; raises UserError as `parse_config`.
+
+    It may name no training data. What a data set has taken from the `data` section follows that section.
+    """
+    return parse_config(overridden(without_inherited(recorded), _overrides(holder)), needs_data=False)
+
+
+def has_recipe(holder: flags.FlagHolder) -> bool:
+    """Returns whether `--config` names a recipe; overrides alone name none."""
+    return holder.value is not None and config_flags.get_config_filename(flags.FLAGS[holder.name]) != _DEFAULTS
+
+
+def asks_for(holder: flags.FlagHolder, section: str) -> bool:
+    """Returns whether the command line says what a section of the configuration is, by a recipe or by an override."""
+    return has_recipe(holder) or any(key.partition(".")[0] == section for key in _overrides(holder))
+
+
+def _overrides(holder: flags.FlagHolder) -> dict[str, Any]:
+    """Returns the keys and values of `--config.KEY=VALUE`."""
+    return dict(config_flags.get_override_values(flags.FLAGS[holder.name])) if holder.value is not None else {}
+
+
 def read_raw_config(holder: flags.FlagHolder) -> dict[str, Any]:
     """Returns what `--config` and its overrides say, as `parse_config` takes it; raises UserError where it is missing."""
     try:
-        raw = holder.value
-        if raw is None:
+        if not has_recipe(holder):
             raise UserError("--config: is missing; name a recipe, such as --config configs/sft.py.")
-        return raw.to_dict()
+        return holder.value.to_dict()
     except OSError as error:  # ml_collections tells a missing file only when the value is used
         raise UserError(f"--config: {_recipe_name(sys.argv)} cannot be read; name a Python file with get_config().") from error
 
@@ -124,7 +149,7 @@ def _parse_flags(argv: Sequence[str], arguments: int) -> list[str]:
         if argument.startswith("--config.") and not is_key(key):
             _fail(f"Unknown key '{key}'; {did_you_mean(key, leaf_keys())}.")
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(_with_recipe(argv))
     except SystemExit:  # --help and its kin, which absl ends with 1
         sys.exit(0)
     except flags.Error as error:
@@ -139,6 +164,12 @@ def _parse_flags(argv: Sequence[str], arguments: int) -> list[str]:
     return rest
 
 
+def _with_recipe(argv: Sequence[str]) -> list[str]:
+    """Returns the command line, with the defaults as its recipe where it overrides keys of none."""
+    named, changed = (any(kind.match(argument) for argument in argv[1:]) for kind in (_RECIPE_FLAG, _OVERRIDE_FLAG))
+    return [argv[0], f"--config={_DEFAULTS}", *argv[1:]] if changed and not named and "config" in flags.FLAGS else list(argv)
+
+
 def _flag_message(error: flags.Error) -> str:
     """Returns the message in one line; of a boolean that is none, absl gives the arguments of an error as a tuple."""
     text = " ".join(str(error).split())
@@ -150,6 +181,8 @@ def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
     if not any(argument.startswith(("--verbosity", "-v=")) for argument in sys.argv[1:]):
         # Orbax tells every save through it otherwise, and an error that it also raises, which becomes our one message.
         logging.set_verbosity(logging.FATAL)
+    if "json" in flags.FLAGS and flags.FLAGS["json"].value:
+        _keep_standard_output()
     try:
         main()
     except Unreachable as error:
@@ -165,6 +198,17 @@ def _exit(main: Callable[[], None], argv: Sequence[str]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _keep_standard_output() -> None:
+    """Leaves standard output to what Python prints, which with --json is the answer alone.
+
+    Libraries in C++ write to file descriptor 1, such as gloo when processes join; from here on that is standard error.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def _fail(message: str, code: int = EXIT_USER_ERROR):

@@ -4,7 +4,7 @@ Should one fine-tune, or prompt? Every --model answers the same prompts; the fir
 training rows in the prompt (--shots K, the same ones for all; --retrieve K, the K most similar ones; K or auto) and with the system prompts
 of a file (--system). For each contender: scores with intervals, tokens and price of a request, latency; between any two a paired test and
 wins, losses and ties; then advice, with its rule. A model is whatever sft_jax.evaluate takes. The data are those of --config, else of the
-first model that is a run. Exit codes: 0 done, 2 wrong input.
+first model that is a run; --config.KEY=VALUE changes them. Exit codes: 0 done, 2 wrong input.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.config import AdapterConfig, Config
-from sft_jax.config_parsing import parse_config
 from sft_jax.decoding_flags import define_decoding_flags
 from sft_jax.errors import UserError
 
@@ -73,26 +72,25 @@ def main() -> None:
     import jax
 
     from sft_jax.comparison.tables import print_tables
+    from sft_jax.evaluation.offline import mesh_for
     from sft_jax.evaluation.samples import Decoding
     from sft_jax.evaluation.tables import EvaluationProgress
     from sft_jax.hf.progress import LoadProgress
-    from sft_jax.model.sharding import make_mesh
     from sft_jax.training.platform import join_processes, set_up_platform
 
     set_up_platform(config.train.deterministic)
     join_processes(config.train.heartbeat_seconds)
     first = jax.process_index() == 0
     say = _say if first else lambda line: None
+    mesh = mesh_for(config.mesh, cli.asks_for(_CONFIG, "mesh"), say)
     batch = config.eval.batch_size or config.train.micro_batch_size or config.train.batch_size
     request = Request(
         subjects, contenders, config.eval.scorers, Decoding(config.eval.max_new_tokens, batch, options, _DECODING.seed.value, _DECODING.texts),
         _SET.value, None if _GENERATE.value < 0 else _GENERATE.value, _POOL.value, _VALIDATION.value, _LATENCY.value, prices,
-        of_run=_CONFIG.value is None,
+        of_run=not cli.has_recipe(_CONFIG),
     )  # fmt: skip
     with EvaluationProgress(shown=first) as progress:
-        comparison = compare(
-            request, config, make_mesh(**vars(config.mesh)), log=say, loading=lambda name: LoadProgress(name, shown=first), between=progress,
-        )  # fmt: skip
+        comparison = compare(request, config, mesh, log=say, loading=lambda name: LoadProgress(name, shown=first), between=progress)
     if not first:
         return
     for note in comparison.notes:
@@ -101,7 +99,7 @@ def main() -> None:
     if out is not None:
         _write(out, comparison, found)
     if _JSON.value:
-        print(json.dumps(found, allow_nan=False))
+        cli.print_json(found)
     else:
         print_tables(comparison)
 
@@ -164,10 +162,10 @@ def _config(subjects) -> Config:
     folders = [as_folder(subject.path) for subject in subjects.values()]
     runs = [folder for folder in folders if folder.is_dir() and is_run(folder)]
     path = next(iter(subjects.values())).path
-    if _CONFIG.value is not None:
+    if cli.has_recipe(_CONFIG):
         config = cli.read_config(_CONFIG, needs_data=False, model=path)
     elif runs:
-        config = parse_config(run_config(runs[0]), needs_data=False)
+        config = cli.read_config_over(_CONFIG, run_config(runs[0]))
     else:
         raise UserError(
             "--config: is missing, and no --model is a run with a configuration of its own; name a recipe and the data, such as "

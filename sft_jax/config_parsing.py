@@ -3,6 +3,7 @@
 An unknown key, a wrong type or two keys that contradict each other raise `UserError` before anything is loaded.
 """
 
+import copy
 import dataclasses
 import types
 import typing
@@ -36,6 +37,42 @@ def parse_config(raw: ml_collections.ConfigDict | dict[str, Any], needs_data: bo
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **sets))
     check_rules(config, needs_data, needs_model)
     return config
+
+
+def overridden(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a configuration, as `parse_config` takes it, with some keys changed: dotted key -> value.
+
+    >>> overridden({"seed": 1, "mesh": {"data": 2}}, {"mesh.fsdp": 4})
+    {'seed': 1, 'mesh': {'data': 2, 'fsdp': 4}}
+    """
+    changed = copy.deepcopy(raw)
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        node = changed
+        for section in sections:
+            if node.get(section) is None:
+                node[section] = {}
+            node = node[section]
+        node[name] = value
+    return changed
+
+
+def without_inherited(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of a run whose data sets leave out what they have as the `data` section has it.
+
+    A run records it with each set, where a change of the section would not be seen.
+
+    >>> without_inherited({"data": {"eval": [{"path": ["a"], "format": "text", "supervise": "all"}], "format": "text", "supervise": "last"}})
+    {'data': {'eval': [{'path': ['a'], 'supervise': 'all'}], 'format': 'text', 'supervise': 'last'}}
+    """
+    data = recorded["data"]
+
+    def own(values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in values.items() if key not in section or value != section[key]}
+        return {key: own(value, section[key]) if key == "columns" and key in section else value for key, value in kept.items()}
+
+    sets = {split: [own(item, data) for item in data[split]] for split in ("train", "eval") if isinstance(data.get(split), list)}
+    return {**recorded, "data": {**data, **sets}}
 
 
 def _build(cls, raw: dict[str, Any], prefix: str):

@@ -3,8 +3,8 @@
 Loss, perplexity, bits per byte and accuracy of every set of data.eval, and of its slices (--slice COLUMN); with --generate N
 answers to N held-out prompts of each set, and their scores (--scorer, several times); with --tasks benchmarks of
 lm-evaluation-harness. The model is a Hugging Face directory or hub id, an adapter, the workdir of a run, or one of its
-checkpoints (RUN/checkpoints/STEP). Of a run the configuration is its own unless --config names another. Exit codes: 0 done, 2
-wrong input.
+checkpoints (RUN/checkpoints/STEP). Of a run the configuration is its own unless --config names another, with --config.KEY=VALUE
+over it. Exit codes: 0 done, 2 wrong input.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.config import AdapterConfig, Config
-from sft_jax.config_parsing import parse_config
 from sft_jax.decoding_flags import define_decoding_flags
 from sft_jax.errors import UserError
 
@@ -66,23 +65,23 @@ def main() -> None:
 
     import jax
 
-    from sft_jax.evaluation.offline import Subject, evaluate_model
+    from sft_jax.evaluation.offline import Subject, evaluate_model, mesh_for
     from sft_jax.evaluation.tables import EvaluationProgress, print_tables
     from sft_jax.hf.progress import LoadProgress
-    from sft_jax.model.sharding import make_mesh
     from sft_jax.training.platform import join_processes, set_up_platform
     from sft_jax.training.resolved import resolved
 
     set_up_platform(config.train.deterministic)
     join_processes(config.train.heartbeat_seconds)
     first = jax.process_index() == 0
+    log = _say if first else lambda line: None
     config = resolved(config)
-    mesh = make_mesh(**vars(config.mesh))
+    mesh = mesh_for(config.mesh, cli.asks_for(_CONFIG, "mesh"), log)
     with EvaluationProgress(shown=first) as progress:
         evaluation = evaluate_model(
             Subject(path, step, _BASE.value), config, mesh,
             benchmark=partial(benchmark, progress=progress) if benchmark is not None else None,
-            log=_say if first else lambda line: None,
+            log=log,
             loading=partial(LoadProgress, shown=first), progress=progress,
         )  # fmt: skip
     if not first:
@@ -101,12 +100,12 @@ def _config(path: str) -> Config:
     from sft_jax.hf.source import as_folder, is_run, run_config
 
     folder = as_folder(path)
-    if _CONFIG.value is not None:
+    if cli.has_recipe(_CONFIG):
         config = cli.read_config(_CONFIG, needs_data=False, model=path)
     elif folder.is_dir() and is_run(folder):
-        config = parse_config(run_config(folder), needs_data=False)
+        config = cli.read_config_over(_CONFIG, run_config(folder))
     elif _TASKS.value:
-        config = parse_config({"model": {"path": path}}, needs_data=False)
+        config = cli.read_config_over(_CONFIG, {"model": {"path": path}, "data": {}})
     else:
         raise UserError(
             f"--config: is missing, and {path} is no run with a configuration of its own; name a recipe and the data, such as "

@@ -7,6 +7,7 @@ space of two checkpoints and two exports. Exit codes: 0 all that could be checke
 75 stopped by a signal.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,9 +29,11 @@ def main() -> None:
     from sft_jax.checking.checks import CONTRACTS, check, check_names
     from sft_jax.checking.report import Table, to_dict
     from sft_jax.checking.subject import open_subject
+    from sft_jax.training.clusters import check_alone
     from sft_jax.training.platform import set_up_platform
 
     check_names(_ONLY.value)  # before the model and the data are read
+    check_alone("a selfcheck", os.environ)  # its checks read whole arrays, and its short runs join no others once JAX is used
     set_up_platform(config.train.deterministic)
     subject = open_subject(config, log=lambda message: print(message, file=sys.stderr))
     outcomes = []

@@ -1,7 +1,8 @@
-"""The training command in several processes on this machine, which find each other on the loopback."""
+"""Commands in several processes on this machine, which find each other on the loopback."""
 
 import socket
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tiny_run import environment, train_command
@@ -14,19 +15,23 @@ def free_port() -> int:
 
 
 def start_processes(config, workdir, cache, count: int, own=lambda index: {}) -> list[subprocess.Popen]:
-    """Starts the command in `count` processes that share eight devices; `own` gives the environment of one alone.
+    """Starts the training command in `count` processes; see `start_commands`.
 
     `config` is that of all, or a list of one for each.
     """
     configs = config if isinstance(config, list) else [config] * count
-    address = f"127.0.0.1:{free_port()}"
+    return start_commands([train_command(each, workdir) for each in configs], cache, own)
+
+
+def start_commands(commands: Sequence[list[str]], cache, own=lambda index: {}) -> list[subprocess.Popen]:
+    """Starts a process with each command, which share eight devices; `own` gives the environment of one alone."""
+    count, address = len(commands), f"127.0.0.1:{free_port()}"
     started = []
-    for index in range(count):
+    for index, command in enumerate(commands):
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
         started.append(
             subprocess.Popen(
-                train_command(configs[index], workdir), env=environment(8 // count, cache) | variables | own(index),
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                command, env=environment(8 // count, cache) | variables | own(index), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
         )
     return started

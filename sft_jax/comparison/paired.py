@@ -10,8 +10,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from sft_jax.evaluation.bootstrap import Interval, interval
-from sft_jax.evaluation.scoring import Scored
+from sft_jax.evaluation.bootstrap import Interval, interval, unseen_share
+from sft_jax.evaluation.scoring import Scored, ratio
 
 ALPHA = 0.05
 POWER = 0.8
@@ -42,7 +42,8 @@ def compare_pair(first: Scored, second: Scored, seed: int = 0) -> Pair | None:
     The test swaps the two answers to a prompt, which changes nothing if neither contender is better: for a mean this is the
     sign-flip permutation test of the mean difference, for BLEU and chrF approximate randomisation (Riezler & Maxwell 2005).
     All ways to swap are looked at where few answers differ or all differ by as much (for right and wrong answers that is
-    McNemar's exact test), else FLIPS random ones. The interval resamples prompts with both answers (Efron 1987, BCa).
+    McNemar's exact test), else FLIPS random ones. The interval resamples prompts with both answers (Efron 1987, BCa); that of right
+    and wrong answers that differ alike on all prompts is `_alike`.
     """
     scorer = first.scorer
     both = np.array([scorer.counts(a) and scorer.counts(b) for a, b in zip(first.statistics, second.statistics, strict=True)], bool)
@@ -63,10 +64,25 @@ def compare_pair(first: Scored, second: Scored, seed: int = 0) -> Pair | None:
     if len(a) > 1:
         without = difference(total - together)  # the jackknife: for a mean this is the standard deviation of the differences
         spread = float(np.std((len(a) - 1) * (seen - without), ddof=1)) if np.isfinite(without).all() else math.nan
+    ends = _alike(a, b) if scorer.value is ratio else None
     return Pair(
-        seen, interval(together, difference, seed=seed), p, exact, int((each > 0).sum()), int((each < 0).sum()), int((each == 0).sum()),
+        seen, ends or interval(together, difference, seed=seed), p, exact, int((each > 0).sum()), int((each < 0).sum()), int((each == 0).sum()),
         spread, len(a),
     )  # fmt: skip
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> Interval | None:
+    """Returns the interval of the difference of right and wrong answers where every prompt has the same one, which no resample changes.
+
+    The share of prompts with another difference is at most Wilson's bound; each of them moves it by 1 from a tie, else by up to 2.
+    None where prompts differ, where answers are anything else, or where there are fewer than two.
+    """
+    both = np.concatenate([a, b])
+    change = a[0, 0] - b[0, 0]
+    if len(a) < 2 or np.any(both[:, 1] != 1) or not np.isin(both[:, 0], (0.0, 1.0)).all() or np.any(a[:, 0] - b[:, 0] != change):
+        return None
+    width = unseen_share(len(a)) * (2 if change else 1)
+    return Interval(float(max(change - width, -1)), float(min(change + width, 1)))
 
 
 def _swap_test(a: np.ndarray, b: np.ndarray, value, seed: int) -> tuple[float, bool]:

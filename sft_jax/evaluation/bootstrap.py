@@ -1,4 +1,4 @@
-"""How far a score would move with other answers of the same kind: bootstrap intervals (Efron 1987, BCa)."""
+"""How far a score would move with other answers of the same kind: bootstrap intervals (Efron 1987, BCa), Wilson's where all answers are alike."""
 
 from collections.abc import Callable
 from statistics import NormalDist
@@ -15,6 +15,27 @@ _BLOCK = 1 << 22  # numbers of a block of resamples, which bounds memory
 class Interval(NamedTuple):
     low: float
     high: float
+
+
+def unseen_share(count: int, level: float = LEVEL) -> float:
+    """Returns what the share of a kind of answer may be that none of `count` is: the upper end of Wilson's score interval (1927).
+
+    >>> round(unseen_share(64), 3)
+    0.057
+    """
+    square = _NORMAL.inv_cdf((1 + level) / 2) ** 2
+    return square / (count + square)
+
+
+def share_interval(statistics: np.ndarray) -> Interval | None:
+    """Returns the interval of a mean of answers that are all 1, or all 0, where no resample differs: Wilson's score interval.
+
+    None where they are something else, or are fewer than two. `statistics` [n, 2] are as `ratio` takes them.
+    """
+    if len(statistics) < 2 or np.any(statistics[:, 1] != 1) or np.any(statistics[:, 0] != statistics[0, 0]):
+        return None
+    unseen = unseen_share(len(statistics))
+    return {0.0: Interval(0.0, unseen), 1.0: Interval(1 - unseen, 1.0)}.get(float(statistics[0, 0]))
 
 
 def interval(

@@ -24,7 +24,11 @@ def bleu(argument: str | None) -> Scorer:
         metric = package.BLEU(tokenize=argument or "13a")
     except Exception as error:  # an unknown name is an assertion, one whose package is missing a RuntimeError
         raise UserError(f"bleu: sacrebleu has no tokenizer {argument!r}, or not its package ({error}); leave it out for 13a.") from error
-    return Scorer(functools.partial(_statistics, metric), functools.partial(_value, metric), _has_reference)
+    # An answer of fewer than four words has no runs of four; by itself it is scored by the runs that it can have, as by sentence_bleu.
+    alone = package.BLEU(tokenize=argument or "13a", effective_order=True)
+    return Scorer(
+        functools.partial(_statistics, metric), functools.partial(_value, metric), _has_reference, alone=functools.partial(_value, alone)
+    )
 
 
 def chrf(argument: str | None) -> Scorer:

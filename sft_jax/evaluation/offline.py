@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from sft_jax.checkpoint.processes import agree
-from sft_jax.config import Config
+from sft_jax.config import Config, MeshConfig
 from sft_jax.data.prepare import HeldOutData, prepare_held_out
 from sft_jax.data.tokenizers.tokens import Tokenizer
 from sft_jax.errors import UserError
@@ -23,7 +23,7 @@ from sft_jax.hf.restore import model_source
 from sft_jax.hf.source import find_model, read_source, tokenizer_folder
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.options import Options
-from sft_jax.model.sharding import constrain_fn
+from sft_jax.model.sharding import constrain_fn, make_mesh
 
 Log = Callable[[str], None]
 Benchmark = Callable[[Decoder, Tokenizer], Mapping[str, Mapping[str, Any]]]
@@ -36,6 +36,20 @@ class Subject:
     path: str  # a Hugging Face directory, a hub id, a run or an adapter
     step: int | None = None  # of a run: which checkpoint, None = the newest
     base: str | None = None  # of an adapter that is not where it says
+
+
+def mesh_for(sizes: MeshConfig, asked: bool, log: Log) -> Mesh:
+    """Returns the mesh of a configuration. Where nobody has `asked` for it, since a run recorded it, all devices here will do.
+
+    Raises UserError for a mesh that was asked for and does not fit the devices.
+    """
+    try:
+        return make_mesh(**vars(sizes))
+    except UserError as error:
+        if asked:
+            raise
+        log(f"The run's mesh is not for the devices here ({str(error).partition(';')[0]}); all of them lie along mesh.fsdp.")
+        return make_mesh(**vars(MeshConfig()))
 
 
 def open_decoder(subject: Subject, config: Config, mesh: Mesh, progress: Progress | None = None) -> Decoder:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.evaluation.bootstrap import interval
+from sft_jax.evaluation.bootstrap import interval, share_interval
 from sft_jax.evaluation.losses import DocumentSums, Values
 from sft_jax.evaluation.scoring import Scored, ratio
 
@@ -67,8 +67,11 @@ class SetResult:
 def describe_score(scored: Scored, seed: int) -> dict[str, Any]:
     """Returns "value", "interval" and "answers" (how many count) of a score; null where no answer counts, or there is no interval."""
     counted = np.array([scored.scorer.counts(row) for row in scored.statistics], bool)
-    found = interval(scored.statistics[counted], scored.scorer.value, seed=seed) if counted.any() else None
-    return {"value": scored.value if counted.any() else None, "interval": _ends(found), "answers": int(counted.sum())}
+    if not counted.any():
+        return {"value": None, "interval": None, "answers": 0}
+    statistics, value = scored.statistics[counted], scored.scorer.value
+    found = (share_interval(statistics) if value is ratio else None) or interval(statistics, value, seed=seed)
+    return {"value": scored.value, "interval": _ends(found), "answers": int(counted.sum())}
 
 
 def _ends(found) -> list[float] | None:

@@ -52,10 +52,15 @@ def find_scorers(specs: Sequence[str], key: str) -> dict[str, Scorer]:
         if spec in found:
             raise UserError(f"{key}: '{spec}' is named twice; leave one of them out.")
         try:
-            found[spec] = user_scorer(spec) if is_user_scorer(spec) else _of_table(spec)
+            found[spec] = user_scorer(spec) if _is_users(spec) else _of_table(spec)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
     return found
+
+
+def _is_users(spec: str) -> bool:
+    """Returns whether a scorer is a function of a file; an argument of one of the table, such as a pattern, may look like that."""
+    return spec.partition(":")[0] not in SCORERS and is_user_scorer(spec)
 
 
 def _of_table(spec: str) -> Scorer:

@@ -45,6 +45,7 @@ class Scorer:
     statistics: Callable[[Answer], Sequence[float]]  # of one answer: (total, count), or what `value` understands
     value: Callable[[Sums], np.ndarray] = ratio  # sums of statistics -> score
     counts: Callable[[Sequence[float]], bool] = lambda statistics: statistics[1] != 0  # whether the answer takes part
+    alone: Callable[[Sums], np.ndarray] | None = None  # statistics of one answer -> its score by itself, where `value` is of a corpus alone
     needs_row: bool = False  # looks at the row of the data
     choices: str | None = None  # looks at the choices in this column of the row
 
@@ -73,7 +74,8 @@ class Scored:
 
     def of_each(self) -> list[float | None]:
         """Returns the score of each answer by itself, None where it does not take part."""
-        return [float(self.scorer.value(row)) if self.scorer.counts(row) else None for row in self.statistics]
+        value = self.scorer.alone or self.scorer.value
+        return [float(value(row)) if self.scorer.counts(row) else None for row in self.statistics]
 
     def select(self, chosen: np.ndarray) -> "Scored":
         """Returns those of the answers that `chosen` (bool [answers] or indices) names."""

@@ -1,6 +1,7 @@
 """Comparisons of two texts."""
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,13 +27,14 @@ def exact_match(generation: str, reference: str) -> bool:
 def normalised(text: str) -> str:
     """Returns a text without case, punctuation, English articles and differences of white space, as SQuAD compares answers.
 
-    Rajpurkar et al. 2016, arXiv:1606.05250; punctuation is that of Unicode, and compatible characters are one (NFKC).
+    Rajpurkar et al. 2016, arXiv:1606.05250. Punctuation is that of ASCII, in which SQuAD counts signs such as $ and +, and of Unicode;
+    compatible characters are one (NFKC).
 
-    >>> normalised("The  answer: Paris!")
-    'answer paris'
+    >>> normalised("The  answer: Paris!"), normalised("$5 + tax")
+    ('answer paris', '5 tax')
     """
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(char for char in text if not unicodedata.category(char).startswith("P"))
+    text = "".join(char for char in text if char not in string.punctuation and not unicodedata.category(char).startswith("P"))
     return " ".join(word for word in text.split() if word not in _ARTICLES)
 
 

@@ -87,6 +87,8 @@ def learning_curve(
     costs = sign * np.asarray(values, np.float64)  # lower is better
     if len(costs) <= _PARAMETERS or len(set(sizes.tolist())) < _PARAMETERS:
         raise ValueError("a law of three numbers needs four runs of three sizes")
+    if len(set(costs.tolist())) == 1:
+        return _level(whole, lower, sign * float(costs[0]))
     floor = None if limit is None else sign * limit
     found = fit(sizes, costs[None], relative=relative, floor=floor)
     draws = _draw(sizes, found.law.at(sizes), found.scale[0], relative, seed, resamples)
@@ -100,6 +102,13 @@ def learning_curve(
     offset, slope, exponent = (float(part[0]) for part in found.law)
     law = sign * offset, sign * slope, exponent
     return Curve(whole, lower, law, noise, gains, verdict, why, Law(sign * drawn.offset, sign * drawn.slope, drawn.exponent))
+
+
+def _level(whole: float, lower: bool, value: float) -> Curve:
+    """Returns the curve of runs that all have one value: nothing scatters, so there is nothing to fit or to draw."""
+    law = Law(np.array([value]), np.zeros(1), np.ones(1))
+    gains = [Gain(multiple, 0.0, 0.0, 0.0) for multiple in MULTIPLES]
+    return Curve(whole, lower, (value, 0.0, 1.0), 0.0, gains, "flat", f"all runs have the same value, {value:.4g}", law)
 
 
 def _draw(sizes: np.ndarray, predicted: np.ndarray, scale: float, relative: bool, seed: int, resamples: int) -> np.ndarray:

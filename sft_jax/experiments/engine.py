@@ -27,7 +27,7 @@ from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.evaluation.evals import Between
 from sft_jax.experiments.cost import Cost
 from sft_jax.experiments.runs import FAILED, RUNS, Run, changes, check_folders, shown_path
-from sft_jax.training.clusters import find_place
+from sft_jax.training.clusters import check_alone
 from sft_jax.training.progress import duration
 from sft_jax.training.resolved import resolved
 from sft_jax.training.run import fit
@@ -37,6 +37,7 @@ from sft_jax.training.workdir import Workdir
 _OUTPUT = "output.txt"  # what a run prints, in its folder
 _STEP = re.compile(r"step (\d+)/(\d+) ")  # how a line about a training step begins
 _TOKENS = "tokens of all runs"
+_DATA = "tokens", "eval", "tokenizer"  # fingerprints of manifest.json by which runs are compared
 _BEGUN = "experiment.json"  # the day on which an experiment has begun
 
 Log = Callable[[str], None]
@@ -71,10 +72,7 @@ def pinned(raw: dict[str, Any], workdir: str | None) -> dict[str, Any]:
 def open_experiment(workdir: str) -> Workdir:
     """Returns the folder of an experiment, locked. Raises UserError for a URL, and in a job of several processes."""
     check_local("--workdir", workdir)
-    if find_place(os.environ) is not None:
-        raise UserError(
-            "Several processes were started; an experiment is one process, which uses all devices of its host. Start one, on one host."
-        )
+    check_alone("an experiment", os.environ)
     work = Workdir(workdir)
     if not (work.path / _BEGUN).is_file():
         work.write_json(_BEGUN, {"date": _today()})
@@ -148,7 +146,7 @@ def check_same_data(results: Sequence[Result]) -> str | None:
     done = [result for result in results if result.data is not None]
     for other in done[1:]:
         first = next(one for one in done if _data_settings(one.run) == _data_settings(other.run))
-        changed = [name for name in ("tokens", "eval", "tokenizer") if first.data[name] != other.data[name]]
+        changed = [name for name in _DATA if first.data[name] != other.data[name]]
         if changed:
             raise UserError(
                 f"{shown_path(other.folder)}: its data ({', '.join(changed)}) are not those of {shown_path(first.folder)}: files, "
@@ -196,14 +194,21 @@ def _run(run: Run, work: Workdir, log: Log, made: Callable[[int, int], None]) ->
 
 
 def _done(run: Run, folder: Path, summary: dict[str, Any]) -> Result:
-    return Result(run, folder, summary, None, json.loads((folder / "manifest.json").read_bytes())["fingerprints"])
+    path = folder / "manifest.json"
+    fingerprints = (_read(path) or {}).get("fingerprints")
+    if not isinstance(fingerprints, dict) or not {*_DATA} <= fingerprints.keys():
+        raise UserError(f"{path}: does not say what data the run, which has finished, was made with. Restore it, or remove the folder of the run.")
+    return Result(run, folder, summary, None, fingerprints)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}). Restore it, or remove the folder of the run.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is not a JSON object. Restore it, or remove the folder of the run.")
+    return found or None
 
 
 class _Output(io.TextIOBase):

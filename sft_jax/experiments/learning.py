@@ -9,7 +9,7 @@ from sft_jax.experiments.curve import Curve, learning_curve, limit_of
 from sft_jax.experiments.engine import Result, check_same_data, run_all
 from sft_jax.experiments.fractions import FEWEST_RUNS, FEWEST_SIZES, CurvePlan
 from sft_jax.experiments.statistics import Estimate, estimate
-from sft_jax.experiments.sweep import check_some, values_of
+from sft_jax.experiments.sweep import check_some, values_of, without_value
 from sft_jax.training.workdir import Workdir
 
 
@@ -65,6 +65,9 @@ def summarise(plan: CurvePlan, results: list[Result], notes: list[str]) -> Learn
         )
         rows += [plan.rows[places[0]]] * len(found)
         values += found
+    if unknown := without_value(results, plan.metric):
+        names = ", ".join(result.run.name for result in unknown)
+        notes = [*notes, f"{len(unknown)} of {len(results)} runs have finished with a {plan.metric} that is no finite number, and do not count: {names}."]
     if len(values) < FEWEST_RUNS or len(set(rows)) < FEWEST_SIZES:
         notes = [*notes, f"Cannot tell: {len(values)} runs of {len(set(rows))} sizes have a value, too few for a curve."]
         return Learning(plan, results, levels, None, notes)

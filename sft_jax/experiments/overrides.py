@@ -1,7 +1,6 @@
 """What the runs of a sweep differ in: `--grid`, `--list` and `--seeds`, checked against the configuration before anything is run."""
 
 import ast
-import copy
 import itertools
 import json
 from collections.abc import Sequence
@@ -102,20 +101,6 @@ def read_seeds(text: str, first: int) -> list[int]:
     if seeds[0] < 1:
         raise UserError(f"--seeds: must be at least 1, not {seeds[0]}.")
     return list(range(first, first + seeds[0]))
-
-
-def overridden(raw: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """Returns a copy of a configuration, as `cli.read_raw_config` gives it, with some keys changed."""
-    changed = copy.deepcopy(raw)
-    for key, value in overrides.items():
-        *sections, name = key.split(".")
-        node = changed
-        for section in sections:
-            if node.get(section) is None:
-                node[section] = {}
-            node = node[section]
-        node[name] = value
-    return changed
 
 
 def _check_key(key: str, where: str) -> None:

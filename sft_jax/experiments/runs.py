@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.config import Config, to_dict
-from sft_jax.config_parsing import parse_config
+from sft_jax.config_parsing import overridden, parse_config
 from sft_jax.errors import UserError
-from sft_jax.experiments.overrides import Overrides, overridden
+from sft_jax.experiments.overrides import Overrides
 from sft_jax.training.resolved import resolved
 from sft_jax.training.resume import differences
 from sft_jax.training.workdir import Workdir

@@ -44,7 +44,12 @@ class Point:
     results: list[Result]
     values: list[float]  # of the metric, of those runs that have one
     estimate: Estimate | None  # of the metric; None where no run has a value
-    tied: bool | None  # whether it differs from the best by no more than seeds do; None where one seed says nothing of that
+    tied: bool | None  # whether it differs from the best by no more than seeds do; None where one seed says nothing of that, or some miss
+
+    @property
+    def missing(self) -> int:
+        """Runs without a value: what is left may be the luckier seeds."""
+        return len(self.results) - len(self.values)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Sweep:
 
     metric: Metric
     results: list[Result]
-    points: list[Point]  # the best one first; those without a value last
+    points: list[Point]  # the best one first, behind those with all runs those of which some miss; those without a value last
     notes: list[str]
 
     @property
@@ -101,12 +106,21 @@ def summarise(metric: Metric, results: Sequence[Result], notes: Sequence[str] = 
         values = values_of(group, metric)
         points.append(Point(name, group[0].run.labels, group, values, estimate(values) if values else None, None))
     sign = 1 if metric.lower else -1
-    points.sort(key=lambda point: sign * point.estimate.mean if point.estimate else math.inf)
-    notes = list(notes)
-    ranked = [points[0], *(dataclasses.replace(point, tied=_tied(points[0], point)) for point in points[1:])]
-    if len(points) > 1 and all(point.tied is None for point in ranked[1:]):
+    points.sort(key=lambda point: (not point.values, point.missing > 0, sign * point.estimate.mean if point.estimate else 0.0))
+    notes = [*notes, *(_missing_note(point, metric) for point in points if point.missing and (point.values or without_value(point.results, metric)))]
+    ties = [_tied(points[0], point) for point in points[1:]]
+    ranked = [points[0], *(dataclasses.replace(point, tied=None if point.missing else tied) for point, tied in zip(points[1:], ties, strict=True))]
+    if len(points) > 1 and all(tied is None for tied in ties):
         notes.append("Nobody knows which differences are noise: there are no two runs of a setting. --seeds=3 tells.")
     return Sweep(metric, list(results), ranked, notes)
+
+
+def _missing_note(point: Point, metric: Metric) -> str:
+    unknown = len(without_value(point.results, metric))
+    reasons = {"failed": point.missing - unknown, f"finished with a {metric} that is no finite number": unknown}
+    why = " and ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    told = f"{point.name}: {point.missing} of {len(point.results)} runs have no value, since {why}"
+    return f"{told}; those that are left rank behind settings of which all runs have one." if point.values else f"{told}."
 
 
 def _tied(best: Point, point: Point) -> bool | None:
@@ -118,3 +132,8 @@ def values_of(results: Sequence[Result], metric: Metric) -> list[float]:
     """Returns the metric of the runs that have ended well and have it as a number."""
     values = [metric.of(result.summary) for result in results if result.summary]
     return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def without_value(results: Sequence[Result], metric: Metric) -> list[Result]:
+    """Returns the runs that have ended well and whose metric is no finite number."""
+    return [result for result in results if result.summary and not values_of([result], metric)]

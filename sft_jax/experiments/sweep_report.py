@@ -79,6 +79,7 @@ def to_dict(sweep: Sweep, files: Sequence[str]) -> dict[str, Any]:
     points = [
         {
             "name": point.name, "overrides": point.labels, **_estimate_dict(point.estimate), "tied_with_best": point.tied,
+            "missing": point.missing,
             "runs": [_run_dict(sweep, result) for result in point.results],
         }
         for point in sweep.points

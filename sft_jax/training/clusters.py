@@ -74,6 +74,12 @@ def as_variables(address: str | None, count: int | None, index: int | None) -> d
     return {name: str(value) for name, value in zip(_FLAGS, (address, count, index), strict=True) if value is not None}
 
 
+def check_alone(what: str, environment: Environment) -> None:
+    """Raises UserError in a job of several processes; `what` is what needs one alone."""
+    if find_place(environment) is not None:
+        raise UserError(f"Several processes were started; {what} is one process, which uses all devices of its host. Start one, on one host.")
+
+
 def unused_tasks(environment: Environment) -> int:
     """Returns the tasks of a Slurm allocation in which this process was started without srun, and so alone; else 0."""
     tasks = environment.get("SLURM_NTASKS", "")

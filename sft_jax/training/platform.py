@@ -4,6 +4,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 
 import jax
@@ -40,7 +41,7 @@ def join_processes(heartbeat_seconds: float) -> None:
     if place is None:
         tasks = unused_tasks(os.environ)
         if tasks:
-            print(f"This process is alone in a Slurm allocation of {tasks} tasks; start it with srun to use all of them.", flush=True)
+            print(f"This process is alone in a Slurm allocation of {tasks} tasks; start it with srun to use all of them.", file=sys.stderr)
         return
     if place.address is None:
         _initialize(place, heartbeat_seconds, _start_seconds())

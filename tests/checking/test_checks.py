@@ -198,6 +198,14 @@ def test_every_contract_has_a_statement_and_a_wrong_name_is_told(small):
         list(check(small, ["pakcing"]))
 
 
+def test_several_processes_are_refused_at_once(folder):
+    job = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    flags = [f"--config={ROOT / 'configs/sft.py'}", *as_flags(tiny_config(folder))]
+    result = commands.run("selfcheck", *flags, env={**environment(1, folder / "xdg"), **job})
+    assert result.returncode == 2 and result.stdout == "", result.stderr
+    assert result.stderr.startswith("error: Several processes were started; a selfcheck is one process") and result.stderr.count("\n") == 1
+
+
 def test_the_command(folder):
     """One object on standard output, or a table; exit code 3 where something fails, 2 for wrong input."""
     config = tiny_config(folder, optim__learning_rate=1e-9)

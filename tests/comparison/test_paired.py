@@ -127,3 +127,14 @@ def test_no_number_of_rows_is_below_what_a_permutation_test_can_show():
         count = rows_needed(1.0, 0.0, pairs)
         assert compare_pair(means(np.ones(count)), means(np.zeros(count))).p < 0.05 / pairs
         assert compare_pair(means(np.ones(count - 1)), means(np.zeros(count - 1))).p >= 0.05 / pairs
+
+
+def test_answers_that_all_differ_alike_do_not_prove_that_others_would():
+    right, wrong = means(np.ones(64)), means(np.zeros(64))
+    bound = scipy.stats.binomtest(0, 64).proportion_ci(0.95, method="wilson").high
+    assert compare_pair(right, right).interval == pytest.approx((-bound, bound))
+    assert compare_pair(right, wrong).interval == pytest.approx((1 - 2 * bound, 1.0))
+    assert compare_pair(wrong, right).interval == pytest.approx((-1.0, 2 * bound - 1))
+    assert compare_pair(means(np.full(64, 0.5)), means(np.full(64, 0.5))).interval == (0.0, 0.0)
+    mixed = means(np.arange(64) % 2)
+    assert compare_pair(mixed, mixed).interval == pytest.approx((-bound, bound)) and compare_pair(mixed, mixed).p == 1

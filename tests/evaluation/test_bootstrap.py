@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import scipy.stats
 
-from sft_jax.evaluation.bootstrap import interval
-from sft_jax.evaluation.scoring import ratio
+from sft_jax.evaluation.bootstrap import interval, share_interval
+from sft_jax.evaluation.results import describe_score
+from sft_jax.evaluation.scoring import Scored, mean_of, ratio
+from sft_jax.evaluation.text_scores import exact_match
 
 
 def of_means(values, **rest):
@@ -50,3 +53,17 @@ def test_what_has_no_spread_has_no_width_and_what_is_nothing_has_no_interval():
     assert of_means(np.ones(20)) == (1.0, 1.0)
     assert of_means(np.ones(1)) is None
     assert interval(np.zeros((5, 2)), ratio) is None
+
+
+@pytest.mark.parametrize("count", [2, 12, 64, 256])
+def test_answers_that_are_all_right_or_all_wrong_have_the_interval_of_wilson(count):
+    exact = scipy.stats.binomtest(0, count).proportion_ci(0.95, method="wilson")
+    wrong, right = (np.stack([np.full(count, value), np.ones(count)], axis=1) for value in (0.0, 1.0))
+    assert share_interval(wrong) == pytest.approx((0.0, exact.high)) and share_interval(right) == pytest.approx((1 - exact.high, 1.0))
+    scored = Scored(mean_of(exact_match), right)
+    assert describe_score(scored, 0)["interval"] == pytest.approx([1 - exact.high, 1.0])
+
+
+@pytest.mark.parametrize("statistics", [[[1, 1], [0, 1]], [[2, 1], [2, 1]], [[0.5, 1], [0.5, 1]], [[0, 3], [0, 3]], [[1, 1]]])
+def test_other_scores_are_no_shares(statistics):
+    assert share_interval(np.array(statistics, float)) is None

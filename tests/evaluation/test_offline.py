@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -134,6 +135,56 @@ def test_the_command_with_the_same_flags_says_what_the_run_did(folder, run):
     result = commands.run("evaluate", f"--model={run / 'checkpoints' / '2'}", *recipe, *same, "--json", env=environment(8, folder / "xdg"))
     assert result.returncode == 0, result.stderr
     assert_said(recorded(run, 2), json.loads(result.stdout)["sets"]["held"])
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, run):
+    """The run as if it had been trained on a mesh of four devices."""
+    shutil.copytree(run, folder / "elsewhere")
+    path = folder / "elsewhere" / "config.json"
+    recorded = json.loads(path.read_text())
+    path.write_text(json.dumps({**recorded, "mesh": {**recorded["mesh"], "fsdp": 4}}))
+    return folder / "elsewhere"
+
+
+def on_one_device(folder, command, run, *arguments):
+    return commands.run(command, f"--model={run}", *arguments, env=environment(1, folder / "xdg"), cwd=folder)
+
+
+def test_keys_are_changed_over_the_configuration_of_a_run_whose_mesh_does_not_bind(folder, run, elsewhere):
+    (folder / "few.jsonl").write_text("".join((folder / "held_out.jsonl").read_text().splitlines(keepends=True)[:3]))
+    arguments = ["--config.data.eval=few.jsonl", "--config.data.supervise=all", "--generate=2", "--json"]
+    result = on_one_device(folder, "evaluate", elsewhere, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert [line.partition(" (")[0] for line in result.stderr.splitlines() if "mesh" in line] == ["The run's mesh is not for the devices here"]
+    found, few = json.loads(result.stdout)["sets"]["eval"], json.loads(on_one_device(folder, "evaluate", run, *arguments).stdout)["sets"]["eval"]
+    assert found == few and found["examples"] == 3 and found["scores"].keys() == set(SCORERS) and set(found["slices"]["source"]) == {"a", "b"}
+
+
+def test_what_a_set_of_a_run_has_inherited_is_changed_with_its_section(folder, run, whole):
+    result = on_one_device(folder, "evaluate", run, "--config.data.supervise=all", "--generate=2", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["sets"]["held"]["tokens"] > whole.to_dict()["sets"]["held"]["tokens"]
+
+
+def test_compare_takes_keys_over_the_configuration_of_a_run_too(folder, elsewhere):
+    arguments = [f"--model={elsewhere / 'checkpoints/2'}", "--config.eval.max_new_tokens=3", "--generate=4", "--scorer=contains", "--latency=0", "--json"]
+    result = on_one_device(folder, "compare", elsewhere, *arguments)
+    assert result.returncode == 0 and "The run's mesh is not for the devices here" in result.stderr, result.stderr
+    assert max(each["answer_tokens"] for each in json.loads(result.stdout)["contenders"]) <= 4
+
+
+@pytest.mark.parametrize("command", ["evaluate", *slow("compare")])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("optim.learnig_rate=1", "Unknown key 'optim.learnig_rate'; did you mean 'optim.learning_rate'?"),
+     ("train.batch_size=many", "--config.train.batch_size=many"), ("model.dtype=fp32", "model.dtype: 'fp32' is not a choice"),
+     ("mesh.fsdp=4", "mesh.fsdp=4")],
+)  # fmt: skip
+def test_wrong_keys_over_the_configuration_of_a_run_are_one_message(folder, run, command, key, message):
+    """A mesh that is asked for is not replaced by another one."""
+    result = on_one_device(folder, command, run, f"--model={run / 'checkpoints/2'}", f"--config.{key}")
+    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
 
 
 def test_a_later_start_of_a_run_evaluates_where_a_chosen_step_was_left_out(folder, config, tmp_path):

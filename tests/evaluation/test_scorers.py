@@ -1,5 +1,7 @@
 import itertools
 import json
+import re
+import string
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +13,7 @@ from sft_jax.errors import UserError
 from sft_jax.evaluation.json_scores import leaves
 from sft_jax.evaluation.scorers import SCORERS, find_scorers
 from sft_jax.evaluation.scoring import Answer, Choice, score
-from sft_jax.evaluation.text_scores import last_number, longest_common_subsequence, rouge_l, token_f1
+from sft_jax.evaluation.text_scores import last_number, longest_common_subsequence, normalised, rouge_l, token_f1
 
 PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "json_schema": "jsonschema"}
 
@@ -47,7 +49,9 @@ CASES = [
     ("json_fields", '{"a": 1}', "no", None), ("json_fields", '{"a": true}', '{"a": 1}', 0), ("json_fields", "{}", "{}", 1),
     ("token_f1", "the cat sat", "a cat sat down", 0.8), ("token_f1", "", "The", 1), ("token_f1", "x", "", 0),
     ("rouge_l", "the cat is on the mat", "the cat sat on a mat", 2 / 3), ("rouge_l", "b a", "a b", 1 / 2),
-    ("bleu", "the cat sat on the mat", "the cat sat on the mat", 100), ("bleu", "", "the cat", 0),
+    ("bleu", "the cat sat on the mat", "the cat sat on the mat", 100), ("bleu", "", "the cat", 0), ("bleu", "Paris", "Paris", 100),
+    ("bleu", "the cat", "the cat", 100), ("bleu", "Oslo", "Paris", 0),
+    (r"regex:\w+\.py:\d+", "in a.py:12", "at a.py:12", 1), (r"regex:\w+\.py:\d+", "in a.py:13", "at a.py:12", 0),
     ("chrf", "the cat", "the cat", 100), ("chrf:2", "the cat", "the cat", 100),
 ]  # fmt: skip
 
@@ -91,6 +95,9 @@ def test_bleu_and_chrf_are_those_of_the_corpus_by_sacrebleu(spec, settings):
     scored = score(scorer(spec), [Answer(*pair) for pair in LONG])
     expected = metric.corpus_score([pair[0] for pair in LONG], [[pair[1] for pair in LONG]]).score
     assert scored.value == pytest.approx(expected) and 0 < expected < 100
+    by_itself = type(metric)(**settings, **({"effective_order": True} if spec.startswith("bleu") else {}))
+    each = [by_itself.sentence_score(generation, [reference]).score for generation, reference in [*LONG, ("Paris", "Paris")]]
+    assert score(scorer(spec), [Answer(*pair) for pair in [*LONG, ("Paris", "Paris")]]).of_each() == pytest.approx(each)
     few = metric.corpus_score([pair[0] for pair in LONG[:2]], [[pair[1] for pair in LONG[:2]]]).score
     assert scored.select(np.arange(2)).value == pytest.approx(few)
 
@@ -100,6 +107,19 @@ def test_rouge_is_that_of_rouge_score(pair):
     rouge = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
     if pair[0]:
         assert rouge_l(*pair) == pytest.approx(rouge.score(pair[1], pair[0])["rougeL"].fmeasure)
+
+
+def squad_normalised(text):
+    """The normalisation of SQuAD's evaluate-v1.1.py."""
+    text = "".join(char for char in text.lower() if char not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from(string.printable), max_size=40))
+def test_normalised_texts_are_those_of_squad(text):
+    for text in (text, f"The {text} an", f"a {text} the", string.punctuation.join(text)):
+        assert normalised(text) == squad_normalised(text)
 
 
 words = st.lists(st.sampled_from("abc"), max_size=7)

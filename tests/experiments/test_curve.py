@@ -121,3 +121,13 @@ def test_limits_are_those_of_the_metric():
     assert limit_of("loss", True, [1.0]) == (True, 0.0) and limit_of("perplexity", True, [2.0]) == (True, 1.0)
     assert limit_of("exact_match", False, [0.5]) == (False, 1.0) and limit_of("bleu:char", False, [40.0]) == (False, 100.0)
     assert limit_of("mine.py:points", False, [17.0]) == (False, None) and limit_of("mine.py:errors", True, [0.5]) == (False, None)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "exact_match", "bleu", "loss", "perplexity"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.7, 2.718])
+def test_runs_of_one_value_are_flat(metric, value):
+    lower, values = metric in ("loss", "perplexity"), np.full(len(SIZES), value)
+    relative, limit = limit_of(metric, lower, values)
+    found = curve_of(values, lower, relative, limit)
+    assert found.verdict == "flat" and found.noise == 0 and {gain[1:] for gain in found.gains} == {(0.0, 0.0, 0.0)}
+    assert np.array_equal(found.at(np.array([100, ROWS])), [value, value]) and np.array_equal(found.band(np.array([100, ROWS])), np.full((2, 2), value))

@@ -4,9 +4,11 @@ import contextlib
 import csv
 import doctest
 import json
+import math
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import numpy as np
@@ -17,9 +19,11 @@ from tiny_sweeps import tiny_changes, tiny_recipe
 from sft_jax.data.prepare import prepare
 from sft_jax.errors import UserError
 from sft_jax.experiments import engine, fractions
+from sft_jax.experiments.engine import Result
 from sft_jax.experiments.fractions import plan_curve, read_fractions, seed_counts
-from sft_jax.experiments.learning import run_curve
+from sft_jax.experiments.learning import run_curve, summarise
 from sft_jax.experiments.learning_report import conclusions, plan_to_dict, run_lines, to_dict, write_results
+from sft_jax.experiments.metric import Metric
 
 SIZES = ["1/4", "1/2", "1"]
 
@@ -207,3 +211,17 @@ def test_bad_input_of_the_command_is_one_message(folder, arguments, message):
     done = commands.run("learning_curve", "--config=configs/quickstart.py", *arguments, env=environment(1, folder / "xdg"), cwd=ROOT)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert message in done.stderr
+
+
+def test_runs_that_finish_without_a_finite_value_are_named():
+    metric = Metric("held", "loss", True)
+    losses = [0.5, 0.52, math.nan, 0.4, 0.3, None]
+    results = [
+        Result(SimpleNamespace(name=f"run {place}"), Path("run"), {"eval_last": {"held": {"loss": loss}}}, None, None) for place, loss in enumerate(losses)
+    ]  # fmt: skip
+    fractions = [Fraction(1, 4)] * 3 + [Fraction(1, 2), Fraction(1), Fraction(1)]
+    rows = [25, 25, 25, 50, 100, 100]
+    plan = SimpleNamespace(metric=metric, fractions=fractions, rows=rows, costs=[SimpleNamespace(steps=1, tokens=1)] * 6, whole=100)
+    found = summarise(plan, results, [])
+    assert found.curve is not None and len(found.levels[0].values) == 2
+    assert found.notes == ["2 of 6 runs have finished with a held/loss that is no finite number, and do not count: run 2, run 5."]

@@ -5,11 +5,14 @@ import csv
 import dataclasses
 import gc
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import jax
@@ -20,8 +23,11 @@ from tiny_sweeps import STEPS, killed_on, tiny_changes, tiny_recipe
 from sft_jax.config_parsing import parse_config
 from sft_jax.errors import StoppedBySignal, UserError
 from sft_jax.experiments import engine
+from sft_jax.experiments.engine import Result
+from sft_jax.experiments.metric import Metric
 from sft_jax.experiments.overrides import read_grid
-from sft_jax.experiments.sweep import plan_sweep, run_sweep
+from sft_jax.experiments.runs import Run
+from sft_jax.experiments.sweep import plan_sweep, run_sweep, summarise
 from sft_jax.experiments.sweep_report import conclusions, plan_to_dict, to_dict, write_results
 from sft_jax.training.run import fit
 from sft_jax.training.signals import StopSignal
@@ -157,6 +163,42 @@ def test_a_signal_between_runs_and_one_too_late_for_a_run_end_the_sweep(folder, 
     monkeypatch.setattr(engine, "fit", late)
     with pytest.raises(StoppedBySignal, match="Stopped by SIGTERM after 0 of 2 runs"):
         run(plan, tmp_path / "late")
+
+
+@pytest.mark.parametrize("text", [None, '{"fingerprints": {"tok', "[]", "{}", '{"fingerprints": {"tokens": "t"}}'])
+def test_a_finished_run_whose_manifest_is_damaged_is_named_with_the_remedy(swept, folder, tmp_path, monkeypatch, text):
+    sweep, out, _ = swept
+    monkeypatch.setattr(engine, "fit", never)
+    shutil.copytree(out, tmp_path / "copied")
+    path = tmp_path / "copied/runs" / next(result.run.name for result in sweep.results if result.summary) / "manifest.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match="manifest.json: .* Restore it, or remove the folder of the run."):
+        run(planned(folder), tmp_path / "copied")
+
+
+def made(name, *losses):
+    """The runs of a setting: a loss each, NaN or null where it was none, "failed" where there is no end."""
+    run = Run(name, name, SimpleNamespace(seed=0), {"optim.learning_rate": name})
+    summaries = [None if loss == "failed" else {"eval_last": {"held": {"loss": loss}}, "seconds": {}, "steps": 3} for loss in losses]
+    return [Result(run, Path(name), summary, None if summary else "the loss is not finite", None) for summary in summaries]
+
+
+def test_a_setting_of_which_seeds_miss_is_not_the_best(tmp_path):
+    metric = Metric("held", "loss", True)
+    lucky, sound, worse = made("lucky", 0.1, "failed", math.nan), made("sound", 0.2, 0.22, 0.21), made("worse", 0.5, 0.52, 0.51)
+    sweep = summarise(metric, [*lucky, *worse, *sound])
+    assert [(point.name, point.missing, point.tied) for point in sweep.points] == [("sound", 0, None), ("worse", 0, False), ("lucky", 2, None)]
+    assert conclusions(sweep)[0].startswith("lowest held/loss: sound")
+    (note,) = sweep.notes
+    assert "lucky: 2 of 3 runs have no value, since 1 failed and 1 finished with a held/loss that is no finite number" in note
+    assert [point["missing"] for point in to_dict(sweep, [])["points"]] == [0, 0, 2]
+
+
+def test_where_seeds_miss_of_every_setting_the_best_of_these_is_told_with_it():
+    sweep = summarise(Metric("held", "loss", True), [*made("a", 0.3, "failed"), *made("b", 0.2, None), *made("c", None, None), *made("d", "failed")])
+    assert [point.name for point in sweep.points[:2]] == ["b", "a"] and sweep.points[0].estimate.mean == 0.2
+    told = " ".join(sweep.notes)
+    assert "a: 1 of 2 runs" in told and "b: 1 of 2 runs" in told and "c: 2 of 2 runs have no value, since 2 finished" in told and "d: " not in told
 
 
 def test_results_are_a_line_a_run_a_line_a_setting_and_a_page(swept):

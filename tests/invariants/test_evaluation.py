@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 from evaluation_sets import PROMPTS, decoder_on, evaluate_on, everything_on, held_out, held_out_stream
+from several_processes import finish, start_commands
 from slow_values import slow
+from tiny_run import ROOT, environment, make_base, tiny_config
 from xla_flags import xla_flags
 
 from sft_jax.evaluation.generate import generate_ids
@@ -108,3 +110,46 @@ def test_two_processes_say_what_one_says():
         result = json.loads(out.splitlines()[-1])  # gloo prints before it
         assert result["ids"] == alone["ids"]
         assert result["values"] == pytest.approx(alone["values"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    tiny_config(folder)
+    make_base(folder)
+    return folder
+
+
+def in_one_and_in_two_processes(folder, name, *arguments):
+    """Runs a command in one process and in two, whose files go to folders of their own; returns the one, and both of the two."""
+    common = [
+        sys.executable, "-m", f"sft_jax.{name}", f"--config={ROOT / 'configs/sft.py'}", f"--config.data.train={folder / 'train.jsonl'}",
+        f"--config.data.eval={folder / 'held_out.jsonl'}", "--config.data.max_length=96", "--config.model.compute_dtype=float32",
+        f"--config.data.cache_dir={folder / 'cache'}", "--config.data.workers=1", "--batch_size=8", "--max_new_tokens=12", "--json", *arguments,
+    ]  # fmt: skip
+    files = {"evaluate": lambda place: f"--samples={folder}/{place}.jsonl", "compare": lambda place: f"--out={folder}/{place}"}[name]
+    alone = subprocess.run([*common, files("alone")], env=environment(8, folder / "xdg"), capture_output=True, text=True, timeout=300)
+    both = finish(start_commands([[*common, files(place)] for place in ("first", "second")], folder / "xdg"))
+    for result in (alone, *both):
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert both[1].stdout == ""  # the answer is the first one's
+    return json.loads(alone.stdout), json.loads(both[0].stdout)
+
+
+@pytest.mark.slow
+def test_evaluate_in_two_processes_says_what_one_says(folder):
+    alone, both = in_one_and_in_two_processes(folder, "evaluate", f"--model={folder / 'base'}", "--generate=10", "--scorer=token_f1")
+    for name, value in alone["sets"]["eval"].items():
+        assert both["sets"]["eval"][name] == (value if name == "scores" else pytest.approx(value, rel=1e-6)), name
+    assert (folder / "first.jsonl").read_text() == (folder / "alone.jsonl").read_text() and not (folder / "second.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_compare_in_two_processes_says_what_one_says(folder):
+    alone, both = in_one_and_in_two_processes(
+        folder, "compare", f"--model={folder / 'base'}", "--shots=1", "--generate=4", "--scorer=token_f1", "--latency=0",
+    )  # fmt: skip
+    assert both == alone and len(alone["contenders"]) >= 2
+    for name in ("samples.jsonl", "results.json", "samples.html"):
+        assert (folder / "first" / name).read_text() == (folder / "alone" / name).read_text()
+    assert [path.read_text() for path in (folder / "second").iterdir()] == [""]  # of samples.jsonl, to see at once that it can be written

@@ -50,7 +50,7 @@ def test_a_process_beside_srun_is_told_that_it_is_alone(joined, monkeypatch, cap
         if name != "SLURM_STEP_NODELIST":
             monkeypatch.setenv(name, value)
     platform.join_processes(100)
-    assert joined == [] and "is alone in a Slurm allocation of 2 tasks; start it with srun" in capsys.readouterr().out
+    assert joined == [] and "is alone in a Slurm allocation of 2 tasks; start it with srun" in capsys.readouterr().err
 
 
 def test_a_first_process_that_cannot_be_reached_is_one_message(joined, monkeypatch):

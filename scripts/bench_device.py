@@ -85,8 +85,8 @@ def measure(name: str, attention: str, model: Path, arguments, work: Path) -> fl
     print(json.dumps(result), flush=True)
 
     profiled = [*command, "--config.train.steps=6", "--config.train.profile=3", f"--workdir={workdir}_profiled"]
-    environment = {"XDG_CACHE_HOME": str(work / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "0", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}{gpu}".strip()}
-    run_process(f"{title}, profiled", profiled, environment)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}{gpu}".strip()
+    run_process(f"{title}, profiled", profiled, {**caches, "JAX_ENABLE_COMPILATION_CACHE": "0", "XLA_FLAGS": flags})
     print(json.dumps({"case": f"{title}, shares of a step", **step_shares(Path(f"{workdir}_profiled") / "profile", dump)}), flush=True)
     return summary["real_tokens_per_second"]
 

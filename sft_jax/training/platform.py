@@ -109,8 +109,8 @@ def _initialize(place: Place, heartbeat_seconds: float, seconds: float, **argume
 def set_up_platform(deterministic: bool) -> None:
     """Turns on the persistent compilation cache where it can be, and deterministic GPU kernels where asked; takes memory of GPUs.
 
-    Every command that runs a model calls it before JAX looks for devices. A cache folder that the user chose (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is. Several CPU devices of one
-    process have no cache, whoever chose it.
+    Every command that runs a model calls it before JAX looks for devices. A cache folder that the user chose
+    (JAX_COMPILATION_CACHE_DIR or jax.config) is left as it is. Several CPU devices of one process have no cache, whoever chose it.
     """
     if several_cpu_devices():
         # A program that was read from the cache can wait for ever, or abort, in its collectives (seen with jax 0.10.2).

@@ -259,10 +259,10 @@ TOKENS = np.random.default_rng(0).integers(0, 16, (1, 32))
 SEGMENTS = np.array([[1] * 4 + [2] * 10 + [3] * 18])  # around the original lengths of the scalings, 16 and 8
 
 
-def changes(node, path=()):
+def changes(node):
     """Every number, flag and choice below `node`: its owner and name, and a copy of `node` in which it alone is changed."""
     for field in dataclasses.fields(node):
-        value, here = getattr(node, field.name), (*path, field.name)
+        value = getattr(node, field.name)
         if field.name == "layers":
             for i, layer in enumerate(value):
                 for name, changed in changes(layer):

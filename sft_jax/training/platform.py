@@ -117,7 +117,8 @@ def set_up_platform(deterministic: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     elif jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        # Small programs too: a start makes thirty of them, which take seconds to compile and a megabyte to keep.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     _take_gpu_memory()
     if deterministic and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         if xla_bridge.backends_are_initialized() and jax.default_backend() == "gpu":

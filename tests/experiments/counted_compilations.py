@@ -21,7 +21,6 @@ def counted(recipe: dict, workdir: str) -> list[dict[str, int]]:
 
     def counting(config, folder):
         counts.append({"compiled": 0, "read": 0})
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # of so small a model every program counts
         return fit(config, folder)
 
     engine.fit = counting

@@ -15,6 +15,7 @@ from sft_jax.training.signals import StopSignal
 from sft_jax.training.votes import Votes
 from sft_jax.training.watchdog import Watchdog
 from sft_jax.training.window import NAMES, Window
+from sft_jax.training.workdir import Workdir
 
 STEPS = 9
 
@@ -44,7 +45,8 @@ def test_metrics_are_fetched_two_steps_late(tmp_path, monkeypatch):
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     outcome = loop.train(
         jnp.zeros(()), 0, 0, STEPS, batches, lambda batch: batch, train_step, parse_config(tiny_config(tmp_path, log__every=2, checkpoint__every=0)),
-        hooks, Window(), None, Progress(STEPS, 0, shown=False), Profiler(None, 0, STEPS), Votes(StopSignal(), mesh), Watchdog(tmp_path / "stacks", 0),
+        hooks, Window(), None, Progress(STEPS, 0, shown=False), Profiler(None, 0, STEPS), Votes(StopSignal(), mesh),
+            Watchdog(Workdir(tmp_path, lock=False), "stacks", 0),
     )  # fmt: skip
     assert outcome.step == STEPS and [number for number, _ in fetched] == list(range(1, STEPS + 1))
     ahead = [count - number for number, count in fetched]

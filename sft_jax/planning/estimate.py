@@ -9,9 +9,10 @@ layer on one device once they are gathered.
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from sft_jax.model.sharding import LAYOUT, named_leaves, pieces_along
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec, LayerSpec
 from sft_jax.planning.collectives import Collective
 from sft_jax.planning.compiled import Compiled
+from sft_jax.planning.launcher import flags_beside
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
@@ -38,6 +40,10 @@ _WHOLE_GRADIENTS = 3
 _SCATTERED = 8
 # Newton-Schulz steps of Muon, each of which gathers the matrix once, in 16 bits where products are of these (libtpu 0.0.42).
 _ITERATIONS = 5
+# The flag with which libtpu gathers a layer ahead, and how many times what is gathered of a layer that takes: of its kernels, of those
+# of its experts, and of keys and values of whole rows. Fitted to the seven programs of ARCHITECTURE.md (libtpu 0.0.42).
+_GATHER_AHEAD = "xla_tpu_enable_ici_ag_pipelining"
+_KERNELS_AHEAD, _EXPERTS_AHEAD, _KEYS_AHEAD = 7.5, 3.5, 10
 # Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
 _WHOLE_ROWS = 4
 
@@ -144,24 +150,57 @@ def kernel_bytes(programs: Programs, item: int, gradients: bool) -> float:
 
     Experts are gathered over all axes but their own. Kernels stored in blocks are made one at a time.
     """
-    tensor, expert = programs.mesh.shape["tensor"], programs.mesh.shape["expert"]
     trained = {choice.path for choice in programs.optimizer.choices if not choice.frozen}
+    quantised = any(kernel.path.endswith(".codes") for kernel in _kernels(programs))
     layers: dict[str, list[float]] = {}
-    quantised = False
-    for path, leaf in named_leaves(programs.composed.abstract):
-        if not path.startswith("runs."):
-            continue
-        value, numbers = leaf.get_value(), leaf.get_metadata().get("numbers", 1)
-        quantised = quantised or path.endswith(".codes")
-        count = math.prod(value.shape[1:]) * numbers / (expert if value.ndim == 4 else 1) / tensor
-        layers.setdefault(".".join(path.split(".")[:3]), []).append(count * item * (2 if gradients and path in trained else 1))
+    for kernel in _kernels(programs):
+        size = kernel.gathered * item * (2 if gradients and kernel.path in trained else 1)
+        layers.setdefault(kernel.layer, []).append(size)
     return max(2 * max(kernels) if quantised else sum(kernels) for kernels in layers.values())
 
 
-def estimate(programs: Programs, size: Held, machine: Machine) -> Compiled:
-    """Returns what a compiler would say of the train step on `machine`, as far as it can be said without one."""
+class _Kernel(NamedTuple):
+    path: str
+    layer: str  # of which there may be many, all alike
+    gathered: float  # numbers of one layer's on one device
+    of_experts: bool
+
+
+def _kernels(programs: Programs) -> Iterator[_Kernel]:
+    """Yields the parameters of layers."""
+    tensor, expert = programs.mesh.shape["tensor"], programs.mesh.shape["expert"]
+    for path, leaf in named_leaves(programs.composed.abstract):
+        if path.startswith("runs."):
+            value, numbers = leaf.get_value(), leaf.get_metadata().get("numbers", 1)
+            count = math.prod(value.shape[1:]) * numbers / (expert if value.ndim == 4 else 1) / tensor
+            yield _Kernel(path, ".".join(path.split(".")[:3]), count, value.ndim == 4)
+
+
+def ahead_bytes(programs: Programs) -> int:
+    """Returns the bytes that a TPU takes for what it gathers before a layer needs it, with the launchers' flags.
+
+    Keys and values of rows over `context`, kernels over the axes of parameters.
+    """
+    spec, mesh = programs.composed.abstract.spec, programs.mesh
+    item = np.dtype(programs.composed.options.compute_dtype).itemsize
+    layers: dict[str, float] = {}
+    for kernel in _kernels(programs) if pieces_along(mesh, "embed") > 1 else ():
+        times = _EXPERTS_AHEAD if kernel.of_experts else _KERNELS_AHEAD
+        layers[kernel.layer] = layers.get(kernel.layer, 0) + times * kernel.gathered
+    positions, _ = loss_shape(programs, programs.batch)
+    rows = positions * mesh.shape["context"] * spec.kv_heads * (spec.head_size + spec.value_size) / mesh.shape["tensor"]
+    return int(item * (max(layers.values(), default=0) + (_KEYS_AHEAD * rows if mesh.shape["context"] > 1 else 0)))
+
+
+def estimate(programs: Programs, size: Held, machine: Machine, plain: bool = False) -> Compiled:
+    """Returns what a compiler would say of the train step on `machine`, as far as it can be said without one.
+
+    `plain`: Without the flags that the launchers set for TPUs.
+    """
     arguments = size.state + bytes_per_device(programs.batch)
-    needed = arguments + (working := temporaries(programs, size)) + int(machine.chip.process)
+    ahead = machine.chip.platform == "tpu" and not plain and _GATHER_AHEAD in flags_beside(os.environ)
+    working = temporaries(programs, size) + (ahead_bytes(programs) if ahead else 0)
+    needed = arguments + working + int(machine.chip.process)
     fits = needed <= machine.chip.memory
     return Compiled(
         fits, arguments, working, outputs=0, code=0, limit=None if fits else int(machine.chip.memory), largest=(),

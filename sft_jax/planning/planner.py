@@ -109,7 +109,7 @@ def make_plan(
         traced = programs.train_step.trace(programs.state, programs.batch)
         flops = count_flops(traced.jaxpr, loops_of(programs, work))
         if estimated:
-            return estimated_plan(programs, machine, work, flops)
+            return estimated_plan(programs, machine, work, flops, plain)
         flags = {} if plain else flags_beside(os.environ)
         train, evaluation = _compile(programs, traced, size, machine, flags)
     return Plan(
@@ -188,10 +188,10 @@ def model_flops(programs: Programs, work: Work) -> float:
     return training_flops(trained, frozen, width, rows * work.tokens, rows * work.pairs * len(spec.layers))
 
 
-def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: float) -> Plan:
-    """Returns the plan of `programs` by estimate, for `flops` a step; nothing is traced."""
+def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: float, plain: bool = False) -> Plan:
+    """Returns the plan of `programs` by estimate, for `flops` a step; nothing is traced. `plain` is as in `make_plan`."""
     size = held(programs)
-    train = estimate(programs, size, machine)
+    train = estimate(programs, size, machine, plain)
     config = programs.composed.config
     evaluation = estimate_evaluation(programs, size, machine) if config.data.eval else None
     return Plan(

@@ -45,7 +45,7 @@ def search(
     """
     estimated = estimated or machine.chip.platform != "tpu"
     with tracing_for(machine.chip.platform):
-        tried = _Search(config, machine, base, tokens, log)
+        tried = _Search(config, machine, base, tokens, log, plain)
         tried.plan(rows_and_heads(config, machine))
         tried.plan(mesh for best in tried.best() for mesh in over_experts(best, spec_of(base)))
         tried.plan(mesh for best in tried.best() for mesh in over_copies(best, machine.nodes))
@@ -88,8 +88,10 @@ def over_copies(mesh: Mesh, nodes: int) -> Iterator[Mesh]:
 class _Search:
     """The plans of layouts that were tried, by estimate, and why others were not."""
 
-    def __init__(self, config: Config, machine: Machine, base: Source, tokens: float | None, log: Callable[[str], None]):
-        self.config, self.machine, self.base, self.tokens, self.log = config, machine, base, tokens, log
+    def __init__(
+        self, config: Config, machine: Machine, base: Source, tokens: float | None, log: Callable[[str], None], plain: bool
+    ):  # fmt: skip
+        self.config, self.machine, self.base, self.tokens, self.log, self.plain = config, machine, base, tokens, log, plain
         self.plans: list[Plan] = []
         self.refused: list[str] = []  # for which reasons
         self.uneven: list[Mesh] = []  # over which the rows of a batch do not divide
@@ -113,7 +115,7 @@ class _Search:
                 self._work = work_of(self.config, spec.layers, spec.vocab_size, self.tokens, self.log)
             for remat in REMAT_POLICIES:
                 if remat != "offload" or self.machine.chip.platform != "cpu":  # where nothing would move
-                    self.plans.append(_largest(programs, self.machine, remat, self._work, self._flops_of(mesh, remat)))
+                    self.plans.append(_largest(programs, self.machine, remat, self._work, self._flops_of(mesh, remat), self.plain))
 
     def best(self) -> list[Mesh]:
         """Returns the layouts of the best plans so far: those that fit by seconds, then by what they need."""
@@ -193,15 +195,15 @@ def _nearest(rows: int, groups: int) -> int:
     return max(round(rows / groups), 1) * groups
 
 
-def _largest(programs: Programs, machine: Machine, remat: str, work: Work, flops: float) -> Plan:
+def _largest(programs: Programs, machine: Machine, remat: str, work: Work, flops: float, plain: bool) -> Plan:
     """Returns the plan with the largest micro-batch that fits by estimate; with the smallest, where none does."""
     groups, rows = _groups(dict(programs.mesh.shape)), programs.composed.config.train.batch_size
     sizes = [size for size in range(groups, rows + 1, groups) if rows % size == 0]
     low, high = 0, len(sizes) - 1
-    best = estimated_plan(_resized(programs, sizes[0], remat), machine, work, flops)
+    best = estimated_plan(_resized(programs, sizes[0], remat), machine, work, flops, plain)
     while best.fits and low < high:
         middle = (low + high + 1) // 2
-        plan = estimated_plan(_resized(programs, sizes[middle], remat), machine, work, flops)
+        plan = estimated_plan(_resized(programs, sizes[middle], remat), machine, work, flops, plain)
         if plan.fits:
             low, best = middle, plan
         else:

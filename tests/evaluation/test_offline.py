@@ -183,7 +183,7 @@ def test_compare_takes_keys_over_the_configuration_of_a_run_too(folder, elsewher
 )  # fmt: skip
 def test_wrong_keys_over_the_configuration_of_a_run_are_one_message(folder, run, command, key, message):
     """A mesh that is asked for is not replaced by another one."""
-    result = on_one_device(folder, command, run, f"--model={run / 'checkpoints/2'}", f"--config.{key}")
+    result = on_one_device(folder, command, run, f"--model={run / 'checkpoints/2'}", "--scorer=exact_match", f"--config.{key}")
     assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
 
 

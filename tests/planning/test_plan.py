@@ -103,7 +103,7 @@ def test_a_tpu_plan(model):
 
 @needs_libtpu
 def test_a_plan_that_does_not_fit(model, tmp_path):
-    wide = write_model(tmp_path / "wide", hidden_size=8192, intermediate_size=65536, num_hidden_layers=8)
+    wide = write_model(tmp_path / "wide", hidden_size=4096, intermediate_size=32768, num_hidden_layers=8)
     found = plan(wide, name="v5e-1", train__batch_size=64, train__micro_batch_size=1)
     assert not found.fits and found.room < 0 and found.needed > found.train.limit > 15e9
     told = "\n".join(report.lines(found, 0.5, None, remedies(found, planner.base_of(found.config))))

@@ -85,8 +85,11 @@ def layer_widths(spec: DecoderSpec, layer: LayerSpec, tensor: int, context: int 
     return Widths(kept, products, max(inner + size + rows, 2 * (queries + read + 2 * keys)) + hidden + whole)
 
 
-def temporaries(programs: Programs, size: Held) -> int:
-    """Returns an estimate of the bytes that a device needs for a step beside the state and the batch."""
+def temporaries(programs: Programs, size: Held, ahead: int = 0) -> int:
+    """Returns an estimate of the bytes that a device needs for a step beside the state and the batch.
+
+    `ahead`: what it takes in the loop over layers to gather them before they are needed.
+    """
     composed, mesh = programs.composed, programs.mesh
     spec, options = composed.abstract.spec, composed.options
     item = np.dtype(options.compute_dtype).itemsize
@@ -101,7 +104,7 @@ def temporaries(programs: Programs, size: Held) -> int:
         kept += run.repeats * positions * item * (read + inside)
         again = 0.0 if options.remat == "none" else period.kept - inside
         working = max(working, positions * item * (again + period.beside))
-    working += kernel_bytes(programs, item, gradients=True)
+    working += kernel_bytes(programs, item, gradients=True) + ahead
     head = spec.hidden_size * vocab
     micros = programs.batch.tokens.shape[0]
     across = 0.0  # what the loop over micro-batches keeps: sums of gradients, old and new, the head, kernels in compute dtype
@@ -199,7 +202,7 @@ def estimate(programs: Programs, size: Held, machine: Machine, plain: bool = Fal
     """
     arguments = size.state + bytes_per_device(programs.batch)
     ahead = machine.chip.platform == "tpu" and not plain and _GATHER_AHEAD in flags_beside(os.environ)
-    working = temporaries(programs, size) + (ahead_bytes(programs) if ahead else 0)
+    working = temporaries(programs, size, ahead_bytes(programs) if ahead else 0)
     needed = arguments + working + int(machine.chip.process)
     fits = needed <= machine.chip.memory
     return Compiled(

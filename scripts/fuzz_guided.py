@@ -1,6 +1,6 @@
 """Fuzzes readers, formats and templates in one process, led by the code that inputs reach (atheris, Python 3.11 to 3.13).
 
-    pip install atheris; python scripts/fuzz_guided.py --assets ../shared/assets --seconds 600
+    pip install -e '.[fuzz]'; python scripts/fuzz_guided.py --assets ../shared/assets --seconds 600
 
 An input is a file of some kind, a row, or a chat template; inputs begin as rows of all shapes in files of all kinds, and as
 the built-in templates. What may come out is what scripts/fuzz_data.py allows: examples, RowError, UserError. The same is
@@ -24,7 +24,7 @@ from pathlib import Path
 try:
     import atheris
 except ImportError:
-    sys.exit("scripts/fuzz_guided.py needs atheris, which is not installed: pip install atheris; scripts/fuzz_data.py needs nothing.")
+    sys.exit("scripts/fuzz_guided.py needs atheris, which is not installed: pip install -e '.[fuzz]'; scripts/fuzz_data.py needs nothing.")
 
 with atheris.instrument_imports(include=["sft_jax.data"]):
     from fuzz_files import FILES, break_bytes

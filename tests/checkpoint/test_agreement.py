@@ -27,7 +27,7 @@ def test_all_end_as_the_one_that_failed(monkeypatch, others, kind):
     assert states == [[0]]
 
 
-@pytest.mark.parametrize("state, failure", enumerate((ValueError("a fault"), UserError("wrong input"), Unreachable("no answer")), start=1))
+@pytest.mark.parametrize("state, failure", [(1, ValueError("a fault")), (2, UserError("wrong input")), (3, Unreachable("no answer"))])
 def test_the_one_that_failed_says_why_and_tells_the_others(monkeypatch, state, failure):
     told = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)

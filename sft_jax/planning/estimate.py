@@ -9,8 +9,7 @@ layer on one device once they are gathered.
 """
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from sft_jax.model.sharding import LAYOUT, named_leaves, pieces_along
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec, LayerSpec
 from sft_jax.planning.collectives import Collective
 from sft_jax.planning.compiled import Compiled
-from sft_jax.planning.launcher import flags_beside
+from sft_jax.planning.launcher import gathers_ahead
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
@@ -40,9 +39,7 @@ _WHOLE_GRADIENTS = 3
 _SCATTERED = 8
 # Newton-Schulz steps of Muon, each of which gathers the matrix once, in 16 bits where products are of these (libtpu 0.0.42).
 _ITERATIONS = 5
-# The flag with which libtpu gathers a layer ahead, and how many times what is gathered of a layer that takes: of its kernels, of those
-# of its experts, and of keys and values of whole rows. Fitted to the seven programs of ARCHITECTURE.md (libtpu 0.0.42).
-_GATHER_AHEAD = "xla_tpu_enable_ici_ag_pipelining"
+# How many times what is gathered of a layer the launchers' flags take to gather it ahead: of its kernels, of those of its experts, and of keys and values of whole rows. Fitted to the seven programs of ARCHITECTURE.md (libtpu 0.0.42).
 _KERNELS_AHEAD, _EXPERTS_AHEAD, _KEYS_AHEAD = 7.5, 3.5, 10
 # Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
 _WHOLE_ROWS = 4
@@ -195,14 +192,10 @@ def ahead_bytes(programs: Programs) -> int:
     return int(item * (max(layers.values(), default=0) + (_KEYS_AHEAD * rows if mesh.shape["context"] > 1 else 0)))
 
 
-def estimate(programs: Programs, size: Held, machine: Machine, plain: bool = False) -> Compiled:
-    """Returns what a compiler would say of the train step on `machine`, as far as it can be said without one.
-
-    `plain`: Without the flags that the launchers set for TPUs.
-    """
+def estimate(programs: Programs, size: Held, machine: Machine, flags: Mapping[str, str]) -> Compiled:
+    """Returns what a compiler would say of the train step on `machine`, given `flags`, as far as it can be said without one."""
     arguments = size.state + bytes_per_device(programs.batch)
-    ahead = machine.chip.platform == "tpu" and not plain and _GATHER_AHEAD in flags_beside(os.environ)
-    working = temporaries(programs, size, ahead_bytes(programs) if ahead else 0)
+    working = temporaries(programs, size, ahead_bytes(programs) if gathers_ahead(flags) else 0)
     needed = arguments + working + int(machine.chip.process)
     fits = needed <= machine.chip.memory
     return Compiled(

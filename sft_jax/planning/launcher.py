@@ -5,9 +5,12 @@ loaded it already (tests/planning/test_prefetch.py reads it from the schedule).
 """
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+# With which libtpu gathers the kernels of a layer while it computes the one before.
+_GATHER_AHEAD = "xla_tpu_enable_ici_ag_pipelining"
 _FILE = Path(__file__).with_name("tpu_flags.txt")  # scripts/launch/flags.sh reads it too
 
 
@@ -15,6 +18,16 @@ _FILE = Path(__file__).with_name("tpu_flags.txt")  # scripts/launch/flags.sh rea
 def tpu_flags() -> dict[str, str]:
     """Returns the flags by name."""
     return dict(line.removeprefix("--").split("=", 1) for line in _FILE.read_text().split())
+
+
+def compiler_flags(platform: str, plain: bool = False) -> dict[str, str]:
+    """Returns the options with which a program for `platform` is compiled as a launcher would have it; `plain`: without any."""
+    return {} if plain or platform != "tpu" else flags_beside(os.environ)
+
+
+def gathers_ahead(flags: Mapping[str, str]) -> bool:
+    """Returns whether layers are gathered before they are needed, which takes memory."""
+    return flags.get(_GATHER_AHEAD) == "true"
 
 
 def flags_beside(environment: Mapping[str, str]) -> dict[str, str]:

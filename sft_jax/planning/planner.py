@@ -1,7 +1,6 @@
 """A plan: what the run of a configuration would need of a machine, found without the machine."""
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from sft_jax.model.sharding import GATHERED, LAYOUT, named_leaves, pieces_along
 from sft_jax.planning.compiled import Compiled, compile_program
 from sft_jax.planning.estimate import estimate, estimate_evaluation
 from sft_jax.planning.flops import Loops, count_flops
-from sft_jax.planning.launcher import flags_beside
+from sft_jax.planning.launcher import compiler_flags
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.memory import Held, held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device, make_programs, mesh_of
@@ -51,7 +50,7 @@ class Plan:
     model_flops: float  # of a step, without what remat computes again
     roofline: Roofline
     work: Work
-    flags: tuple[str, ...] = ()  # options that the programs were compiled with: NAME=VALUE
+    flags: Mapping[str, str]  # options with which the programs are compiled
 
     @property
     def whole(self) -> tuple[str, ...]:
@@ -101,6 +100,7 @@ def make_plan(
     Raises UserError for whatever the run would refuse.
     """
     estimated = estimated or machine.chip.platform != "tpu"
+    flags = compiler_flags(machine.chip.platform, plain)
     with tracing_for(machine.chip.platform):
         programs = make_programs(config, base, mesh_of(config, machine, compiled=not estimated), log)
         spec = programs.composed.abstract.spec
@@ -109,13 +109,11 @@ def make_plan(
         traced = programs.train_step.trace(programs.state, programs.batch)
         flops = count_flops(traced.jaxpr, loops_of(programs, work))
         if estimated:
-            return estimated_plan(programs, machine, work, flops, plain)
-        flags = {} if plain else flags_beside(os.environ)
+            return estimated_plan(programs, machine, work, flops, flags)
         train, evaluation = _compile(programs, traced, size, machine, flags)
     return Plan(
         config, machine, False, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
-        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives, offloaded_bytes(programs)), work,
-        tuple(f"{name}={value}" for name, value in flags.items()),
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives, offloaded_bytes(programs)), work, flags,
     )  # fmt: skip
 
 
@@ -188,15 +186,15 @@ def model_flops(programs: Programs, work: Work) -> float:
     return training_flops(trained, frozen, width, rows * work.tokens, rows * work.pairs * len(spec.layers))
 
 
-def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: float, plain: bool = False) -> Plan:
-    """Returns the plan of `programs` by estimate, for `flops` a step; nothing is traced. `plain` is as in `make_plan`."""
+def estimated_plan(programs: Programs, machine: Machine, work: Work, flops: float, flags: Mapping[str, str]) -> Plan:
+    """Returns the plan of `programs` by estimate, for `flops` a step and options of the compiler; nothing is traced."""
     size = held(programs)
-    train = estimate(programs, size, machine, plain)
+    train = estimate(programs, size, machine, flags)
     config = programs.composed.config
     evaluation = estimate_evaluation(programs, size, machine) if config.data.eval else None
     return Plan(
         config, machine, True, dict(programs.mesh.shape), size, train, evaluation, flops, model_flops(programs, work),
-        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives, offloaded_bytes(programs)), work,
+        roofline(machine, config.model, flops, memory_traffic(programs, size), train.collectives, offloaded_bytes(programs)), work, flags,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ changes how the model is trained, on top of it; and the smallest machine of the 
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sft_jax.errors import UserError
 from sft_jax.hf.source import Source
 from sft_jax.model.platform import tracing_for
 from sft_jax.planning.estimate import estimate, estimate_evaluation
+from sft_jax.planning.launcher import gathers_ahead
 from sft_jax.planning.machines import GIB, Machine, larger, machine
 from sft_jax.planning.memory import held
 from sft_jax.planning.planner import Plan, as_overrides
@@ -44,16 +45,20 @@ class Remedy:
     machine: Machine
     needed: int  # bytes of each device, by estimate
     told: str
+    plain: bool = False  # without the launchers' flags for TPUs
 
     def flags(self, plan: Plan) -> str:
         """Returns what to put behind the command of the plan."""
         there = "" if self.machine.name == plan.machine.name else f"--topology {self.machine.name}"
         if self.machine.kind == "cpu" and self.machine.chip.memory != plan.machine.chip.memory:
             there = f"--memory-gib {self.machine.chip.memory / GIB:.0f}"
-        return " ".join(filter(None, (there, as_overrides(self.settings))))
+        return " ".join(filter(None, (there, as_overrides(self.settings), "--plain" if self.plain else "")))
 
     def to_dict(self, plan: Plan) -> dict[str, Any]:
-        return {"settings": self.settings, "machine": self.machine.name, "needed_bytes": self.needed, "flags": self.flags(plan), "told": self.told}
+        return {
+            "settings": self.settings, "environment": {"SFT_JAX_OVERLAP": "0"} if self.plain else {}, "machine": self.machine.name,
+            "needed_bytes": self.needed, "flags": self.flags(plan), "told": self.told,
+        }  # fmt: skip
 
 
 def remedies(plan: Plan, base: Source) -> list[Remedy]:
@@ -76,7 +81,7 @@ def with_settings(config: Config, settings: Settings) -> Config:
     return parse_config(raw, needs_data=False)
 
 
-def _needed(config: Config, settings: Settings, on: Machine, base: Source) -> int | None:
+def _needed(config: Config, settings: Settings, on: Machine, base: Source, flags: Mapping[str, str]) -> int | None:
     """Returns the bytes that a device needs with these settings, by estimate; None where the run would be refused."""
     try:
         config = with_settings(config, settings)
@@ -84,34 +89,37 @@ def _needed(config: Config, settings: Settings, on: Machine, base: Source) -> in
     except UserError:
         return None
     size = held(programs)
-    needed = estimate(programs, size, on).needed
+    needed = estimate(programs, size, on, flags).needed
     if config.data.eval:
         needed = max(needed, estimate_evaluation(programs, size, on).needed + size.optimizer + size.average)
     return needed + int(on.chip.process)
 
 
-def _try(plan: Plan, base: Source, settings: Settings, told: str, on: Machine | None = None) -> Remedy | None:
+def _try(plan: Plan, base: Source, settings: Settings, told: str, on: Machine | None = None, plain: bool = False) -> Remedy | None:
     """Returns the remedy, if it is one."""
     on = on or plan.machine
-    needed = _needed(plan.config, settings, on, base)
-    return Remedy(settings, on, needed, told) if needed is not None and needed <= _SPARE * on.chip.memory else None
+    needed = _needed(plan.config, settings, on, base, {} if plain else plan.flags)
+    return Remedy(settings, on, needed, told, plain) if needed is not None and needed <= _SPARE * on.chip.memory else None
 
 
 def _that_keep_the_result(plan: Plan, base: Source) -> list[Remedy]:
-    """Returns the remedies with the fewest changes of layout, remat and rows at a time."""
+    """Returns the remedies with the fewest changes: of layout, remat and rows at a time, or without layers gathered ahead."""
     told = "the result stays the same"
-    parts: list[Settings] = []
+    parts: list[Settings | str] = []
     if plan.mesh["data"] > 1:
         parts.append({"mesh.data": 1, "mesh.fsdp": -1})  # parameters are cut over devices, and not copied
     if plan.config.model.remat != "full":
         parts.append({"model.remat": "full"})
     sizes = [{"train.micro_batch_size": rows} for rows in _fewer_rows(plan)]
-    for count in range(len(parts) + 2):
+    parts += ["rows", "plain"] if gathers_ahead(plan.flags) else ["rows"]
+    for count in range(1, len(parts) + 1):
         found = []
-        for chosen in itertools.combinations([*parts, "rows"], count):
-            fixed = {key: value for part in chosen if part != "rows" for key, value in part.items()}
+        for chosen in itertools.combinations(parts, count):
+            plain = "plain" in chosen
+            how = f"{told}; nothing is gathered ahead: start it with SFT_JAX_OVERLAP=0" if plain else told
+            fixed = {key: value for part in chosen if not isinstance(part, str) for key, value in part.items()}
             for size in sizes if "rows" in chosen else [{}]:  # the most rows first
-                if count and (remedy := _try(plan, base, {**fixed, **size}, told)):
+                if remedy := _try(plan, base, {**fixed, **size}, how, plain=plain):
                     found.append(remedy)
                     break
         if found:

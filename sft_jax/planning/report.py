@@ -89,7 +89,7 @@ def to_dict(plan: Plan, efficiency: float, price: float | None, found: Sequence[
         "machine": plan.machine.name,
         "devices": plan.machine.devices,
         "mesh": plan.mesh,
-        "compiler_flags": list(plan.flags),
+        "compiler_flags": [f"{name}={value}" for name, value in plan.flags.items()],
         "needed_bytes": plan.needed,
         "usable_bytes": int(plan.machine.chip.memory),
         "room_bytes": plan.room,

@@ -7,7 +7,7 @@ where there is a compiler, until enough of them fit.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from sft_jax.config import Config
@@ -19,6 +19,7 @@ from sft_jax.model.platform import tracing_for
 from sft_jax.model.sharding import LAYOUT
 from sft_jax.model.spec import DecoderSpec, ExpertsSpec
 from sft_jax.planning.flops import count_flops
+from sft_jax.planning.launcher import compiler_flags
 from sft_jax.planning.machines import Machine
 from sft_jax.planning.planner import Plan, estimated_plan, loops_of, make_plan
 from sft_jax.planning.program import Programs, batch_shapes, make_programs, mesh_of
@@ -91,7 +92,8 @@ class _Search:
     def __init__(
         self, config: Config, machine: Machine, base: Source, tokens: float | None, log: Callable[[str], None], plain: bool
     ):  # fmt: skip
-        self.config, self.machine, self.base, self.tokens, self.log, self.plain = config, machine, base, tokens, log, plain
+        self.config, self.machine, self.base, self.tokens, self.log = config, machine, base, tokens, log
+        self.flags = compiler_flags(machine.chip.platform, plain)
         self.plans: list[Plan] = []
         self.refused: list[str] = []  # for which reasons
         self.uneven: list[Mesh] = []  # over which the rows of a batch do not divide
@@ -115,7 +117,7 @@ class _Search:
                 self._work = work_of(self.config, spec.layers, spec.vocab_size, self.tokens, self.log)
             for remat in REMAT_POLICIES:
                 if remat != "offload" or self.machine.chip.platform != "cpu":  # where nothing would move
-                    self.plans.append(_largest(programs, self.machine, remat, self._work, self._flops_of(mesh, remat), self.plain))
+                    self.plans.append(_largest(programs, self.machine, remat, self._work, self._flops_of(mesh, remat), self.flags))
 
     def best(self) -> list[Mesh]:
         """Returns the layouts of the best plans so far: those that fit by seconds, then by what they need."""
@@ -195,15 +197,15 @@ def _nearest(rows: int, groups: int) -> int:
     return max(round(rows / groups), 1) * groups
 
 
-def _largest(programs: Programs, machine: Machine, remat: str, work: Work, flops: float, plain: bool) -> Plan:
+def _largest(programs: Programs, machine: Machine, remat: str, work: Work, flops: float, flags: Mapping[str, str]) -> Plan:
     """Returns the plan with the largest micro-batch that fits by estimate; with the smallest, where none does."""
     groups, rows = _groups(dict(programs.mesh.shape)), programs.composed.config.train.batch_size
     sizes = [size for size in range(groups, rows + 1, groups) if rows % size == 0]
     low, high = 0, len(sizes) - 1
-    best = estimated_plan(_resized(programs, sizes[0], remat), machine, work, flops, plain)
+    best = estimated_plan(_resized(programs, sizes[0], remat), machine, work, flops, flags)
     while best.fits and low < high:
         middle = (low + high + 1) // 2
-        plan = estimated_plan(_resized(programs, sizes[middle], remat), machine, work, flops, plain)
+        plan = estimated_plan(_resized(programs, sizes[middle], remat), machine, work, flops, flags)
         if plan.fits:
             low, best = middle, plan
         else:

@@ -29,7 +29,7 @@ IMPOSSIBLE = {
 def followed(plan, base, remedy):
     """Returns the plan of the run once a remedy has been followed."""
     config = with_settings(plan.config, remedy.settings)
-    return planner.make_plan(config, remedy.machine, base, estimated=True, log=lambda text: None)
+    return planner.make_plan(config, remedy.machine, base, estimated=True, log=lambda text: None, plain=remedy.plain)
 
 
 @pytest.mark.parametrize("case", ["copies", "one GPU", *slow(*(name for name in IMPOSSIBLE if name not in ("copies", "one GPU")))])
@@ -64,6 +64,22 @@ def test_the_fewest_changes_are_told(tmp_path):
     more = with_settings(config, {"train.micro_batch_size": 2 * first.settings["train.micro_batch_size"]})
     needed = planner.make_plan(more, plan.machine, base, estimated=True, log=lambda text: None).needed
     assert needed > 0.9 * plan.machine.chip.memory
+
+
+def test_a_layer_gathered_ahead_is_what_does_not_fit(tmp_path, monkeypatch):
+    """Then the first thing told is to do without."""
+    config = configured(Case("", _8B, 32, "v5e-16", {**_LORA, "data.max_length": 4096, "train.batch_size": 16}), tmp_path)
+    base = planner.base_of(config)
+    with_flags, without = (
+        planner.make_plan(config, machine("v5e-16"), base, estimated=True, log=lambda text: None, plain=plain).needed for plain in (False, True)
+    )
+    monkeypatch.setitem(CHIPS, "v5e", dataclasses.replace(CHIPS["v5e"], memory=without / 0.89))
+    assert without / 0.89 < with_flags
+    plan = planner.make_plan(config, machine("v5e-16"), base, estimated=True, log=lambda text: None)
+    first = remedies(plan, base)[0]
+    assert (first.settings, first.plain, first.needed) == ({}, True, without) and followed(plan, base, first).fits
+    assert first.flags(plan) == "--plain" and "SFT_JAX_OVERLAP=0" in first.told
+    assert first.to_dict(plan)["environment"] == {"SFT_JAX_OVERLAP": "0"}
 
 
 def test_a_host_with_more_memory(tmp_path):

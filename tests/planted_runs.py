@@ -1,13 +1,16 @@
 """Runs of the model of the quickstart for tests of the report: sound ones that were trained, and copies with a fault planted."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from tiny_run import ROOT, run_command
 
 from sft_jax.config import default_config
+from sft_jax.diagnosis.terminal import report_text
 
 
 def rows_of(name: str, count: int) -> list[dict]:
@@ -71,3 +74,10 @@ def edit_lines(path: Path, change) -> None:
 def noise(step: int, size: float) -> float:
     """A deviation that depends on the step alone."""
     return size * float(np.random.default_rng(step).normal())
+
+
+def said(report) -> str:
+    """A report as it is written in a terminal."""
+    console = Console(width=1000, file=io.StringIO())
+    console.print(report_text(report))
+    return console.file.getvalue()

@@ -1,10 +1,9 @@
 """Every cause is named first where it was planted, and none in a sound run.
 
-Faults are written into copies of a run that was trained, in the form in which a run writes them; those that a training run
-makes by itself are trained in the slow tests.
+Faults are written into copies of a run that was trained, in the form in which a run writes them; test_trained_causes.py trains
+those that a run makes by itself.
 """
 
-import io
 import json
 import math
 import shutil
@@ -12,21 +11,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from planted_runs import ROOT, edit_json, edit_lines, noise, planted, rows_of, train, write_rows
-
-from rich.console import Console
+from planted_runs import edit_json, edit_lines, noise, planted, rows_of, said, write_rows
 
 from sft_jax.config_parsing import parse_config
 from sft_jax.data.tokenizers.tokens import load_tokenizer
 from sft_jax.diagnosis import needs, result_causes
 from sft_jax.diagnosis.causes import CAUSES
-from sft_jax.diagnosis.compare import compare, write_comparison
 from sft_jax.diagnosis.diagnose import examine
 from sft_jax.diagnosis.finding import Divergence, Evidence, Measured, TextLoss
 from sft_jax.diagnosis.page import causes_section, write_page
 from sft_jax.diagnosis.run_files import read_run
-from sft_jax.diagnosis.terminal import report_text
-from sft_jax.errors import UserError
 from sft_jax.training.export import _tokenizer
 
 
@@ -348,12 +342,6 @@ def test_what_was_not_looked_for_is_said_with_the_reason(healthy, tmp_path):
     assert "Also looked for: first_loss" in causes_section(report)
 
 
-def said(report) -> str:
-    console = Console(width=1000, file=io.StringIO())
-    console.print(report_text(report))
-    return console.file.getvalue()
-
-
 def without_training(run):
     edit_lines(run / "metrics.jsonl", lambda record: record.update(split="other") if record["split"] == "train" else None)
 
@@ -431,117 +419,3 @@ def test_what_is_forgotten_and_what_is_not(files, measured, named):
     assert ("too short" in needs.texts_of_the_base(Evidence(files, measured=measured))) == (measured.general is not None and measured.general.rise_interval is None)
     if found and measured.own_samples:
         assert found.evidence["tuned_loss"] == measured.own_samples.tuned and "--general" in found.remedy
-
-
-def test_what_is_missing_or_torn_is_said(healthy, tmp_path):
-    run = planted(healthy, tmp_path / "run")
-    for name in ("summary.json", "manifest.json", "samples.jsonl"):
-        (run / name).unlink()
-    (run / "data_report.json").write_text('{"train": ')
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "spl')
-    shutil.rmtree(run / "export")
-    report = examine(run, quick=True)
-    notes = "\n".join(report.notes)
-    for text in ("has not finished", "manifest.json is missing", "data_report.json cannot be read", "metrics.jsonl: 1 lines are torn"):
-        assert text in notes
-    assert not report.findings and report.run.steps > 0
-
-
-SHAPES = {
-    "summary.json": [[], 3, {"seconds": [1, 2]}, {"best": [4], "finished": True}, {"best": {"values": [4]}, "finished": True},
-                     {"best": {"values": {"x": 1}}, "finished": True}, {"seconds": {"train": "long", "data": 1.0}}, {"steps": "many"}, {"mfu": "no", "steps": None}],
-    "data_report.json": [[], {"train": []}, {"train": {"sets": []}}, {"train": {"sets": {"train": []}}, "eval": {"held_out": 3}}, {"eval": []},
-                         {"train": {"sets": {"train": {"documents": "many", "over_length": [], "rows_left_out": 3, "tokens": None}}}}],
-    "manifest.json": [[], {"fingerprints": []}, {"fingerprints": {"eval": ["x"]}}],
-    "metrics.jsonl": [{"split": ["train"], "loss": 1.0}, {"split": "train", "loss": "low", "update_ratio": [1], "epoch": {}, "nonfinite_steps": "2", "learning_rate": True},
-                      {"split": "held_out", "loss": "low", "exact_match": "yes", "slices": []}, {"split": "held_out"}, {}],
-    "samples.jsonl": [{"generation": "x"}, {"set": ["a"], "generation": "x"}, {"set": "held_out", "example": {"line": 1}, "prompt": "p", "reference": "r", "generation": "x"},
-                      {"set": "held_out", "example": [1, 2, 3], "prompt": "p", "reference": "r", "generation": "x"},
-                      {"set": "held_out", "example": {"file": "f", "line": 1, "turn": -1}, "prompt": 3, "reference": "r", "generation": "x"},
-                      {"set": "held_out", "example": {"turn": -1, "line": 1, "file": "f", "more": 1}, "prompt": "p", "reference": "r", "generation": "x", "bleu": "high"}],
-}  # fmt: skip
-SILENT = {"summary.json": [{"mfu": "no", "steps": None}, {"best": {"values": {"x": 1}}, "finished": True}],
-          "metrics.jsonl": [{"split": ["train"], "loss": 1.0}, {"split": "held_out"}, {}]}  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value"), [pytest.param(name, value, id=f"{name}-{number}") for name, values in SHAPES.items() for number, value in enumerate(values)])
-def test_json_of_another_shape_stops_nothing(healthy, tmp_path, name, value):
-    run = planted(healthy, tmp_path / "run")
-    if name.endswith(".json"):
-        (run / name).write_text(json.dumps(value))
-    else:
-        with (run / name).open("a") as file:
-            file.write(json.dumps({"step": 144, **value}) + "\n")
-    report = examine(run, quick=True)
-    said(report)
-    write_page(tmp_path / "page.html", report)
-    json.dumps(report.to_json(), allow_nan=False)
-    comparison = compare(report, examine(healthy, quick=True))
-    write_comparison(tmp_path / "both.html", comparison)
-    silent = value in SILENT.get(name, ()) or name == "samples.jsonl" and "more" in value.get("example", ())
-    assert any(name in note and "left out" in note for note in report.notes) != silent
-    if name == "metrics.jsonl":
-        assert len(report.run.curve("loss").steps) == len(read_run(healthy).curve("loss").steps)
-
-
-def test_rows_that_have_gone_are_a_note(healthy, tmp_path):
-    run = planted(healthy, tmp_path / "run")
-    edit_json(run / "config.json", lambda config: config["data"]["train"][0].update(path=[str(tmp_path / "gone.jsonl")]))
-    report = examine(run)
-    assert not report.findings
-    assert any("The data were not looked at" in note and "gone.jsonl" in note for note in report.notes)
-
-
-@pytest.mark.parametrize("make", ["nothing", "empty", "model"])
-def test_a_folder_that_is_no_run_is_one_message(tmp_path, make):
-    folder = tmp_path / "folder"
-    if make == "empty":
-        folder.mkdir()
-    elif make == "model":
-        shutil.copytree(ROOT / "models/nano", folder)
-    with pytest.raises(UserError, match="there is no such folder" if make == "nothing" else "is no run"):
-        examine(folder)
-
-
-# ---- trained with the fault
-
-TRAINED = {
-    "over_fitting": {"data__cap": 100, "train__epochs": 16.0, "eval__every": 30, "optim__schedule": "constant", "optim__learning_rate": 3e-3},
-    "under_training": {"train__epochs": 0.6, "optim__schedule": "constant", "optim__learning_rate": 4e-5, "log__every": 1},
-    "first_loss": {"model__init": "random", "train__epochs": 0.3},
-    "mask_share": {"data__supervise": "all", "train__epochs": 0.3},
-    "few_tokens": {"data__cap": 40, "train__epochs": 1.0},
-    "learning_rate_too_high": {"optim__learning_rate": 0.5, "optim__clip_norm": 0.0, "log__every": 1, "train__epochs": 1.0, "train__nonfinite": "skip"},
-    "learning_rate_too_low": {"optim__learning_rate": 1e-8, "log__every": 1, "train__epochs": 0.5},
-    "truncated_answers": {"data__max_length": 56, "data__overlength": "truncate_right"},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cause", TRAINED)
-def test_a_cause_that_was_trained_is_named_first(tmp_path, cause):
-    changes = {"eval__generate": 8, **TRAINED[cause]}
-    if cap := changes.pop("data__cap", 0):
-        write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", cap))
-        changes["data__train"] = str(tmp_path / "few.jsonl")
-    found = causes(train(tmp_path, "run", **changes), quick=True)
-    assert found[0] == cause, found
-
-
-@pytest.mark.slow
-def test_an_over_fitted_run_that_exports_its_best_state_is_not_told_to(tmp_path):
-    changes = {name: value for name, value in TRAINED["over_fitting"].items() if name != "data__cap"}
-    path = write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", 100))
-    report = examine(train(tmp_path, "run", data__train=path, checkpoint__best="loss", **changes), quick=True)
-    assert 0 < report.run.result_step < report.run.steps
-    assert "over_fitting" not in report.findings and "export_differs" not in report.findings
-    assert report.evidence.health["held_out"].step == report.run.result_step
-
-
-@pytest.mark.slow
-def test_rows_that_were_learnt_by_heart_are_named_without_evaluations_on_the_way(tmp_path):
-    changes = {name: value for name, value in TRAINED["over_fitting"].items() if name not in ("data__cap", "eval__every")}
-    path = write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", 100))
-    report = examine(train(tmp_path, "run", data__train=path, **changes), quick=True)
-    assert next(iter(report.findings)) == "over_fitting" and len(report.run.eval_curve("held_out").steps) == 2

@@ -13,6 +13,7 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr
 
 SCOPES = ("attention", "cross_entropy")  # loops whose trip count is known on the device only, by the name of their scope
+ACCUMULATION = "accumulation"  # the scope of the loop over micro-batches, whose trip count is hidden from the compiler
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,14 @@ class Loops:
 
     attention: float  # key blocks that a block of queries looks at
     cross_entropy: float  # chunks of supervised positions
+    micro_batches: float = 1.0
 
     def of(self, scope: str) -> float:
         """Returns the trips of the loop inside a scope, such as "jit(train_step)/attention/while"; 1 of others."""
         for name in SCOPES:
             if name in scope:
                 return getattr(self, name)
-        return 1.0
+        return self.micro_batches if scope.removesuffix("/while").endswith(ACCUMULATION) else 1.0
 
 
 def count_flops(closed: ClosedJaxpr, loops: Loops) -> float:

@@ -143,7 +143,8 @@ def loops_of(programs: Programs, work: Work | None) -> Loops:
     pairs = length * (length + 1) / 2 if work is None else work.pairs
     supervised = 1.0 if work is None else work.supervised / length
     # A block of queries looks at half a block more than its pairs fill: the one on the diagonal is computed whole.
-    return Loops(pairs / length / block + 0.5, max(np.ceil(positions * supervised / chunk), 1.0))
+    chunks = max(np.ceil(positions * supervised / chunk), 1.0)
+    return Loops(pairs / length / block + 0.5, chunks, programs.batch.tokens.shape[0])
 
 
 def limits_of(programs: Programs, batch: Batch) -> Limits:

@@ -110,9 +110,10 @@ def _accumulate(
     grad_fn, state: TrainState, batch: Batch, key: jax.Array, mesh: AnyMesh | None
 ) -> tuple[nnx.State, LossSum]:
     """Returns the fp32 sum of the gradients of all micro-batches and their losses, stacked [A, ...]."""
+    count = batch.tokens.shape[0]
 
-    def micro_step(total, numbered: tuple[jax.Array, Batch]):
-        number, micro = numbered
+    @jax.jit  # so that the shapes of its losses, which are asked for first, cost no second trace
+    def micro_step(total: nnx.State | None, number: jax.Array, micro: Batch) -> tuple[nnx.State, LossSum]:
         gradient, loss = grad_fn(state.params, state.frozen, micro, jax.random.fold_in(key, number))
         gradient = _keep_layout(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), mesh)
         if mesh is not None and mesh.size > 1:
@@ -121,12 +122,24 @@ def _accumulate(
             gradient = jax.lax.optimization_barrier(gradient)
         return gradient if total is None else jax.tree.map(jnp.add, total, gradient), loss
 
-    numbered = (jnp.arange(batch.tokens.shape[0]), batch)
-    if batch.tokens.shape[0] == 1:
-        gradient, loss = micro_step(None, jax.tree.map(lambda x: x[0], numbered))
+    def numbered(number: jax.Array | int) -> Batch:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batch)
+
+    if count == 1:
+        gradient, loss = micro_step(None, jnp.int32(0), numbered(0))
         return gradient, jax.tree.map(lambda x: x[None], loss)
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-    return jax.lax.scan(micro_step, _keep_layout(zeros, mesh), numbered)
+
+    def add(number: jax.Array, sums: tuple[nnx.State, LossSum]) -> tuple[nnx.State, LossSum]:
+        total, loss = micro_step(sums[0], number, numbered(number))
+        return total, jax.tree.map(lambda all, one: all.at[number].set(one), sums[1], loss)
+
+    zeros = _keep_layout(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params), mesh)
+    shapes = jax.eval_shape(micro_step, zeros, jnp.int32(0), numbered(0))[1]
+    losses = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
+    # How often it runs is hidden from the compiler. libtpu takes a loop of known length for one to pipeline, with the launchers'
+    # flags: it peels micro-batches off and keeps the gathered head, kernels and states of two of them, gigabytes for nothing.
+    with jax.named_scope("accumulation"):
+        return jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(count)), add, (zeros, losses))
 
 
 def _keep_layout(tree, mesh: AnyMesh | None):

@@ -67,3 +67,6 @@ def test_kernels_are_gathered_a_layer_ahead(tmp_path, set_by_launcher):
     counts = sorted(handed_on(program, body) for body in loops)
     # Seven kernels of a layer, in the forward pass and again in the backward pass; without the flags none.
     assert (min(counts[-2:]) >= 7) if set_by_launcher else not any(counts), counts
+    # One micro-batch after the other: nothing of the next one is begun, which would be held in memory beside this one.
+    losses = [line.op_name for line in program.instructions() if line.opcode == "while" and line.op_name.endswith("cross_entropy/while")]
+    assert config.train.batch_size == 2 * config.train.micro_batch_size and len(losses) == 1, losses

@@ -3,10 +3,12 @@
     python scripts/check_estimates.py                   # the table; minutes a case on two cores, seconds where it was compiled before
     python scripts/check_estimates.py --only tensor     # cases whose name holds this
     python scripts/check_estimates.py --json            # one line a case
+    python scripts/check_estimates.py --flags           # as the launchers have it compiled: what is gathered ahead beside the rest
 
 Needs libtpu (pip install 'sft_jax[tpu]') and no TPU. Models have the widths of those that are published and few layers, since
-layers of one kind are one loop. Compared are all bytes of a device while it runs the train step, and what of them is no state.
-Exit code 3 where an estimate is further off than --within.
+layers of one kind are one loop; scripts/plans.jsonl has the whole recipes, with the launchers' flags. Compared are all bytes of a
+device while it runs the train step, and what of them is no state. Exit code 3 where an estimate is further off than --within.
+scripts/estimates.jsonl is what --json printed; the tests hold the estimates against it.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from sft_jax.planning.machines import GIB, machine
 from sft_jax.planning.planner import Plan, base_of, make_plan
 
 MODELS = Path(__file__).with_name("recipe_models.json")
+RECORDED = Path(__file__).with_name("estimates.jsonl")
 WITHIN = 0.10
 
 
@@ -80,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="cases whose name holds this")
     parser.add_argument("--json", action="store_true", help="one line a case")
+    parser.add_argument("--flags", action="store_true", help="with the launchers' flags for TPUs")
     parser.add_argument("--within", type=float, default=WITHIN, help="how far an estimate may be off")
     arguments = parser.parse_args()
     worst = 0.0
@@ -88,7 +92,7 @@ def main() -> None:
     for case in CASES:
         if arguments.only and arguments.only not in case.name:
             continue
-        found = compare(case)
+        found = compare(case, plain=not arguments.flags)
         worst = max(worst, abs(found["error"]))
         if arguments.json:
             print(json.dumps(found), flush=True)
@@ -98,9 +102,9 @@ def main() -> None:
     sys.exit(3 if worst > arguments.within else 0)
 
 
-def compare(case: Case) -> dict[str, Any]:
+def compare(case: Case, plain: bool) -> dict[str, Any]:
     """Returns the bytes of a device by the compiler's word and by estimate, and how far the estimate is off."""
-    compiled, estimated = plan(case, estimated=False), plan(case, estimated=True)
+    compiled, estimated = (plan(case, by_estimate, plain) for by_estimate in (False, True))
     state, needed = compiled.held.state, compiled.train.needed
     return {
         "case": case.name, "machine": case.topology, "state": state, "compiled": needed, "estimated": estimated.train.needed,
@@ -109,11 +113,11 @@ def compare(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan(case: Case, estimated: bool) -> Plan:
-    """Returns the plan of a case."""
+def plan(case: Case, estimated: bool, plain: bool) -> Plan:
+    """Returns the plan of a case; `plain` is without the launchers' flags."""
     with tempfile.TemporaryDirectory() as folder:
         config = configured(case, Path(folder))
-        return make_plan(config, machine(case.topology), base_of(config), estimated=estimated, log=lambda text: None)
+        return make_plan(config, machine(case.topology), base_of(config), estimated=estimated, log=lambda text: None, plain=plain)
 
 
 def configured(case: Case, folder: Path) -> Config:

@@ -30,19 +30,33 @@ from sft_jax.planning.memory import Held, loss_shape
 from sft_jax.planning.program import Programs, bytes_per_device
 from sft_jax.training.groups import Choice
 
-# Whole float32 copies of the gradient of a head that devices share: the zeros that it begins as, the sum of one device, and
-# what is sent around until each has its part of the sum over all. Of a head of its own the compiler lets this take as long as
-# the whole backward pass, so it lies beside the layers.
-_WHOLE_GRADIENTS = 3
+# What follows was read from the programs of scripts/check_estimates.py as libtpu 0.0.42 compiles them (scripts/estimates.jsonl).
+# Stacks over layers, of what each keeps and of gradients, take more than their bytes, since the plan of a TPU's memory has gaps between
+# its largest arrays; that of a CPU has none (scripts/check_cpu_peaks.py). Of GPUs nothing was measured: the larger one is safe.
+_STACKED = {"tpu": 1.65, "gpu": 1.65, "cpu": 1.0}
+# Chunks of logits that the loss holds at once: the logits, their exponentials, their gradient in part.
+_CHUNKS = 1.6
+# Columns of a tile of a TPU's memory. A table gathered from shards of other widths is put in order by a copy, for whose place there
+# must be room beside the gathered one.
+_TILE, _PUT_IN_ORDER = 128, 2.7
+# Bytes beside a layer's kernels, for each number of those of its experts, where experts are cut and compute in rounds: float32 sums
+# of all rounds and of one, and what a round hands on.
+_ROUNDS = 26
+# States that a layer cut over `tensor` holds while they are summed over its devices, in and out, forwards and backwards.
+_SUMMED_STATES = 8
+# Copies of all gradients while they are summed over `data`: one beside what is summed where parameters are whole on each device.
+_SUMMED, _SUMMED_WHOLE = 0.3, 1.5
 # Devices of a TPU slice over which libtpu 0.0.42 scatters a sum. Over more, which lie along two axes of the slice, it makes even a
 # reduce-scatter that the program asks for of an all-reduce, of which each device keeps its part: twice the bytes.
 _SCATTERED = 8
 # Newton-Schulz steps of Muon, each of which gathers the matrix once, in 16 bits where products are of these (libtpu 0.0.42).
 _ITERATIONS = 5
-# How many times what is gathered of a layer the launchers' flags take to gather it ahead: of its kernels, of those of its experts, and of keys and values of whole rows. Fitted to the seven programs of ARCHITECTURE.md (libtpu 0.0.42).
-_KERNELS_AHEAD, _EXPERTS_AHEAD, _KEYS_AHEAD = 7.5, 3.5, 10
-# Copies of keys and values of whole rows, where rows are cut over devices: gathered, in order, and the gradient of each.
-_WHOLE_ROWS = 4
+# How many times what is gathered of a layer it takes to gather it ahead with the launchers' flags: frozen kernels as they are; those
+# that are trained, whose gradients leave later, or made of blocks; those of experts; and keys and values of whole rows. The head is
+# gathered ahead too, so that it lies beside the backward pass.
+_FROZEN_AHEAD, _KERNELS_AHEAD, _EXPERTS_AHEAD, _KEYS_AHEAD = 0.7, 2.5, 3.5, 10
+# Copies of keys and values of whole rows, where rows are cut over devices: gathered, and the gradient.
+_WHOLE_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -82,39 +96,58 @@ def layer_widths(spec: DecoderSpec, layer: LayerSpec, tensor: int, context: int 
     return Widths(kept, products, max(inner + size + rows, 2 * (queries + read + 2 * keys)) + hidden + whole)
 
 
-def temporaries(programs: Programs, size: Held, ahead: int = 0) -> int:
+def temporaries(programs: Programs, size: Held, platform: str, ahead: bool = False) -> int:
     """Returns an estimate of the bytes that a device needs for a step beside the state and the batch.
 
-    `ahead`: what it takes in the loop over layers to gather them before they are needed.
+    `ahead`: Layers are gathered before they are needed.
     """
     composed, mesh = programs.composed, programs.mesh
-    spec, options = composed.abstract.spec, composed.options
-    item = np.dtype(options.compute_dtype).itemsize
-    tensor, cut = mesh.shape["tensor"], pieces_along(mesh, "embed") > 1
+    spec, item = composed.abstract.spec, np.dtype(composed.options.compute_dtype).itemsize
     positions, vocab = loss_shape(programs, programs.batch)
+    head, micros, pieces = spec.hidden_size * vocab, programs.batch.tokens.shape[0], pieces_along(mesh, "embed")
+    cast = item < np.dtype(composed.config.model.dtype).itemsize
+    read_head = item * head if cast or pieces > 1 else 0  # as the loss reads it, where that is not as it lies
+    across = size.gradients if micros > 1 else 0  # what the loop over micro-batches keeps
+    if micros > 1 and cast:  # what is made of parameters alone is made before it
+        across += bytes_per_device((programs.state.params, programs.state.frozen)) / 2 + read_head
+        read_head = 0
+    # The gradient of the head: the zeros that it begins as, the sum of one device, and where it is not scattered that over all, of
+    # which a device keeps its part. It waits for those of the layers.
+    whole = 4 * head if _trains_head(programs) else 0
+    summed = whole if pieces > _SCATTERED else 0
+    loss = _CHUNKS * size.logits + 2 * positions * spec.hidden_size * item + 2 * whole + summed + read_head
+    if pieces > 1 and spec.tied_head and spec.hidden_size // pieces % _TILE:
+        loss += _PUT_IN_ORDER * item * head
+    stacked = _STACKED[platform]
+    kept, working = _layers(programs)
+    kept *= stacked
+    of_layers = size.gradients - whole * (1 if spec.tied_head else 2) / pieces
+    backward = working + size.gradients + (stacked - 1) * max(of_layers, 0) + whole + summed
+    if mesh.shape["data"] > 1:
+        backward += size.gradients * (_SUMMED if pieces > 1 else _SUMMED_WHOLE)
+    if ahead:
+        backward += ahead_bytes(programs) + read_head
+    return int(across + max(kept + loss, kept + backward, size.gradients + orthogonalising_bytes(programs)))
+
+
+def _layers(programs: Programs) -> tuple[float, float]:
+    """Returns the bytes of what all layers keep for the backward pass, and of what the largest of them holds while it runs."""
+    composed, mesh = programs.composed, programs.mesh
+    spec, remat = composed.abstract.spec, composed.options.remat
+    item = np.dtype(composed.options.compute_dtype).itemsize
+    positions, _ = loss_shape(programs, programs.batch)
     kept, working = 0.0, 0.0
     for run in plan_runs(spec.layers):
-        widths = (layer_widths(spec, layer, tensor, mesh.shape["context"], mesh.shape["expert"]) for layer in run.period)
+        widths = (layer_widths(spec, layer, mesh.shape["tensor"], mesh.shape["context"], mesh.shape["expert"]) for layer in run.period)
         period = sum(widths, Widths(0, 0, 0))
-        inside = {"none": period.kept, "dots": period.products, "full": 0.0, "offload": 0.0}[options.remat]
-        read = 0 if options.remat == "offload" else spec.hidden_size
-        kept += run.repeats * positions * item * (read + inside)
-        again = 0.0 if options.remat == "none" else period.kept - inside
-        working = max(working, positions * item * (again + period.beside))
-    working += kernel_bytes(programs, item, gradients=True) + ahead
-    head = spec.hidden_size * vocab
-    micros = programs.batch.tokens.shape[0]
-    across = 0.0  # what the loop over micro-batches keeps: sums of gradients, old and new, the head, kernels in compute dtype
-    if micros > 1:
-        across = 2 * size.gradients + item * head
-        if item < np.dtype(composed.config.model.dtype).itemsize:
-            across += bytes_per_device((programs.state.params, programs.state.frozen)) / 2
-    loss = 2.5 * size.logits + 2 * positions * spec.hidden_size * item + (item * head if micros == 1 else 0)
-    loss += 4 * head if _trains_head(programs) else 0
-    whole = _WHOLE_GRADIENTS * 4 * head if cut and _trains_head(programs) else 0
-    beside = 0 if spec.tied_head else whole
-    update = size.gradients + max(whole, orthogonalising_bytes(programs))
-    return int(across + max(kept + loss, kept + size.gradients + working + beside, update))
+        inside = {"none": period.kept, "dots": period.products, "full": 0.0, "offload": 0.0}[remat]
+        read = 0 if remat == "offload" else spec.hidden_size
+        kept += run.repeats * (read + inside)
+        again = 0.0 if remat == "none" else period.kept - inside
+        working = max(working, again + period.beside)
+    if mesh.shape["tensor"] > 1:
+        working += _SUMMED_STATES * spec.hidden_size
+    return positions * item * kept, positions * item * working + kernel_bytes(programs, item, gradients=True)
 
 
 def orthogonalised(programs: Programs) -> list[Choice]:
@@ -146,15 +179,18 @@ def evaluation_temporaries(programs: Programs) -> int:
 
 
 def kernel_bytes(programs: Programs, item: int, gradients: bool) -> float:
-    """Returns the bytes of the largest layer's kernels on one device while they are gathered, if asked with the gradients of those trained.
+    """Returns the bytes of the largest layer's kernels on one device while they are gathered; if asked with the gradients of those trained.
 
-    Experts are gathered over all axes but their own. Kernels stored in blocks are made one at a time.
+    Experts are gathered over all axes but their own, and their backward pass reads them in another order. Kernels stored in blocks
+    are made one at a time.
     """
     trained = {choice.path for choice in programs.optimizer.choices if not choice.frozen}
     quantised = any(kernel.path.endswith(".codes") for kernel in _kernels(programs))
+    rounds = _ROUNDS if gradients and programs.mesh.shape["expert"] > 1 else 0
     layers: dict[str, list[float]] = {}
     for kernel in _kernels(programs):
-        size = kernel.gathered * item * (2 if gradients and kernel.path in trained else 1)
+        twice = gradients and (kernel.path in trained or kernel.of_experts)
+        size = kernel.gathered * (item * (2 if twice else 1) + (rounds if kernel.of_experts else 0))
         layers.setdefault(kernel.layer, []).append(size)
     return max(2 * max(kernels) if quantised else sum(kernels) for kernels in layers.values())
 
@@ -183,9 +219,11 @@ def ahead_bytes(programs: Programs) -> int:
     """
     spec, mesh = programs.composed.abstract.spec, programs.mesh
     item = np.dtype(programs.composed.options.compute_dtype).itemsize
+    trained = {choice.path for choice in programs.optimizer.choices if not choice.frozen}
     layers: dict[str, float] = {}
     for kernel in _kernels(programs) if pieces_along(mesh, "embed") > 1 else ():
-        times = _EXPERTS_AHEAD if kernel.of_experts else _KERNELS_AHEAD
+        as_it_is = kernel.path not in trained and not kernel.path.endswith(".codes")
+        times = _EXPERTS_AHEAD if kernel.of_experts else _FROZEN_AHEAD if as_it_is else _KERNELS_AHEAD
         layers[kernel.layer] = layers.get(kernel.layer, 0) + times * kernel.gathered
     positions, _ = loss_shape(programs, programs.batch)
     rows = positions * mesh.shape["context"] * spec.kv_heads * (spec.head_size + spec.value_size) / mesh.shape["tensor"]
@@ -195,7 +233,7 @@ def ahead_bytes(programs: Programs) -> int:
 def estimate(programs: Programs, size: Held, machine: Machine, flags: Mapping[str, str]) -> Compiled:
     """Returns what a compiler would say of the train step on `machine`, given `flags`, as far as it can be said without one."""
     arguments = size.state + bytes_per_device(programs.batch)
-    working = temporaries(programs, size, ahead_bytes(programs) if gathers_ahead(flags) else 0)
+    working = temporaries(programs, size, machine.chip.platform, gathers_ahead(flags))
     needed = arguments + working + int(machine.chip.process)
     fits = needed <= machine.chip.memory
     return Compiled(

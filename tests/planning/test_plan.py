@@ -130,7 +130,7 @@ def compiled_here(config, devices=4):
 def estimate_over_compiled(programs, compiled) -> float:
     """Bytes of a device by estimate, as a share of those that the compiler plans with."""
     size, stats = held(programs), compiled.memory_analysis()
-    return (size.state + size.batch + temporaries(programs, size)) / (stats.argument_size_in_bytes + stats.temp_size_in_bytes)
+    return (size.state + size.batch + temporaries(programs, size, "cpu")) / (stats.argument_size_in_bytes + stats.temp_size_in_bytes)
 
 
 @pytest.mark.parametrize("layout", ["fsdp", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[1:])])

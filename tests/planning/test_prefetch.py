@@ -58,7 +58,8 @@ def handed_on(program: Program, body: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("set_by_launcher", [True, False])
 def test_kernels_are_gathered_a_layer_ahead(tmp_path, set_by_launcher):
-    config = tiny_config(write_model(tmp_path / "model", hidden_size=256, intermediate_size=512, num_hidden_layers=6), train__micro_batch_size=8)
+    model = write_model(tmp_path / "model", hidden_size=256, intermediate_size=512, num_hidden_layers=6)
+    config = tiny_config(model, train__batch_size=16, train__micro_batch_size=8)
     with tracing_for("tpu"):
         programs = make_programs(config, planner.base_of(config), mesh_of(config, machine(MACHINE), compiled=True), lambda text: None)
         lowered = programs.train_step.lower(programs.state, programs.batch)
@@ -69,4 +70,4 @@ def test_kernels_are_gathered_a_layer_ahead(tmp_path, set_by_launcher):
     assert (min(counts[-2:]) >= 7) if set_by_launcher else not any(counts), counts
     # One micro-batch after the other: nothing of the next one is begun, which would be held in memory beside this one.
     losses = [line.op_name for line in program.instructions() if line.opcode == "while" and line.op_name.endswith("cross_entropy/while")]
-    assert config.train.batch_size == 2 * config.train.micro_batch_size and len(losses) == 1, losses
+    assert len(losses) == 1, losses

@@ -139,7 +139,7 @@ def _accumulate(
     # How often it runs is hidden from the compiler. libtpu takes a loop of known length for one to pipeline, with the launchers'
     # flags: it peels micro-batches off and keeps the gathered head, kernels and states of two of them, gigabytes for nothing.
     with jax.named_scope("accumulation"):
-        return jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(count)), add, (zeros, losses))
+        return jax.lax.fori_loop(jnp.int32(0), jax.lax.optimization_barrier(jnp.int32(count)), add, (zeros, losses))
 
 
 def _keep_layout(tree, mesh: AnyMesh | None):

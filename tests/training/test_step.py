@@ -16,7 +16,9 @@ from sft_jax.config import OptimConfig
 from sft_jax.evaluation.step import make_eval_step
 from sft_jax.model.decoder import Decoder
 from sft_jax.model.families import spec_from_config
+from sft_jax.model.loss import next_token_loss
 from sft_jax.model.options import Options
+from sft_jax.training import step as step_module
 from sft_jax.training.optim import make_optimizer
 from sft_jax.training.state import abstract_state, create_state
 from sft_jax.training.step import make_train_step
@@ -151,6 +153,16 @@ def test_state_is_overwritten_and_the_step_compiled_once():
         state, _ = step(state, micro(random_batch(4, 24, seed=seed)))
     assert step._cache_size() == 1
     assert all(x.is_deleted() for x in jax.tree.leaves((first.params, first.opt_state)))
+
+
+def test_accumulation_is_traced_once(monkeypatch):
+    """Tracing a large model takes seconds, before anything is compiled."""
+    graphdef, state, _ = start()
+    traced = []
+    monkeypatch.setattr(step_module, "next_token_loss", lambda *args, **options: traced.append(1) or next_token_loss(*args, **options))
+    decoder = nnx.merge(graphdef, state.params, state.frozen)
+    make_train_step(graphdef, make_optimizer(CLIPPED, nnx.state(decoder), STEPS)).lower(state, micro(random_batch(4, 24)))
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("parts, ema", [(1, 0.9), pytest.param(2, 0.0, marks=pytest.mark.slow)])

@@ -9,9 +9,10 @@ from sft_jax.config import Config, default_config
 from sft_jax.config_parsing import parse_config
 
 LENGTH, ROWS, MICRO = 256, 8, 4
+# No share of the vocabulary is the positions of a device, since plans tell tables from states by their shapes.
 MODEL = {
     **published_config("LlamaForCausalLM"), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024, "tie_word_embeddings": False,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1280, "tie_word_embeddings": False,
 }  # fmt: skip
 
 

@@ -198,12 +198,12 @@ def test_what_was_compiled_is_told(model, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n')
     found = plan(model, data__eval=str(rows))
-    assert set(found.flags) == {f"{name}={value}" for name, value in tpu_flags().items()}
+    assert found.flags == tpu_flags()
     wrong = dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, whole=("logits of all positions are formed: x",)))
     told = report.to_dict(wrong, 0.5, None)
     assert told["whole_arrays"] == ["in an evaluation logits of all positions are formed: x"]
     assert told["whole_arrays"][0] in "\n".join(report.lines(wrong, 0.5, None))
-    assert told["compiler_flags"] == list(found.flags)
+    assert told["compiler_flags"] == [f"{name}={value}" for name, value in tpu_flags().items()]
     exposed = sum(sizes["exposed"] for sizes in told["collectives"].values())
     assert told["most_exposed"] and 0 < sum(one["bytes"] for one in told["most_exposed"]) <= exposed
     assert f"in {told['most_exposed'][0]['operation']}" in "\n".join(report.lines(found, 0.5, None))

@@ -6,10 +6,6 @@ from planted_runs import rows_of, train, write_rows
 from sft_jax.diagnosis.diagnose import examine
 
 
-def causes(run, **options):
-    return list(examine(run, **options).findings)
-
-
 TRAINED = {
     "over_fitting": {"data__cap": 100, "train__epochs": 16.0, "eval__every": 30, "optim__schedule": "constant", "optim__learning_rate": 3e-3},
     "under_training": {"train__epochs": 0.6, "optim__schedule": "constant", "optim__learning_rate": 4e-5, "log__every": 1},
@@ -29,7 +25,7 @@ def test_a_cause_that_was_trained_is_named_first(tmp_path, cause):
     if cap := changes.pop("data__cap", 0):
         write_rows(tmp_path / "few.jsonl", rows_of("train.jsonl", cap))
         changes["data__train"] = str(tmp_path / "few.jsonl")
-    found = causes(train(tmp_path, "run", **changes), quick=True)
+    found = list(examine(train(tmp_path, "run", **changes), quick=True).findings)
     assert found[0] == cause, found
 
 

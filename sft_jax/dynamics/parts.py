@@ -10,6 +10,7 @@ are cut off, so the exposures of a run that was stopped are those of a run that 
 import io
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def part_steps(name: str) -> tuple[int, int] | None:
 
 def encode_exposures(exposures: Exposures) -> bytes:
     """Returns the content of a part."""
-    return _encoded(pa.table(list(vars(exposures).values()), schema=_EXPOSURES))
+    return _encoded(vars(exposures).values(), _EXPOSURES)
 
 
 def encode_documents(stream: RowStream, fingerprints: dict[str, str]) -> bytes:
@@ -130,7 +131,8 @@ def encode_documents(stream: RowStream, fingerprints: dict[str, str]) -> bytes:
         "start": documents.start.astype(np.int32),
         "supervised": supervised_targets(corpus, documents).astype(np.int32),
     }
-    return _encoded(pa.table(columns).replace_schema_metadata({"ledger": json.dumps(head)}))
+    schema = pa.schema([(name, pa.from_numpy_dtype(values.dtype)) for name, values in columns.items()], {"ledger": json.dumps(head)})
+    return _encoded(columns.values(), schema)
 
 
 def read_documents(folder: Path) -> Documents:
@@ -170,9 +172,14 @@ def _field(corpus: Corpus, name: str) -> np.ndarray:
     return np.concatenate([getattr(store, name).whole() for store in corpus.stores])
 
 
-def _encoded(table: pa.Table) -> bytes:
+def _encoded(columns: Iterable[np.ndarray], schema: pa.Schema) -> bytes:
+    # Through buffers: what takes arrays as they are asks first whether they are of pandas, and imports it, most of a second at a start.
+    arrays = [
+        pa.Array.from_buffers(field.type, len(values), [None, pa.py_buffer(np.ascontiguousarray(values, field.type.to_pandas_dtype()))])
+        for field, values in zip(schema, columns, strict=True)
+    ]
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import environment, tiny_config, train_command
 
 PACKAGE = Path(__file__).parents[2] / "sft_jax"
 
@@ -101,3 +102,14 @@ def test_the_package_imports_no_jax():
 
 def test_no_catch_all_modules():
     assert not {path.stem for path in MODULES} & {"utils", "util", "common", "base", "helpers", "misc"}
+
+
+def test_a_run_imports_no_package_that_it_does_not_use(tmp_path):
+    """Each would be most of a second of every start; pyarrow imports pandas by itself for what it is given in some forms."""
+    command = train_command(tiny_config(tmp_path, train__steps=1), tmp_path / "run")
+    command.insert(1, "-Ximporttime")
+    run = subprocess.run(command, env=environment(1, tmp_path / "cache"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 0, run.stderr
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in run.stderr.splitlines() if line.startswith("import time:")}
+    assert {"jax", "grain", "pyarrow"} <= imported
+    assert not imported & {"datasets", "pandas", "tensorboardX", "tensorflow", "wandb"}

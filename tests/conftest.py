@@ -54,10 +54,15 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_of_a_module():
-    """Lets the compiled programs of a module go, which are gigabytes over the whole suite."""
-    yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+    """Compiles each program of a module once, and lets them go at its end: they are gigabytes over the whole suite."""
+    if "jax" not in sys.modules:
+        yield
+        return
+    from compiled_once import compiled_once
+
+    with compiled_once():
+        yield
+    sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft_jax.config import MeshConfig
+from sft_jax.planning.machines import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, PLANS, README = ROOT / "scripts/recipe_models.json", ROOT / "scripts/plans.jsonl", ROOT / "README.md"
@@ -54,6 +55,7 @@ PLANNED = (
         ("data.max_length=131072", "mesh.context=8", "mesh.fsdp=4", "train.batch_size=4", "train.micro_batch_size=4"),
         "Llama 3.1 8B at 128k tokens with context parallelism fits v5p-64",
     ),
+    Planned("llama3_1_8b_full:v5e-64", "2xv5e-64", _LLAMA, ("mesh.data=2", "train.batch_size=128", "train.micro_batch_size=128")),
     Planned("gemma3_4b_lora", "v5e-8", "google/gemma-3-4b-it"),
     Planned("llama3_3_70b_lora:h200x8", "h200x8", "meta-llama/Llama-3.3-70B-Instruct"),
     Planned("llama3_1_8b_lora", "h100x1", "meta-llama/Llama-3.1-8B-Instruct"),
@@ -115,7 +117,7 @@ def read_plans() -> dict[str, dict]:
 
 def to_compile(planned: Planned, plan: dict) -> bool:
     """Returns whether a plan is an estimate although there is a compiler for its machine."""
-    return plan["estimated"] and planned.topology.startswith("v")
+    return plan["estimated"] and machine(planned.topology).chip.platform == "tpu"
 
 
 def run(planned: Planned, estimate: bool) -> dict:

@@ -1,6 +1,6 @@
 """Says before anything is rented what a run needs: python -m sft_jax.plan --config configs/NAME.py --topology v5p-16
 
-Compiles the run's own training step, and its evaluation where there are held-out data, for a TPU slice that is not there
+Compiles the run's own training step, and its evaluation where there are held-out data, for TPUs that are not there
 (pip install 'sft_jax[tpu]'; no TPU is needed): whether it fits and by how much, memory by what it is for, FLOPs, what devices
 send each other, the roofline, and hours and price of the whole run. The model needs its config.json and no weights. Exit codes:
 0 it fits; 3 it does not; 2 wrong input.
@@ -17,7 +17,7 @@ from sft_jax.errors import UserError
 
 _CONFIG = cli.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The machine: v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2, h100x8 (GPUs), cpu."
+    "topology", None, "The machine: v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2, 2xv5p-16 (slices), h100x8 (GPUs), cpu."
 )
 _MEMORY = flags.DEFINE_float("memory-gib", None, "Memory of --topology cpu, by default that of this host.")
 _TOKENS = flags.DEFINE_float("tokens", None, "Real tokens of an epoch, in place of data.train.")

@@ -17,6 +17,7 @@ import jax
 
 from sft_jax.data.cache import default_cache
 from sft_jax.errors import UserError
+from sft_jax.planning.between_slices import between_slices
 from sft_jax.planning.collectives import Collective, collectives
 from sft_jax.planning.hlo import Instruction, Program
 from sft_jax.planning.whole_arrays import Limits, whole_arrays
@@ -55,7 +56,7 @@ def compile_program(
     A program that does not fit is no error. Raises UserError where the compiler fails otherwise.
     """
     folder = default_cache() / "plans"
-    kept = folder / f"{_key(lowered, machine, flags)}.json"
+    kept = folder / f"{_key(lowered, machine, devices, flags)}.json"
     if kept.is_file():
         return _from_dict(json.loads(kept.read_text()))
     try:
@@ -70,7 +71,7 @@ def compile_program(
     else:
         stats = compiled.memory_analysis()
         text = compiled.as_text()
-        found = collectives(Program(text), devices, trips_of)
+        found = _all_collectives(Program(text), devices, trips_of)
         result = Compiled(
             fits=True, arguments=stats.argument_size_in_bytes, temporaries=stats.temp_size_in_bytes,
             outputs=max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0), code=stats.generated_code_size_in_bytes,
@@ -83,14 +84,20 @@ def compile_program(
     return result
 
 
-def _key(lowered: jax.stages.Lowered, machine: str, flags: Mapping[str, str]) -> str:
+def _all_collectives(program: Program, devices: int, trips_of: Callable[[Instruction], float]) -> list[Collective]:
+    """Returns what devices send each other inside their slices and between them, what sends the most bytes first."""
+    found = [*collectives(program, devices, trips_of), *between_slices(program, program.executions(trips_of))]
+    return sorted(found, key=lambda one: -one.total)
+
+
+def _key(lowered: jax.stages.Lowered, machine: str, devices: int, flags: Mapping[str, str]) -> str:
     versions = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
     try:
         versions.append(f"libtpu {metadata.version('libtpu')}")
     except metadata.PackageNotFoundError:
         pass
     chosen = [f"{name}={value}" for name, value in sorted(flags.items())]
-    text = "\n".join([str(_FORMAT), machine, *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), *chosen, lowered.as_text()])
+    text = "\n".join([str(_FORMAT), machine, str(devices), *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), *chosen, lowered.as_text()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -9,6 +9,7 @@ For GeForce cards, which have none, that of g2 is taken; their peaks are those w
 architecture. For the CPU it is measured, see `sft_jax.planning.host`.
 """
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -64,12 +65,13 @@ SHAPES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _FLAT, "v6e": _FLAT}
 
 @dataclass(frozen=True)
 class Machine:
-    """A slice of TPUs, one or several nodes of GPUs, or the CPU of a host."""
+    """One or several slices of TPUs or nodes of GPUs, or the CPU of a host."""
 
     name: str  # as users write it
     kind: str  # a key of CHIPS, or "cpu"
     shape: tuple[int, ...]  # chips along each axis of a TPU slice; (count,) of others
     measured: Chip | None = None  # of a CPU
+    slices: int = 1  # of TPUs
 
     @property
     def chip(self) -> Chip:
@@ -78,17 +80,21 @@ class Machine:
     @property
     def devices(self) -> int:
         """JAX devices, which are chips: the two cores of a v4 or v5p chip work as one."""
-        return math.prod(self.shape)
+        return self.slices * math.prod(self.shape)
 
     @property
     def topology(self) -> str:
-        """The name by which libtpu knows the slice, such as "v5p:2x2x2"."""
+        """The name by which libtpu knows each slice, such as "v5p:2x2x2"."""
         return f"{self.kind}:{'x'.join(map(str, self.shape))}"
 
     @property
     def nodes(self) -> int:
-        """Groups of devices that only a network joins: nodes of GPUs. A TPU slice is one, whatever hosts it has."""
-        return max(self.devices // _NODE, 1) if self.chip.platform == "gpu" else 1
+        """Groups of devices that only a network joins: slices of TPUs, whatever hosts they have, and nodes of GPUs."""
+        return max(self.devices // _NODE, 1) if self.chip.platform == "gpu" else self.slices
+
+    @property
+    def name_of_nodes(self) -> str:
+        return "slices" if self.chip.platform == "tpu" else "nodes"
 
     @property
     def collective_bandwidth(self) -> float:
@@ -104,12 +110,13 @@ class Machine:
 
     def describe(self) -> str:
         """Returns a line such as "v5p-16: 8 chips (16 TensorCores, 2x2x2), 8 devices of 95.7 GiB"."""
-        chips = f"{self.devices} chips" if self.devices > 1 else "1 chip"
+        each = self.devices // self.slices
+        chips = f"{self.slices} slices of " * (self.slices > 1) + f"{each} chip{'s' if each > 1 else ''}"
         if self.chip.platform == "cpu":
             return f"{self.name}: one device of {self.chip.memory / GIB:.1f} GiB, as fast as the CPU here ({self.chip.flops / 1e9:,.0f} GFLOP/s)"
         if self.chip.platform == "gpu":
             return f"{self.name}: {self.devices} x {self.chip.label}, {self.chip.memory / GIB:.1f} GiB of each used"
-        cores = f"{2 * self.devices} TensorCores, " if self.kind in IN_CORES else ""
+        cores = f"{2 * each} TensorCores, " if self.kind in IN_CORES else ""
         return (
             f"{self.name}: {chips} of {self.chip.label} ({cores}{'x'.join(map(str, self.shape))}), which JAX sees as {self.devices} "
             f"device{'s' if self.devices > 1 else ''} of {self.chip.memory / GIB:.2f} GiB"
@@ -117,7 +124,9 @@ class Machine:
 
 
 def machine(name: str, memory_gib: float | None = None) -> Machine:
-    """Returns the machine of a name: v5e-16, v6e-256 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), h100x8 (GPUs), or cpu.
+    """Returns the machine of a name: v5e-16, v6e-256 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), 2xv5p-64 (slices), h100x8
+
+    (GPUs), or cpu.
 
     Args:
         memory_gib: Of the CPU; None: what this host has.
@@ -129,6 +138,8 @@ def machine(name: str, memory_gib: float | None = None) -> Machine:
         return cpu(memory_gib)
     if memory_gib is not None:
         raise UserError(f"--memory-gib: is of a CPU; leave it out with --topology {name}, whose memory is known.")
+    if found := re.fullmatch(r"([1-9]\d*)x(v\d.*)", text):
+        return dataclasses.replace(machine(found[2]), name=text, slices=int(found[1]))
     if found := re.fullmatch(r"(v\d+\w?)-(\d+)", text):
         kind, count = found[1], int(found[2])
         _check_kind(name, kind, "tpu")
@@ -154,7 +165,7 @@ def machine(name: str, memory_gib: float | None = None) -> Machine:
         return Machine(text, kind, (count,))
     raise UserError(
         f"--topology: {name!r} is no machine; write v5e-16 or v6e-8 (chips), v5p-16 (TensorCores, two a chip), v5p:2x2x2 (chips "
-        "along each axis), h100x8 (GPUs) or cpu."
+        "along each axis), 2xv5p-16 (slices), h100x8 (GPUs) or cpu."
     )
 
 

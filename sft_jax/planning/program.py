@@ -101,12 +101,13 @@ def mesh_sizes(wanted: dict[str, int], machine: Machine) -> dict[str, int]:
 
 
 def tpu_devices(machine: Machine) -> list:
-    """Returns the devices of a slice that is not there, to compile for. Raises UserError where libtpu is missing."""
+    """Returns the devices of slices that are not there, to compile for. Raises UserError where libtpu is missing."""
     os.environ.update({name: value for name, value in _LIBTPU.items() if name not in os.environ})
     from jax.experimental import topologies
 
-    count = machine.devices
-    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(machine.shape) == 1 else {}
+    if machine.slices > 1:
+        options["num_slices"] = machine.slices
     if machine.kind == "v4":
         options["chip_config_name"] = "megacore"  # one device a chip, as on the machine itself
     try:

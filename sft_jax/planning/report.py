@@ -69,6 +69,11 @@ def by_kind(plan: Plan) -> dict[str, dict[str, float]]:
     return dict(kinds)
 
 
+def network_bytes(plan: Plan) -> float:
+    """Returns the bytes that reach a device in a step from other slices or nodes, over its share of the network."""
+    return sum(one.across * one.times for one in plan.train.collectives)
+
+
 def most_exposed(plan: Plan) -> list[dict[str, Any]]:
     """Returns the collectives that nothing hides and that send the most in a step, added up by kind and by the operation they belong to."""
     totals: dict[tuple[str, str, int], dict[str, float]] = collections.defaultdict(lambda: {"bytes": 0.0, "count": 0.0})
@@ -99,6 +104,7 @@ def to_dict(plan: Plan, efficiency: float, price: float | None, found: Sequence[
         "flops": plan.flops,
         "model_flops": plan.model_flops,
         "collectives": by_kind(plan),
+        "network_bytes": network_bytes(plan),
         "most_exposed": most_exposed(plan),
         "roofline": {**asdict(plan.roofline), "bound": plan.roofline.bound},
         "work": asdict(plan.work),
@@ -130,6 +136,8 @@ def lines(plan: Plan, efficiency: float, price: float | None, found: Sequence[Re
     for kind, sizes in by_kind(plan).items():
         hidden = "all overlapped" if not sizes["exposed"] else f"{size_of(sizes['exposed'])} not overlapped"
         out.append(f"  {kind:24}{size_of(sizes['bytes']):>14} to each device, {sizes['count']:,.0f} of them, {hidden}")
+    if plan.machine.nodes > 1:
+        out.append(f"  {'over the network':24}{size_of(network_bytes(plan)):>14} of these, between {plan.machine.nodes} {plan.machine.name_of_nodes}")
     for one in most_exposed(plan):
         name, times = one["operation"] or "no operation of the step: the compiler's own", f"{one['count']:,.0f} of them"
         out.append(f"  not overlapped: {size_of(one['bytes'])} of {one['kind']} over {one['devices']} devices, {times}, in {name}")

@@ -1,4 +1,4 @@
-"""Collectives of several nodes of GPUs: what goes over links, what over the network, and what a search makes of it."""
+"""Collectives of several nodes of GPUs or slices of TPUs: what goes over links, what over the network, and what a search makes of it."""
 
 import pytest
 from tiny_plans import tiny_config, write_model
@@ -52,9 +52,10 @@ def test_fsdp_over_two_nodes(tmp_path):
     assert found["all-gather", "kernels"] == found["reduce-scatter", "gradients"] == (16, 2)
 
 
-def test_copies_on_two_nodes_gather_inside(tmp_path):
-    """Hybrid sharding: kernels never leave the node, only the sum of the gradients' parts does."""
-    found = plan(tmp_path, "h100x16", mesh__data=2, mesh__fsdp=8)
+@pytest.mark.parametrize("name", ["h100x16", "2xv5e-8"])
+def test_copies_on_two_nodes_gather_inside(tmp_path, name):
+    """Hybrid sharding: kernels never leave the node or slice, only the sum of the gradients' parts does."""
+    found = plan(tmp_path, name, mesh__data=2, mesh__fsdp=8)
     nodes = nodes_of(found)
     assert nodes["all-gather", "kernels"] == nodes["reduce-scatter", "gradients"] == (8, 1)
     assert nodes["all-reduce", "gradients"] == (2, 2)

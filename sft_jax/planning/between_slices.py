@@ -6,23 +6,24 @@ the same place in each slice, which is a `send` to the host and a `recv` from it
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from sft_jax.planning.collectives import Collective
 from sft_jax.planning.hlo import Instruction, Program, array_bytes, array_dtypes, array_elements, array_shapes
 
-_ID_OF_SLICE = 100_000
+_NUMBERS_OF_A_SLICE = 100_000
 _COMPUTES = ("fusion", "convolution", "dot", "custom-call", "while")  # what a transfer may be hidden behind
 
 
 def between_slices(program: Program, times: Mapping[str, float]) -> Iterator[Collective]:
     """Yields the collectives between slices; `times` says how often each computation runs in a step."""
+    everywhere = _answers(program.instructions())
     for lines in program.computations.values():
-        received = {_text_of(line, "_xla_host_transfer_rendezvous"): line for line in lines if line.opcode == "recv"}
+        answers = {**everywhere, **_answers(lines)}
         for line in lines:
             if line.opcode != "send" or not (kind := _text_of(line, "_xla_megascale_transfer_type")):
                 continue
-            kind, answer = kind.lower().replace("_", "-"), received[_text_of(line, "_xla_host_transfer_rendezvous")]
+            kind, answer = kind.lower().replace("_", "-"), answers[_text_of(line, "_xla_host_transfer_rendezvous")]
             larger = max((line, answer), key=lambda one: max(array_bytes(one.result)))
             whole = max(array_bytes(larger.result))
             place = array_bytes(larger.result).index(whole)
@@ -32,6 +33,11 @@ def between_slices(program: Program, times: Mapping[str, float]) -> Iterator[Col
                 _is_hidden(lines, line, answer), devices, whole, array_elements(larger.result)[place], _operation(lines, line),
                 array_dtypes(larger.result)[place], array_shapes(larger.result)[place], slices,
             )  # fmt: skip
+
+
+def _answers(lines: Iterable[Instruction]) -> dict[str, Instruction]:
+    """Returns what is received, by the name under which it is sent."""
+    return {_text_of(line, "_xla_host_transfer_rendezvous"): line for line in lines if line.opcode == "recv"}
 
 
 def _text_of(line: Instruction, attribute: str) -> str:
@@ -48,11 +54,13 @@ def _group_of(text: str) -> tuple[int, int]:
             slices += int(last or first) - int(first) + 1
         return slices, slices
     group = [int(number) for number in re.search(r"_xla_megascale_target=\{\{([\d,]+)\}", text)[1].split(",")]
-    return len(group), len({number // _ID_OF_SLICE for number in group})
+    return len(group), len({number // _NUMBERS_OF_A_SLICE for number in group})
 
 
 def _is_hidden(lines: list[Instruction], sent: Instruction, received: Instruction) -> bool:
     """Returns whether anything is computed, by the compiler's schedule, between the last of the two and the arrival."""
+    if received.computation != sent.computation:
+        return True
     begun = max(lines.index(sent), lines.index(received))
     for line in lines[begun:]:
         if line.opcode == "recv-done" and f"(%{received.name})" in line.text:

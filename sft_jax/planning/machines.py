@@ -124,9 +124,7 @@ class Machine:
 
 
 def machine(name: str, memory_gib: float | None = None) -> Machine:
-    """Returns the machine of a name: v5e-16, v6e-256 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), 2xv5p-64 (slices), h100x8
-
-    (GPUs), or cpu.
+    """Returns the machine of a name: v5e-16 (chips), v5p-64 (TensorCores), v5p:2x2x4 (chips), 2xv5p-64 (slices), h100x8 (GPUs), or cpu.
 
     Args:
         memory_gib: Of the CPU; None: what this host has.
